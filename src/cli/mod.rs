@@ -1,0 +1,153 @@
+//! The command line: flags → calls of the library. No logic of its own.
+
+mod decode;
+mod encode;
+mod io;
+mod show;
+mod table;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use candle_core::DType;
+use candle_nn::{VarBuilder, VarMap};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tallow::{Init, Specials, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
+
+/// Text becomes ids, ids become rows of a table: the front layer of a GPT.
+#[derive(Parser)]
+#[command(name = "tallow", version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show a text become pieces, ids, and a matrix
+    Show(show::Show),
+    /// Show rows of the look-up table
+    Table(table::Table),
+    /// Turn text into ids
+    Encode(encode::Encode),
+    /// Turn ids back into text
+    Decode(decode::Decode),
+}
+
+impl Cli {
+    /// Does what the flags say.
+    pub fn run(self) -> Result<()> {
+        match self.command {
+            Command::Show(args) => args.run(),
+            Command::Table(args) => args.run(),
+            Command::Encode(args) => args.run(),
+            Command::Decode(args) => args.run(),
+        }
+    }
+}
+
+/// Which tokenizer, and what it does with special tokens.
+#[derive(Args)]
+struct TokenizerArgs {
+    /// A tokenizer.json or .tiktoken file [default: the bundled cl100k]
+    #[arg(long, value_name = "FILE")]
+    tokenizer: Option<PathBuf>,
+    /// What text that spells a special token (<|endoftext|>) is
+    #[arg(long, value_enum, default_value = "text")]
+    specials: SpecialsArg,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum SpecialsArg {
+    /// Ordinary text
+    Text,
+    /// An error
+    Forbid,
+    /// The special token
+    Allow,
+}
+
+impl TokenizerArgs {
+    fn open(&self) -> Result<Tokenizer> {
+        let tokenizer = match &self.tokenizer {
+            Some(path) => Tokenizer::from_file(path)?,
+            None => Tokenizer::cl100k(),
+        };
+        Ok(tokenizer.with_specials(match self.specials {
+            SpecialsArg::Text => Specials::Text,
+            SpecialsArg::Forbid => Specials::Forbid,
+            SpecialsArg::Allow => Specials::Allow,
+        }))
+    }
+}
+
+/// Which table.
+#[derive(Args)]
+struct TableArgs {
+    /// Columns of the table
+    #[arg(long, default_value_t = 64)]
+    d_model: usize,
+    /// What its values are drawn from
+    #[arg(long, default_value_t = 1337)]
+    seed: u64,
+    /// How they are drawn: gpt2, candle, keras, fan-in, normal:STD, uniform:LOW:HIGH or constant:VALUE
+    #[arg(long, default_value = "gpt2")]
+    init: Init,
+    /// f32, bf16 or f16
+    #[arg(long, default_value = "f32", value_parser = dtype)]
+    dtype: DType,
+    /// auto, cpu, cuda, cuda:N, metal or metal:N
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
+fn dtype(text: &str) -> Result<DType, String> {
+    match text {
+        "f32" => Ok(DType::F32),
+        "bf16" => Ok(DType::BF16),
+        "f16" => Ok(DType::F16),
+        _ => Err("use f32, bf16 or f16".to_string()),
+    }
+}
+
+impl TableArgs {
+    /// The table with as many rows as asked for, or as the tokenizer needs.
+    fn open(&self, rows: Option<usize>, tokenizer: &Tokenizer, specials: SpecialsArg) -> Result<TokenEmbedding> {
+        let device = tallow::device::open(&self.device, |reason| eprintln!("warning: {reason}"))?;
+        let needed = match specials {
+            SpecialsArg::Allow => tokenizer.table_rows(),
+            _ => tokenizer.table_rows_ordinary(),
+        };
+        let cfg = TokenEmbeddingConfig {
+            vocab_size: rows.unwrap_or(needed),
+            d_model: self.d_model,
+            init: self.init,
+            seed: self.seed,
+            ..Default::default()
+        };
+        let varmap = VarMap::new();
+        let vb = VarBuilder::from_varmap(&varmap, self.dtype, &device);
+        Ok(TokenEmbedding::new(&cfg, vb.pp("wte"))?.with_token_names(tokenizer.names()))
+    }
+
+    /// One line about the table.
+    fn describe(&self, table: &TokenEmbedding) -> String {
+        let (rows, columns) = (table.vocab_size(), table.d_model());
+        let mib = (rows * columns * table.dtype().size_in_bytes()) as f64 / f64::from(1 << 20);
+        format!(
+            "{rows} rows x {columns} columns, {} on {}, {}, seed {}, {mib:.1} MiB",
+            table.dtype().as_str(),
+            device_name(table.device()),
+            self.init,
+            self.seed
+        )
+    }
+}
+
+fn device_name(device: &candle_core::Device) -> String {
+    match device.location() {
+        candle_core::DeviceLocation::Cpu => "cpu".to_string(),
+        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    }
+}

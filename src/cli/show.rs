@@ -1,0 +1,253 @@
+//! `tallow show`: the lesson as a command.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anstyle::{AnsiColor, Style};
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Tensor};
+use clap::Args;
+use serde::Serialize;
+use tallow::view::{Align, Cell, Column, Piece, pieces, shown_columns, visible, write_grid};
+use tallow::{TokenEmbedding, Tokenizer};
+
+use super::io::Output;
+use super::table::hex;
+use super::{TableArgs, TokenizerArgs};
+
+/// Tokens printed at either end of a longer text.
+const ENDS: usize = 32;
+
+#[derive(Args)]
+pub struct Show {
+    /// The text, or - for standard input
+    text: OsString,
+    /// Rows of the table [default: as many as the tokenizer has tokens]
+    #[arg(long, alias = "vocab-size")]
+    rows: Option<usize>,
+    #[command(flatten)]
+    table: TableArgs,
+    #[command(flatten)]
+    tokenizer: TokenizerArgs,
+    /// One JSON object instead of a picture
+    #[arg(long)]
+    json: bool,
+    /// Also write the matrix and the ids to this safetensors file
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Read bytes that are not UTF-8 as U+FFFD
+    #[arg(long)]
+    lossy: bool,
+    /// Print every token of a long text
+    #[arg(long)]
+    all: bool,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    text: &'a str,
+    tokenizer: &'a str,
+    ids: Vec<u32>,
+    pieces: Vec<PieceReport<'a>>,
+    /// (batch, context, d_model)
+    shape: [usize; 3],
+    /// Rows of the table.
+    rows: usize,
+    d_model: usize,
+    seed: u64,
+    init: String,
+    dtype: &'static str,
+    device: String,
+    mean: Option<f64>,
+    std: Option<f64>,
+    /// One list a token.
+    values: Vec<Vec<f32>>,
+    /// Whether the ids give back the very bytes of the text, and every row is the table's row of its id.
+    exact: bool,
+}
+
+#[derive(Serialize)]
+struct PieceReport<'a> {
+    id: u32,
+    /// The token's text; null where it cuts a character.
+    text: Option<&'a str>,
+    bytes: String,
+    /// The whole characters that it shares with its neighbours.
+    characters: &'a str,
+    part: usize,
+    of: usize,
+}
+
+impl Show {
+    pub fn run(mut self) -> Result<()> {
+        let text = super::io::text(std::mem::take(&mut self.text), self.lossy)?;
+        let tokenizer = self.tokenizer.open()?;
+        let table = self.table.open(self.rows, &tokenizer, self.tokenizer.specials)?;
+        let pieces = pieces(&tokenizer, &text)?;
+        let ids: Vec<u32> = pieces.iter().map(|piece| piece.id).collect();
+        let ids_tensor = Tensor::from_slice(&ids, (1, ids.len()), &Device::Cpu)?;
+        let matrix = table.lookup(&ids_tensor)?;
+        if let Some(path) = &self.out {
+            save(path, &matrix, &ids_tensor, &tokenizer, &self.table)?;
+        }
+        let values = matrix.squeeze(0)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        let exact = tokenizer.decode_bytes(&ids)? == text.as_bytes() && is_rows(&table, &ids, &values)?;
+        let (mean, std) = mean_and_std(&values).unzip();
+        let report = Report {
+            text: &text,
+            tokenizer: tokenizer.name(),
+            ids,
+            pieces: pieces.iter().map(piece_report).collect(),
+            shape: [1, values.len(), table.d_model()],
+            rows: table.vocab_size(),
+            d_model: table.d_model(),
+            seed: self.table.seed,
+            init: self.table.init.to_string(),
+            dtype: table.dtype().as_str(),
+            device: super::device_name(table.device()),
+            mean,
+            std,
+            values,
+            exact,
+        };
+        if self.json {
+            let mut out = Output::open(None)?;
+            serde_json::to_writer(&mut out, &report)?;
+            writeln!(out)?;
+            return out.finish();
+        }
+        self.print(&report, &pieces, &tokenizer, &table)
+    }
+
+    fn print(&self, report: &Report, pieces: &[Piece], tokenizer: &Tokenizer, table: &TokenEmbedding) -> Result<()> {
+        let mut out = anstream::AutoStream::auto(std::io::stdout()).lock();
+        let (bold, text) = (Style::new().bold(), report.text);
+        let [batch, context, d_model] = report.shape;
+        let start: String = text.chars().take(200).collect();
+        let cut = if start.len() < text.len() { "…" } else { "" };
+        writeln!(
+            out,
+            "text       {}{cut}  ({} characters, {} bytes)",
+            visible(&start).replace('␣', " "),
+            text.chars().count(),
+            text.len()
+        )?;
+        let specials = tokenizer.special_ids().len();
+        writeln!(
+            out,
+            "tokenizer  {}: {} tokens, and {specials} special ones",
+            tokenizer.name(),
+            tokenizer.vocab_size()
+        )?;
+        writeln!(out, "table      {}\n", self.table.describe(table))?;
+        self.print_matrix(&mut out, report, pieces)?;
+        writeln!(out, "\nshape      {bold}batch {batch} x context {context} x d_model {d_model}{bold:#}")?;
+        let split: Vec<&Piece> = pieces.iter().filter(|piece| piece.of > 1 && piece.part == 1).collect();
+        if !split.is_empty() {
+            let listed: Vec<String> = split.iter().take(8).map(|piece| visible(&piece.characters)).collect();
+            let more = if split.len() > listed.len() { " …" } else { "" };
+            writeln!(
+                out,
+                "split      {}{more}: no single token, so its bytes are shared by several",
+                listed.join(" ")
+            )?;
+        }
+        if let (Some(mean), Some(std)) = (report.mean, report.std) {
+            writeln!(out, "values     mean {mean:.4}, standard deviation {std:.4}")?;
+        }
+        match report.exact {
+            true => writeln!(
+                out,
+                "exact      the ids give back the text byte for byte; every row is the table's row of its id"
+            )?,
+            false => writeln!(out, "not exact  this tokenizer changes the text: its ids give back other bytes")?,
+        }
+        if let Some(path) = &self.out {
+            writeln!(out, "written    {} (tensors \"matrix\" and \"ids\")", path.display())?;
+        }
+        writeln!(out, "next       add the position of each token to its row, then the transformer blocks")?;
+        Ok(())
+    }
+
+    fn print_matrix(&self, out: &mut impl Write, report: &Report, pieces: &[Piece]) -> Result<()> {
+        let (id_style, split_style) = (AnsiColor::Cyan.on_default(), AnsiColor::Yellow.on_default());
+        let shown = shown_columns(report.d_model, 3);
+        let any_split = pieces.iter().any(|piece| piece.of > 1);
+        let mut columns = vec![Column::new("#", Align::Right), Column::new("piece", Align::Left)];
+        columns.extend(any_split.then(|| Column::new("bytes", Align::Left)));
+        columns.push(Column::new("id = row", Align::Right));
+        columns.extend(shown.iter().map(|c| Column::new(c.map_or("…".to_string(), |c| c.to_string()), Align::Right)));
+        let ends = if self.all { usize::MAX / 4 } else { ENDS };
+        let rows = shown_columns(pieces.len(), ends).into_iter().map(|index| {
+            let Some(i) = index else { return columns.iter().map(|_| Cell::plain("…")).collect() };
+            let piece = &pieces[i];
+            let (label, bytes) = match (&piece.text, piece.part) {
+                (Some(text), _) => (Cell::plain(visible(text)), Cell::default()),
+                (None, part) => {
+                    let mark = if part == 1 {
+                        "┌"
+                    } else if part == piece.of {
+                        "└"
+                    } else {
+                        "│"
+                    };
+                    let label = format!("{mark} {} {part}/{}", visible(&piece.characters), piece.of);
+                    (Cell::styled(label, split_style), Cell::styled(hex(&piece.bytes), split_style))
+                }
+            };
+            let mut row = vec![Cell::plain(i.to_string()), label];
+            row.extend(any_split.then_some(bytes));
+            row.push(Cell::styled(piece.id.to_string(), id_style));
+            row.extend(shown.iter().map(|c| c.map_or(Cell::plain("…"), |c| Cell::number(report.values[i][c]))));
+            row
+        });
+        Ok(write_grid(out, &columns, &rows.collect::<Vec<_>>())?)
+    }
+}
+
+fn piece_report(piece: &Piece) -> PieceReport<'_> {
+    PieceReport {
+        id: piece.id,
+        text: piece.text.as_deref(),
+        bytes: hex(&piece.bytes),
+        characters: &piece.characters,
+        part: piece.part,
+        of: piece.of,
+    }
+}
+
+/// Whether each of `values` is, bit for bit, the row of the table that its id names.
+fn is_rows(table: &TokenEmbedding, ids: &[u32], values: &[Vec<f32>]) -> Result<bool> {
+    for (id, values) in ids.iter().zip(values) {
+        let row = table.weight().get(*id as usize)?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+        if !row.iter().zip(values).all(|(a, b)| a.to_bits() == b.to_bits()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn mean_and_std(values: &[Vec<f32>]) -> Option<(f64, f64)> {
+    let all = || values.iter().flatten().map(|value| f64::from(*value));
+    let count = all().count() as f64;
+    let mean = all().sum::<f64>() / count;
+    let variance = all().map(|value| (value - mean).powi(2)).sum::<f64>() / count;
+    (count > 0.0).then(|| (mean, variance.sqrt()))
+}
+
+/// Writes `matrix` (1, T, C) and `ids` (1, T), with what they were made by.
+fn save(path: &Path, matrix: &Tensor, ids: &Tensor, tokenizer: &Tokenizer, args: &TableArgs) -> Result<()> {
+    let metadata = HashMap::from([
+        ("format".to_string(), "pt".to_string()),
+        ("tokenizer".to_string(), tokenizer.name().to_string()),
+        ("fingerprint".to_string(), format!("{:016x}", tokenizer.fingerprint())),
+        ("seed".to_string(), args.seed.to_string()),
+        ("init".to_string(), args.init.to_string()),
+    ]);
+    let bytes = safetensors::serialize([("matrix", matrix), ("ids", ids)], Some(metadata))?;
+    let mut out = Output::open(Some(path))?;
+    out.write_all(&bytes).with_context(|| path.display().to_string())?;
+    out.finish()
+}

@@ -1,0 +1,130 @@
+//! `tallow table`: the look-up table with real numbers.
+
+use std::io::Write;
+use std::ops::Range;
+
+use anyhow::{Result, bail};
+use candle_core::DType;
+use clap::Args;
+use serde::Serialize;
+use tallow::Tokenizer;
+use tallow::view::{Align, Cell, Column, shown_columns, visible, write_grid};
+
+use super::{TableArgs, TokenizerArgs};
+
+#[derive(Args)]
+pub struct Table {
+    /// Which rows: ranges like 0..3,999..1002, the end not included
+    #[arg(long, default_value = "0..3,999..1002,100254..100256")]
+    rows: String,
+    /// Rows of the table [default: as many as the tokenizer has tokens]
+    #[arg(long)]
+    vocab_size: Option<usize>,
+    #[command(flatten)]
+    table: TableArgs,
+    #[command(flatten)]
+    tokenizer: TokenizerArgs,
+    /// One JSON object instead of a picture
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    vocab_size: usize,
+    d_model: usize,
+    seed: u64,
+    init: String,
+    dtype: &'static str,
+    device: String,
+    rows: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    row: usize,
+    token: Option<String>,
+    values: Vec<f32>,
+}
+
+impl Table {
+    pub fn run(self) -> Result<()> {
+        let tokenizer = self.tokenizer.open()?;
+        let table = self.table.open(self.vocab_size, &tokenizer, self.tokenizer.specials)?;
+        let ranges = self.ranges(table.vocab_size())?;
+        let mut rows = Vec::new();
+        for range in &ranges {
+            let values = table.weight().narrow(0, range.start, range.len())?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+            let row = |(row, values)| Row { row, token: token(&tokenizer, row), values };
+            rows.extend(range.clone().zip(values).map(row));
+        }
+        let mut out = anstream::AutoStream::auto(std::io::stdout()).lock();
+        if self.json {
+            let report = Report {
+                vocab_size: table.vocab_size(),
+                d_model: table.d_model(),
+                seed: self.table.seed,
+                init: self.table.init.to_string(),
+                dtype: table.dtype().as_str(),
+                device: super::device_name(table.device()),
+                rows,
+            };
+            serde_json::to_writer(&mut out, &report)?;
+            writeln!(out)?;
+            return Ok(());
+        }
+        writeln!(out, "embedding look-up table: {}", self.table.describe(&table))?;
+        writeln!(out, "vocab_size = {} rows, d_model = {} columns\n", table.vocab_size(), table.d_model())?;
+        let shown = shown_columns(table.d_model(), 3);
+        let mut columns = vec![Column::new("row", Align::Right), Column::new("token", Align::Left)];
+        columns.extend(shown.iter().map(|c| Column::new(c.map_or("…".to_string(), |c| c.to_string()), Align::Right)));
+        let gap = || columns.iter().map(|_| Cell::plain("…")).collect::<Vec<_>>();
+        let mut lines = Vec::new();
+        let mut next = 0;
+        for Row { row, token, values } in rows {
+            if row != next {
+                lines.push(gap());
+            }
+            next = row + 1;
+            let mut line = vec![Cell::plain(row.to_string()), Cell::plain(token.unwrap_or_default())];
+            line.extend(shown.iter().map(|c| c.map_or(Cell::plain("…"), |c| Cell::number(values[c]))));
+            lines.push(line);
+        }
+        if next != table.vocab_size() {
+            lines.push(gap());
+        }
+        write_grid(&mut out, &columns, &lines)?;
+        Ok(())
+    }
+
+    fn ranges(&self, vocab_size: usize) -> Result<Vec<Range<usize>>> {
+        let mut ranges = Vec::new();
+        for part in self.rows.split(',').map(str::trim) {
+            let (start, end) = part.split_once("..").unwrap_or((part, ""));
+            let number = |text: &str| text.trim().parse::<usize>();
+            let range = match (number(start), number(end)) {
+                (Ok(start), Ok(end)) if start < end => start..end,
+                (Ok(start), Err(_)) if !part.contains("..") && start < usize::MAX => start..start + 1,
+                _ => bail!("{part:?} is not a range of rows: write START..END, the end not included, or one number"),
+            };
+            if range.end > vocab_size {
+                bail!("rows {part} end beyond the table, whose {vocab_size} rows are 0..{vocab_size}");
+            }
+            ranges.push(range);
+        }
+        Ok(ranges)
+    }
+}
+
+fn token(tokenizer: &Tokenizer, row: usize) -> Option<String> {
+    let bytes = tokenizer.token_bytes(u32::try_from(row).ok()?)?;
+    Some(match std::str::from_utf8(&bytes) {
+        Ok(text) => visible(text),
+        Err(_) => hex(&bytes),
+    })
+}
+
+/// Bytes as `E6 B2`.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,85 @@
+//! One check of ids, on the host, before anything runs on a device.
+
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+
+use crate::{Error, NO_TOKEN, Result};
+
+/// Checks every id against a table of `rows` rows. [`NO_TOKEN`] passes (also as an i64, where candle's own
+/// mark i64::MAX passes too), and so does `padding_id`.
+///
+/// Ids on a device are copied to the host for it, which waits for that device.
+pub(super) fn check(
+    ids: &Tensor,
+    rows: usize,
+    padding_id: Option<u32>,
+    names: impl Fn(u32) -> Option<String>,
+) -> Result<()> {
+    let on_host = match ids.device() {
+        Device::Cpu => ids.contiguous()?,
+        _ => ids.contiguous()?.to_device(&Device::Cpu)?,
+    };
+    let (storage, layout) = on_host.storage_and_layout();
+    let (start, end) = layout.contiguous_offsets().unwrap_or((0, 0));
+    let bad = match &*storage {
+        // Every u8 has a row once there are 256.
+        Storage::Cpu(CpuStorage::U8(ids)) => {
+            find(&ids[start..end], |id| usize::from(id) >= rows && Some(u32::from(id)) != padding_id)
+        }
+        Storage::Cpu(CpuStorage::U32(ids)) => find_u32(&ids[start..end], rows, padding_id),
+        Storage::Cpu(CpuStorage::I64(ids)) => find(&ids[start..end], |id| {
+            let row = usize::try_from(id).is_ok_and(|id| id < rows);
+            !row && id != i64::MAX && id != i64::from(NO_TOKEN) && Some(id) != padding_id.map(i64::from)
+        }),
+        _ => return Err(Error::IdDType { dtype: ids.dtype() }),
+    };
+    let Some((at, id)) = bad else { return Ok(()) };
+    Err(Error::IdOutOfRange {
+        id,
+        position: unravel(at, ids.dims()),
+        rows,
+        token: u32::try_from(id).ok().and_then(names),
+    })
+}
+
+fn find<T: Copy + Into<i64>>(ids: &[T], bad: impl Fn(T) -> bool) -> Option<(usize, i64)> {
+    let at = ids.iter().position(|id| bad(*id))?;
+    Some((at, ids[at].into()))
+}
+
+/// The common case in one pass that the compiler makes wide: adding one carries [`NO_TOKEN`] to 0, below
+/// every limit.
+fn find_u32(ids: &[u32], rows: usize, padding_id: Option<u32>) -> Option<(usize, i64)> {
+    let rows = u32::try_from(rows).unwrap_or(u32::MAX);
+    let largest = ids.iter().fold(0, |largest: u32, id| largest.max(id.wrapping_add(1)));
+    if largest <= rows {
+        return None;
+    }
+    find(ids, |id| id >= rows && id != NO_TOKEN && Some(id) != padding_id)
+}
+
+/// The index, one number a dimension, of element `at`.
+fn unravel(mut at: usize, dims: &[usize]) -> Vec<usize> {
+    let mut position = vec![0; dims.len()];
+    for (index, dim) in position.iter_mut().zip(dims).rev() {
+        (*index, at) = (at % dim, at / dim);
+    }
+    position
+}
+
+/// Ids as the look-up wants them: u32, contiguous, on `device`, padding as [`NO_TOKEN`]. No copy where they
+/// already are.
+pub(super) fn normalise(ids: &Tensor, padding_id: Option<u32>, device: &Device) -> candle_core::Result<Tensor> {
+    // A cast to u32 keeps u8 255 apart from padding, and turns i64::MAX into NO_TOKEN.
+    let mut ids = match ids.dtype() {
+        DType::U32 => ids.contiguous()?,
+        _ => ids.contiguous()?.to_dtype(DType::U32)?,
+    };
+    if !ids.device().same_device(device) {
+        ids = ids.to_device(device)?;
+    }
+    if let Some(padding_id) = padding_id {
+        let padding = Tensor::new(NO_TOKEN, device)?.broadcast_as(ids.shape())?;
+        ids = ids.eq(padding_id)?.where_cond(&padding, &ids)?;
+    }
+    Ok(ids)
+}

@@ -1,0 +1,177 @@
+//! The look-up as a candle operation: rows out of a table, gradient back into it.
+
+use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result, Shape, Tensor, WithDType};
+use rayon::prelude::*;
+
+use crate::NO_TOKEN;
+
+/// Outputs below this are copied by one thread: waking others costs more (measured, see benches/LOG.md).
+const PARALLEL_BYTES: usize = 256 << 10;
+/// Outputs above this ask for huge pages: first touches of 4 KiB pages would cost more than the copy.
+#[cfg(target_os = "linux")]
+const HUGE_PAGE_BYTES: usize = 4 << 20;
+
+/// `table` (V, C) and contiguous u32 `ids` (…) → (…, C), times `scale`. [`NO_TOKEN`] gives a row of zeros and
+/// no gradient, on every device.
+pub(super) struct Lookup {
+    pub(super) scale: Option<f64>,
+}
+
+impl Lookup {
+    fn shape(table: &Layout, ids: &Layout) -> Result<Shape> {
+        let (_, d_model) = table.shape().dims2()?;
+        let mut dims = ids.dims().to_vec();
+        dims.push(d_model);
+        Ok(Shape::from(dims))
+    }
+
+    /// candle's own kernel, for the devices whose memory the host cannot read.
+    fn device_fwd<S: BackendStorage>(&self, table: &S, tl: &Layout, ids: &S, il: &Layout) -> Result<(S, Shape)> {
+        let shape = Self::shape(tl, il)?;
+        let flat = Layout::contiguous_with_offset(il.shape().elem_count(), il.start_offset());
+        let rows = table.index_select(ids, tl, &flat, 0)?;
+        Ok(match self.scale {
+            None => (rows, shape),
+            Some(scale) => (rows.affine(&Layout::contiguous(&shape), scale, 0.0)?, shape),
+        })
+    }
+}
+
+impl CustomOp2 for Lookup {
+    fn name(&self) -> &'static str {
+        "token-embedding"
+    }
+
+    fn cpu_fwd(&self, table: &CpuStorage, tl: &Layout, ids: &CpuStorage, il: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (CpuStorage::U32(all_ids), Some((start, end)), Some((first, last))) =
+            (ids, il.contiguous_offsets(), tl.contiguous_offsets())
+        else {
+            candle_core::bail!("token-embedding wants a contiguous table and contiguous u32 ids")
+        };
+        let (ids, shape) = (&all_ids[start..end], Self::shape(tl, il)?);
+        let d_model = tl.dims()[1];
+        let storage = match table {
+            CpuStorage::F32(t) => CpuStorage::F32(gather(&t[first..last], ids, d_model, self.scale)?),
+            CpuStorage::F64(t) => CpuStorage::F64(gather(&t[first..last], ids, d_model, self.scale)?),
+            CpuStorage::BF16(t) => CpuStorage::BF16(gather(&t[first..last], ids, d_model, self.scale)?),
+            CpuStorage::F16(t) => CpuStorage::F16(gather(&t[first..last], ids, d_model, self.scale)?),
+            other => {
+                return self.device_fwd(other, tl, &CpuStorage::U32(ids.to_vec()), &Layout::contiguous(il.shape()));
+            }
+        };
+        Ok((storage, shape))
+    }
+
+    fn cuda_fwd(
+        &self,
+        table: &CudaStorage,
+        tl: &Layout,
+        ids: &CudaStorage,
+        il: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        self.device_fwd(table, tl, ids, il)
+    }
+
+    fn metal_fwd(
+        &self,
+        table: &MetalStorage,
+        tl: &Layout,
+        ids: &MetalStorage,
+        il: &Layout,
+    ) -> Result<(MetalStorage, Shape)> {
+        self.device_fwd(table, tl, ids, il)
+    }
+
+    /// The dense gradient (V, C): row i is the sum of the output gradients of every position that holds id i.
+    fn bwd(
+        &self,
+        table: &Tensor,
+        ids: &Tensor,
+        _out: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        // bf16 and f16 cannot count: 256 + 1 is 256 in bf16. Sum in f32 and round once.
+        let sum_dtype = match table.dtype() {
+            DType::BF16 | DType::F16 => DType::F32,
+            dtype => dtype,
+        };
+        let rows = grad.reshape((ids.elem_count(), table.dim(1)?))?.to_dtype(sum_dtype)?;
+        let rows = match self.scale {
+            None => rows,
+            Some(scale) => rows.affine(scale, 0.0)?,
+        };
+        let sums = Tensor::zeros(table.shape(), sum_dtype, table.device())?.index_add(&ids.flatten_all()?, &rows, 0)?;
+        Ok((Some(sums.to_dtype(table.dtype())?), None))
+    }
+}
+
+/// The rows of `ids` out of `table`, one after the other, without filling the output first.
+fn gather<T: WithDType>(table: &[T], ids: &[u32], d_model: usize, scale: Option<f64>) -> Result<Vec<T>> {
+    let len = ids.len() * d_model;
+    let mut out: Vec<T> = Vec::with_capacity(len);
+    if len == 0 {
+        return Ok(out);
+    }
+    let rows = table.len() / d_model;
+    let scale = scale.map(T::from_f64);
+    // An id that nobody checked must not read foreign memory: it is noted, and reported after the loop.
+    let bad = AtomicUsize::new(usize::MAX);
+    let space = &mut out.spare_capacity_mut()[..len];
+    let copy = |ids: &[u32], space: &mut [MaybeUninit<T>]| {
+        for (id, out) in ids.iter().zip(space.chunks_exact_mut(d_model)) {
+            let row = *id as usize;
+            if row < rows {
+                let row = &table[row * d_model..(row + 1) * d_model];
+                match scale {
+                    None => out.write_copy_of_slice(row),
+                    Some(scale) => {
+                        out.iter_mut().zip(row).for_each(|(out, value)| _ = out.write(*value * scale));
+                        continue;
+                    }
+                };
+            } else {
+                out.fill(MaybeUninit::new(T::zero()));
+                if *id != NO_TOKEN {
+                    bad.fetch_min(row, Ordering::Relaxed);
+                }
+            }
+        }
+    };
+    let bytes = len * size_of::<T>();
+    if bytes < PARALLEL_BYTES {
+        copy(ids, space);
+    } else {
+        advise_huge_pages(space);
+        let rows_a_task = ids.len().div_ceil(rayon::current_num_threads() * 4).max(1);
+        let tasks = ids.par_chunks(rows_a_task).zip(space.par_chunks_mut(rows_a_task * d_model));
+        tasks.for_each(|(ids, space)| copy(ids, space));
+    }
+    // SAFETY: every one of the first `len` elements was written: chunks of `d_model` cover `len` exactly, and
+    // `copy` writes each chunk in each of its branches.
+    unsafe { out.set_len(len) };
+    match bad.into_inner() {
+        usize::MAX => Ok(out),
+        index => Err(candle_core::Error::InvalidIndex { op: "token-embedding", index, size: rows }),
+    }
+}
+
+/// Asks Linux to back a large, untouched output with huge pages. A hint: failure changes nothing.
+#[cfg(target_os = "linux")]
+fn advise_huge_pages<T>(space: &mut [MaybeUninit<T>]) {
+    let bytes = size_of_val(space);
+    if bytes < HUGE_PAGE_BYTES {
+        return;
+    }
+    const PAGE: usize = 4096;
+    let start = (space.as_mut_ptr() as usize).next_multiple_of(PAGE);
+    let end = (space.as_mut_ptr() as usize + bytes) / PAGE * PAGE;
+    // SAFETY: the range lies inside `space`, which is borrowed mutably, and MADV_HUGEPAGE changes no content.
+    unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
+}
+
+#[cfg(not(target_os = "linux"))]
+fn advise_huge_pages<T>(_space: &mut [MaybeUninit<T>]) {}

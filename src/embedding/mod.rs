@@ -1,0 +1,293 @@
+//! Ids → rows of a trainable table: the layer, its init, its guard.
+//!
+//! This room knows nothing about files or text.
+
+mod guard;
+mod init;
+mod lookup;
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Module, Tensor, Var};
+use candle_nn::VarBuilder;
+
+use crate::{Error, Result};
+pub use init::Init;
+use lookup::Lookup;
+
+/// The id that stands for "no token": a row of zeros, and no gradient, on every device.
+///
+/// It is candle's own mark (the largest value of the ids' type), which `index_select` and `index_add` honour.
+pub const NO_TOKEN: u32 = u32::MAX;
+
+/// A constant that every look-up is multiplied with.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Scale {
+    /// Rows as they are (GPT-2, Llama).
+    #[default]
+    None,
+    /// Times sqrt(d_model), rounded to the table's dtype (the first Transformer, Gemma).
+    SqrtDModel,
+    /// Times this.
+    Constant(f64),
+}
+
+/// What a [`TokenEmbedding`] is made of. The default is the lesson's table: 100256 x 64, N(0, 0.02), seed 1337.
+///
+/// ```
+/// use tallow::{TokenEmbeddingConfig, Tokenizer};
+/// let cfg = TokenEmbeddingConfig { vocab_size: Tokenizer::cl100k().table_rows(), d_model: 768, ..Default::default() };
+/// assert_eq!((cfg.vocab_size, cfg.seed), (100277, 1337));
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenEmbeddingConfig {
+    /// Rows of the table, V. `Tokenizer::table_rows()` holds every id.
+    pub vocab_size: usize,
+    /// Columns of the table, C.
+    pub d_model: usize,
+    /// How new rows are drawn.
+    pub init: Init,
+    /// What they are drawn from.
+    pub seed: u64,
+    /// An id that counts as [`NO_TOKEN`]: it gives zeros and gets no gradient, whatever its row holds. (PyTorch's
+    /// `padding_idx` gives what the row holds, which is zeros too unless weights were loaded over it.)
+    pub padding_id: Option<u32>,
+    /// What look-ups are multiplied with.
+    pub scale: Scale,
+}
+
+impl Default for TokenEmbeddingConfig {
+    fn default() -> Self {
+        TokenEmbeddingConfig {
+            vocab_size: 100_256,
+            d_model: 64,
+            init: Init::GPT2,
+            seed: 1337,
+            padding_id: None,
+            scale: Scale::None,
+        }
+    }
+}
+
+/// A table of V rows and C columns, out of which ids pick rows: `candle_nn::Embedding` with a guard, a seed
+/// and a faster forward.
+///
+/// y[…, :] = scale · weight[ids[…], :]
+///
+/// # Shapes
+/// - ids: (…), any shape, contiguous or not, u8, u32 or i64
+/// - weight: (V, C), f32, f64, bf16 or f16
+/// - output of [`forward`](Module::forward): (…, C), the weight's dtype and device
+///
+/// # Errors
+/// [`forward`](Module::forward) gives candle's error with the message of [`lookup`](Self::lookup)'s.
+///
+/// # Cost
+/// Forward moves 2·N·C elements for N ids, and allocates N·C; on the CPU it runs on rayon's threads from
+/// 256 KiB of output. The guard reads the ids once (under 2 % of that). Backward gives the dense gradient: V·C
+/// elements, several passes, whatever N is.
+///
+/// # Example
+/// ```
+/// use candle_core::{DType, Device, Module, Tensor};
+/// use candle_nn::{VarBuilder, VarMap};
+/// use tallow::{TokenEmbedding, TokenEmbeddingConfig};
+///
+/// let varmap = VarMap::new();
+/// let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+/// let cfg = TokenEmbeddingConfig { vocab_size: 1000, d_model: 8, ..Default::default() };
+/// let wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
+/// let x = wte.forward(&Tensor::new(&[[7u32, 999], [0, 7]], &Device::Cpu)?)?;
+/// assert_eq!(x.dims(), [2, 2, 8]);
+/// let bad = wte.forward(&Tensor::new(&[[7u32, 1000]], &Device::Cpu)?).unwrap_err();
+/// assert!(bad.to_string().starts_with("id 1000 at position [0, 1] of the ids is outside the table of 1000 rows"));
+/// # Ok::<(), tallow::Error>(())
+/// ```
+///
+/// Source: `torch.nn.functional.embedding`, `candle_nn::Embedding`.
+#[derive(Clone)]
+pub struct TokenEmbedding {
+    weight: Tensor,
+    padding_id: Option<u32>,
+    scale: Option<f64>,
+    names: Option<Names>,
+}
+
+type Names = Arc<dyn Fn(u32) -> Option<String> + Send + Sync>;
+
+impl std::fmt::Debug for TokenEmbedding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TokenEmbedding")
+            .field("weight", &self.weight.shape())
+            .field("dtype", &self.weight.dtype())
+            .field("padding_id", &self.padding_id)
+            .field("scale", &self.scale)
+            .finish_non_exhaustive()
+    }
+}
+
+impl TokenEmbedding {
+    /// Takes the table named `weight` from `vb`, or makes it there.
+    ///
+    /// A weight that the VarBuilder already has (a VarMap that was loaded, another layer of the same name, a
+    /// safetensors file) is used as it is, in the dtype it has there. Only a variable that this call creates is
+    /// drawn from `init` and `seed` (the row of `padding_id` is zeros, as in PyTorch); `VarMap::all_vars` then
+    /// lists it, and saving and loading are candle's.
+    ///
+    /// # Errors
+    /// - [`Error::Config`]: `vocab_size` or `d_model` is 0, the table has more rows than ids can name or does not
+    ///   fit into memory, the init is not finite, or the dtype cannot be drawn.
+    /// - [`Error::Candle`]: the VarBuilder has a weight of another shape, or lacks it and cannot make it.
+    ///
+    /// # Cost
+    /// About 15 ns a value that is drawn, divided by the threads; a few MiB beside the table.
+    pub fn new(cfg: &TokenEmbeddingConfig, vb: VarBuilder) -> Result<Self> {
+        let shape = (cfg.vocab_size, cfg.d_model);
+        if shape.0 == 0 || shape.1 == 0 {
+            return Err(Error::Config(format!(
+                "a table of {} x {} holds nothing: both must be at least 1",
+                shape.0, shape.1
+            )));
+        }
+        cfg.init.check()?;
+        let missing = !vb.contains_tensor("weight");
+        if missing && !init::is_supported(vb.dtype()) {
+            return Err(Error::Config(format!(
+                "a table of {} cannot be trained: use f32, f64, bf16 or f16",
+                vb.dtype().as_str()
+            )));
+        }
+        if missing && vb.device().is_cpu() {
+            fits_in_memory(shape, vb.dtype())?;
+        }
+        // Zeros first (untouched pages), then rows drawn in place: never two tables in memory.
+        let weight = vb.get_with_hints(shape, "weight", candle_nn::Init::Const(0.0))?;
+        if missing && weight.is_variable() {
+            init::fill(&weight, cfg.init, cfg.seed)?;
+            if let Some(padding_id) = cfg.padding_id.filter(|id| (*id as usize) < cfg.vocab_size) {
+                weight.slice_set(&weight.narrow(0, 0, 1)?.zeros_like()?, 0, padding_id as usize)?;
+            }
+        }
+        let mut layer = Self::from_weight(weight)?;
+        layer.padding_id = cfg.padding_id;
+        layer.scale = match cfg.scale {
+            Scale::None => None,
+            Scale::SqrtDModel => Some((cfg.d_model as f64).sqrt()),
+            Scale::Constant(factor) => Some(factor),
+        };
+        Ok(layer)
+    }
+
+    /// A layer over an existing table (V, C): a variable trains, any other tensor stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the tensor does not have two dimensions, or has more rows than u32 ids can name.
+    pub fn from_weight(weight: Tensor) -> Result<Self> {
+        match weight.dims() {
+            [rows, _] if *rows > NO_TOKEN as usize => {
+                Err(Error::Config(format!("a table of {rows} rows has more than u32 ids can name")))
+            }
+            [_, _] => Ok(Self::plain(weight.contiguous()?)),
+            dims => Err(Error::Config(format!("a table has two dimensions (V, C), this tensor has shape {dims:?}"))),
+        }
+    }
+
+    fn plain(weight: Tensor) -> Self {
+        TokenEmbedding { weight, padding_id: None, scale: None, names: None }
+    }
+
+    /// Lets error messages name tokens: `wte.with_token_names(tokenizer.names())`.
+    pub fn with_token_names(mut self, names: impl Fn(u32) -> Option<String> + Send + Sync + 'static) -> Self {
+        self.names = Some(Arc::new(names));
+        self
+    }
+
+    /// Rows of `ids` (…) as (…, C): [`forward`](Module::forward) with tallow's typed errors.
+    ///
+    /// # Errors
+    /// - [`Error::IdOutOfRange`]: an id without a row; the same on every device, before the device is asked. Ids
+    ///   on a GPU are copied to the host for the check: keep ids on the host, or use
+    ///   [`lookup_unchecked`](Self::lookup_unchecked) where they are known to be good.
+    /// - [`Error::IdDType`]: ids of another type than u8, u32 or i64.
+    pub fn lookup(&self, ids: &Tensor) -> Result<Tensor> {
+        let name = |id| self.names.as_ref().and_then(|names| names(id));
+        guard::check(ids, self.vocab_size(), self.padding_id, name)?;
+        self.lookup_unchecked(ids)
+    }
+
+    /// [`lookup`](Self::lookup) for ids that the caller has checked already.
+    ///
+    /// # Errors
+    /// A wrong id is still an error on the CPU (without its position). On CUDA it ends the process's use of the
+    /// device, on Metal it gives a wrong row: that is what the guard is for.
+    pub fn lookup_unchecked(&self, ids: &Tensor) -> Result<Tensor> {
+        if !matches!(ids.dtype(), DType::U8 | DType::U32 | DType::I64) {
+            return Err(Error::IdDType { dtype: ids.dtype() });
+        }
+        let ids = guard::normalise(ids, self.padding_id, self.weight.device())?;
+        Ok(self.weight.apply_op2(&ids, Lookup { scale: self.scale })?)
+    }
+
+    /// The table (V, C). For a table out of a VarMap this is the variable itself.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// The table as a variable, if it is one.
+    pub fn var(&self) -> Option<Var> {
+        self.weight.is_variable().then(|| Var::from_tensor(&self.weight).ok()).flatten()
+    }
+
+    /// Rows of the table, V.
+    pub fn vocab_size(&self) -> usize {
+        self.weight.dims().first().copied().unwrap_or(0)
+    }
+
+    /// Columns of the table, C.
+    pub fn d_model(&self) -> usize {
+        self.weight.dims().get(1).copied().unwrap_or(0)
+    }
+
+    /// The table's dtype.
+    pub fn dtype(&self) -> DType {
+        self.weight.dtype()
+    }
+
+    /// The table's device.
+    pub fn device(&self) -> &Device {
+        self.weight.device()
+    }
+}
+
+/// Refuses a table that the system would not even promise: candle would end the process instead.
+fn fits_in_memory((rows, d_model): (usize, usize), dtype: DType) -> Result<()> {
+    let bytes = rows.checked_mul(d_model).and_then(|values| values.checked_mul(dtype.size_in_bytes()));
+    match bytes.map(|bytes| Vec::<u8>::new().try_reserve_exact(bytes)) {
+        Some(Ok(())) => Ok(()),
+        _ => Err(Error::Config(format!(
+            "a {} table of {rows} x {d_model} does not fit into this machine's memory",
+            dtype.as_str()
+        ))),
+    }
+}
+
+impl Module for TokenEmbedding {
+    fn forward(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
+        Ok(self.lookup(ids)?)
+    }
+}
+
+/// The same table with this layer's guard and forward.
+impl From<candle_nn::Embedding> for TokenEmbedding {
+    fn from(layer: candle_nn::Embedding) -> Self {
+        Self::plain(layer.embeddings().clone())
+    }
+}
+
+/// The same table as a candle layer, which has no padding id and no scale: those stay behind.
+impl From<TokenEmbedding> for candle_nn::Embedding {
+    fn from(layer: TokenEmbedding) -> Self {
+        let d_model = layer.d_model();
+        candle_nn::Embedding::new(layer.weight, d_model)
+    }
+}

@@ -1,0 +1,162 @@
+//! One error type for the whole library: every variant holds the facts, every message says what to do next.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use candle_core::DType;
+
+/// `Result` with tallow's [`enum@Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that can go wrong in tallow.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An id that has no row in the table.
+    #[error(
+        "id {id}{} at position {position:?} of the ids is outside the table of {rows} rows: {}",
+        .token.as_deref().map(|t| format!(" ({t})")).unwrap_or_default(),
+        out_of_range_advice(*.id, *.rows)
+    )]
+    IdOutOfRange {
+        /// The id as it was given.
+        id: i64,
+        /// Its index in the ids tensor, one number a dimension (`[row, column]` for a batch).
+        position: Vec<usize>,
+        /// Rows of the table.
+        rows: usize,
+        /// What the token is, where the layer was given names.
+        token: Option<String>,
+    },
+
+    /// Ids of a dtype that cannot name a row.
+    #[error("ids have dtype {dtype:?}: use u8, u32 or i64 (`ids.to_dtype(DType::U32)?`)")]
+    IdDType {
+        /// The dtype found.
+        dtype: DType,
+    },
+
+    /// An id that the tokenizer has no token for.
+    #[error("id {id} at position {position} is not a token of {tokenizer}: its ids end at {largest}")]
+    UnknownId {
+        /// The id.
+        id: u32,
+        /// Its index in the sequence.
+        position: usize,
+        /// Name of the tokenizer.
+        tokenizer: String,
+        /// The largest id that it has.
+        largest: u32,
+    },
+
+    /// Text that spells a special token while [`Specials::Forbid`](crate::Specials::Forbid) is set.
+    #[error(
+        "the text spells the special token {token:?} at byte {byte}: choose Specials::Text to read it as text \
+         or Specials::Allow to make it a token"
+    )]
+    SpecialForbidden {
+        /// The token's text.
+        token: String,
+        /// Byte offset of its first byte.
+        byte: u64,
+    },
+
+    /// A tokenizer file that cannot be used.
+    #[error("tokenizer file {}: {reason}", .path.display())]
+    TokenizerFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// A tokenizer.json whose own rules refuse this text (for example no unknown token to fall back to).
+    #[error("tokenizer {tokenizer}: {reason}")]
+    Tokenize {
+        /// Name of the tokenizer.
+        tokenizer: String,
+        /// What it said.
+        reason: String,
+    },
+
+    /// Bytes that are not UTF-8.
+    #[error("invalid UTF-8 at byte {byte}: fix the text, or accept replacement characters (lossy)")]
+    InvalidUtf8 {
+        /// Offset of the first bad byte.
+        byte: u64,
+    },
+
+    /// A value that makes no sense.
+    #[error("{0}")]
+    Config(String),
+
+    /// A device that cannot be opened.
+    #[error("device {device:?}: {reason}")]
+    Device {
+        /// The name that was asked for.
+        device: String,
+        /// Why not.
+        reason: String,
+    },
+
+    /// Reading or writing failed.
+    #[error("{}: {cause}", .path.display())]
+    Io {
+        /// The file, or what stands for it.
+        path: PathBuf,
+        /// The system's word.
+        cause: io::Error,
+    },
+
+    /// candle refused.
+    #[error("{}", one_line(.0))]
+    Candle(candle_core::Error),
+}
+
+impl Error {
+    pub(crate) fn io(path: impl AsRef<Path>, cause: io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        Error::Io { path, cause }
+    }
+
+    pub(crate) fn tokenizer_file(path: &Path, reason: impl ToString) -> Self {
+        let reason = reason.to_string();
+        Error::TokenizerFile { path: path.to_path_buf(), reason }
+    }
+}
+
+// Causes stand in the message already: no variant has a `source` that would print them again.
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        Error::Candle(error)
+    }
+}
+
+/// The edge to candle's interfaces (`Module::forward`), which must return candle's error: the message stays.
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Candle(inner) => inner,
+            ours => candle_core::Error::Wrapped(Box::new(ours)),
+        }
+    }
+}
+
+fn out_of_range_advice(id: i64, rows: usize) -> String {
+    match u32::try_from(id) {
+        Err(_) if id < 0 => "ids are never negative; mark padding with u32::MAX".to_string(),
+        Err(_) => "ids are 32-bit; mark padding with u32::MAX".to_string(),
+        Ok(_) => format!(
+            "its ids run from 0 to {}; give the table at least {} rows (`vocab_size: tokenizer.table_rows()`)",
+            rows.saturating_sub(1),
+            id + 1
+        ),
+    }
+}
+
+/// candle appends a captured backtrace to its messages; what comes before it, as one line, is the message.
+fn one_line(error: &candle_core::Error) -> String {
+    let text = error.to_string();
+    let message = text.lines().take_while(|line| !line.trim_start().starts_with("0: "));
+    message.collect::<Vec<_>>().join("; ")
+}

@@ -1,0 +1,52 @@
+//! The front layer of a GPT on [candle](candle_core): text goes in, a trainable `batch x context x d_model`
+//! tensor comes out, ready for positional encoding.
+//!
+//! ```text
+//!  text ──▶ Tokenizer ──▶ ids ──▶ PaddedBatch ──▶ TokenEmbedding ──▶ (B, T, C) ──▶ position, blocks
+//!                        [u32]     (B, T) u32        one row an id      Tensor
+//! ```
+//!
+//! # From text to a matrix
+//! ```
+//! use candle_core::{DType, Device, Module};
+//! use candle_nn::{VarBuilder, VarMap};
+//! use tallow::{PaddedBatch, Padding, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
+//!
+//! let (tokenizer, varmap) = (Tokenizer::cl100k(), VarMap::new());
+//! let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+//! let wte = TokenEmbedding::new(&TokenEmbeddingConfig::default(), vb.pp("wte"))?;
+//! let batch = PaddedBatch::from_texts(&tokenizer, &["小沈阳江西演唱会邀请了,"], Padding::default(), &Device::Cpu)?;
+//! let x = wte.forward(&batch.ids)?;
+//! assert_eq!(x.dims(), [1, 16, 64]);
+//! # Ok::<(), tallow::Error>(())
+//! ```
+//!
+//! # Which part do I want?
+//! - Ids of a text, or its text again: [`Tokenizer`]. Larger than memory: [`Tokenizer::encode_reader`].
+//! - Texts of different lengths as one tensor: [`PaddedBatch`].
+//! - A `candle_nn::Embedding` with a guard, a seed and a faster forward: [`TokenEmbedding`].
+//! - Only the first values, for a table of your own: [`Init::rows`].
+//! - A device by name, with a fallback: [`device::open`].
+//!
+//! # What it is not
+//! It gives every token one row that a model trains. It does not turn sentences into vectors for search: a crate
+//! for sentence embeddings does that. Position, attention and the rest of the model come after it.
+//!
+//! # Features
+//! `cli` (default): the binary and [`view`]. `cuda`, `cudnn`, `metal`, `accelerate`, `mkl`: candle's own. For a
+//! library, `default-features = false` leaves out everything that only the command line needs.
+
+#![warn(missing_docs)]
+
+mod batch;
+pub mod device;
+mod embedding;
+mod error;
+mod tokenizer;
+#[cfg(feature = "cli")]
+pub mod view;
+
+pub use batch::{PaddedBatch, Padding, Side};
+pub use embedding::{Init, NO_TOKEN, Scale, TokenEmbedding, TokenEmbeddingConfig};
+pub use error::{Error, Result};
+pub use tokenizer::{EncodeReader, Specials, Tokenizer};

@@ -1,0 +1,194 @@
+//! The engine for any Hugging Face `tokenizer.json`, by the `tokenizers` crate.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use serde_json::Value;
+use tokenizers::{Encoding, Tokenizer};
+
+use super::fingerprint::Fingerprint;
+
+pub(super) struct File {
+    pub(super) name: String,
+    /// Text and id of every special token.
+    pub(super) specials: Vec<(String, u32)>,
+    pub(super) fingerprint: u64,
+    /// Ordinary tokens, and the largest id + 1 among them and among all.
+    pub(super) ordinary: usize,
+    pub(super) rows_ordinary: usize,
+    pub(super) rows: usize,
+    /// Reads the text of a special token as text.
+    plain: Tokenizer,
+    /// Reads it as the token. Made when first asked for.
+    with_specials: OnceLock<Tokenizer>,
+    alphabet: Alphabet,
+}
+
+/// How the strings of a vocabulary stand for bytes.
+enum Alphabet {
+    /// GPT-2's: every byte is one printable character.
+    ByteLevel,
+    /// SentencePiece's: `▁` is a space, `<0xNN>` a byte, all else itself.
+    ByteFallback,
+    /// Each string is itself.
+    Text,
+}
+
+impl File {
+    pub(super) fn from_bytes(path: &Path, json: &[u8]) -> Result<Self, String> {
+        let mut plain = Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
+        // A corpus must come through whole and unpadded: these settings serve single requests.
+        plain.with_truncation(None).map_err(|e| e.to_string())?;
+        plain.with_padding(None);
+        plain.set_encode_special_tokens(true);
+        // Unigram keeps one locked cache for all threads (BPE's are one a thread).
+        if matches!(plain.get_model(), tokenizers::ModelWrapper::Unigram(_)) {
+            let mut model = plain.get_model().clone();
+            model.resize_cache(0);
+            plain.with_model(model);
+        }
+
+        let mut value: Value = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+        if let Some(object) = value.as_object_mut() {
+            object.remove("truncation");
+            object.remove("padding");
+        }
+        let mut fingerprint = Fingerprint::new("tokenizer.json");
+        fingerprint.add_json(&value);
+
+        let added = plain.get_added_tokens_decoder();
+        let special = |id: u32| added.get(&id).is_some_and(|token| token.special);
+        let vocab = plain.get_vocab(true);
+        let rows = |ids: &mut dyn Iterator<Item = u32>| ids.max().map_or(0, |id| id as usize + 1);
+        let mut specials: Vec<_> =
+            added.iter().filter(|(_, t)| t.special).map(|(id, token)| (token.content.clone(), *id)).collect();
+        specials.sort_by_key(|(_, id)| *id);
+        let name = match path.file_stem().unwrap_or_default().to_string_lossy() {
+            stem if stem == "tokenizer" => {
+                path.parent().and_then(Path::file_name).map(|n| n.to_string_lossy()).unwrap_or(stem)
+            }
+            stem => stem,
+        };
+        Ok(File {
+            name: name.into_owned(),
+            fingerprint: fingerprint.finish(),
+            ordinary: vocab.values().filter(|id| !special(**id)).count(),
+            rows_ordinary: rows(&mut vocab.values().copied().filter(|id| !special(*id))),
+            rows: rows(&mut vocab.values().copied()),
+            specials,
+            alphabet: alphabet(&value["decoder"]),
+            with_specials: OnceLock::new(),
+            plain,
+        })
+    }
+
+    pub(super) fn encode(&self, text: &str, specials: bool) -> Result<Encoding, String> {
+        let tokenizer = match specials {
+            false => &self.plain,
+            true => self.with_specials.get_or_init(|| {
+                let mut tokenizer = self.plain.clone();
+                tokenizer.set_encode_special_tokens(false);
+                tokenizer
+            }),
+        };
+        tokenizer.encode(text, false).map_err(|e| e.to_string())
+    }
+
+    /// Byte ranges of the tokens in `text`: exact where the tokens' bytes spell the text, otherwise as
+    /// tokenizers reports them.
+    pub(super) fn offsets(&self, text: &str, encoding: &Encoding) -> Vec<Range<usize>> {
+        let mut exact = Vec::with_capacity(encoding.len());
+        let mut start = 0;
+        for id in encoding.get_ids() {
+            let bytes = self.token_bytes(*id).unwrap_or_default();
+            if !text.as_bytes()[start..].starts_with(&bytes) {
+                return encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
+            }
+            exact.push(start..start + bytes.len());
+            start += bytes.len();
+        }
+        exact
+    }
+
+    pub(super) fn token_bytes(&self, id: u32) -> Option<Cow<'_, [u8]>> {
+        let token = self.plain.id_to_token(id)?;
+        let added = self.plain.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id);
+        let bytes = match self.alphabet {
+            _ if added => token.into_bytes(),
+            Alphabet::ByteLevel => byte_level(&token).unwrap_or_else(|| token.into_bytes()),
+            Alphabet::ByteFallback => match token.strip_prefix("<0x").and_then(|t| t.strip_suffix('>')) {
+                Some(hex) => u8::from_str_radix(hex, 16).map_or(token.clone().into_bytes(), |byte| vec![byte]),
+                None => token.replace('▁', " ").into_bytes(),
+            },
+            Alphabet::Text => token.into_bytes(),
+        };
+        Some(Cow::Owned(bytes))
+    }
+
+    pub(super) fn token_to_id(&self, token: &[u8]) -> Option<u32> {
+        let text = std::str::from_utf8(token).ok();
+        let as_it_is = text.and_then(|text| self.plain.token_to_id(text));
+        let as_bytes = match self.alphabet {
+            Alphabet::ByteLevel => {
+                let spelled: String = token.iter().map(|byte| byte_level_char(*byte)).collect();
+                self.plain.token_to_id(&spelled)
+            }
+            Alphabet::ByteFallback if token.len() == 1 && text.is_none() => {
+                self.plain.token_to_id(&format!("<0x{:02X}>", token[0]))
+            }
+            Alphabet::ByteFallback => text.and_then(|text| self.plain.token_to_id(&text.replace(' ', "▁"))),
+            Alphabet::Text => None,
+        };
+        as_bytes.filter(|id| self.token_bytes(*id).as_deref() == Some(token)).or(as_it_is)
+    }
+
+    /// Bytes of the ids: exact for byte-level vocabularies, otherwise what the file's decoder says.
+    pub(super) fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>, String> {
+        match self.alphabet {
+            Alphabet::ByteLevel => {
+                Ok(ids.iter().flat_map(|id| self.token_bytes(*id).unwrap_or_default().into_owned()).collect())
+            }
+            _ => self.plain.decode(ids, false).map(String::into_bytes).map_err(|e| e.to_string()),
+        }
+    }
+
+    pub(super) fn is_byte_level(&self) -> bool {
+        matches!(self.alphabet, Alphabet::ByteLevel)
+    }
+
+    pub(super) fn has(&self, id: u32) -> bool {
+        self.plain.id_to_token(id).is_some()
+    }
+}
+
+fn alphabet(decoder: &Value) -> Alphabet {
+    let is = |value: &Value, kind: &str| value["type"] == kind;
+    let parts = decoder["decoders"].as_array().cloned().unwrap_or_else(|| vec![decoder.clone()]);
+    if parts.iter().any(|part| is(part, "ByteLevel")) {
+        Alphabet::ByteLevel
+    } else if parts.iter().any(|part| is(part, "ByteFallback") || is(part, "Metaspace")) {
+        Alphabet::ByteFallback
+    } else {
+        Alphabet::Text
+    }
+}
+
+/// GPT-2's printable stand-in for a byte: itself where it is printable, else the next free code from U+0100.
+fn byte_level_char(byte: u8) -> char {
+    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    match printable(byte) {
+        true => char::from(byte),
+        false => {
+            let before = (0..byte).filter(|b| !printable(*b)).count() as u32;
+            char::from_u32(0x100 + before).unwrap_or(char::REPLACEMENT_CHARACTER)
+        }
+    }
+}
+
+fn byte_level(token: &str) -> Option<Vec<u8>> {
+    static BYTES: OnceLock<std::collections::HashMap<char, u8>> = OnceLock::new();
+    let bytes = BYTES.get_or_init(|| (0..=255).map(|byte| (byte_level_char(byte), byte)).collect());
+    token.chars().map(|c| bytes.get(&c).copied()).collect()
+}

@@ -1,0 +1,79 @@
+//! Where text is cut before byte pairs are merged: the patterns of the published encodings.
+//!
+//! The originals use a look-ahead, `\s+(?!\S)`: white space gives its last character to the word that
+//! follows. An automaton has no look-ahead, so each pattern here becomes three, tried in order:
+//! everything else and white space at the end of the text; white space plus one more white space, which is
+//! given back; single white space. Matching is then linear in the text, with no recursion.
+
+use regex_automata::meta::{Cache, Regex};
+use regex_automata::util::pool::Pool;
+use regex_automata::{Anchored, Input};
+
+/// tiktoken's `cl100k_base`. (tiktoken 0.14 spells it with possessive quantifiers; the matches are the same.)
+pub(super) const CL100K: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+$";
+
+/// tiktoken's `o200k_base`.
+pub(super) const O200K: &str = concat!(
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|",
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|",
+    r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+$",
+);
+
+/// tiktoken's `gpt2`, `r50k_base` and `p50k_base`.
+pub(super) const GPT2: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$";
+
+/// Longest context, in bytes, that decides where a piece ends, beside a run of white space or of one class.
+pub(super) const LOOKAHEAD_BYTES: usize = 64;
+
+/// Cuts text into pieces. Cheap to share: a search borrows a cache that no other thread uses meanwhile.
+pub(super) struct Splitter {
+    regex: Regex,
+    caches: Pool<Cache, Box<dyn Fn() -> Cache + Send + Sync + std::panic::UnwindSafe + std::panic::RefUnwindSafe>>,
+}
+
+impl Splitter {
+    pub(super) fn new(pattern: &str) -> Self {
+        let regex = Regex::new_many(&[pattern, r"\s+\s", r"\s+"]).expect("the patterns above are valid");
+        let for_pool = regex.clone();
+        let caches = Pool::new(Box::new(move || for_pool.create_cache()) as Box<_>);
+        Splitter { regex, caches }
+    }
+
+    /// Calls `piece(start, end)` for every piece of `text`, in order, until it returns `false`.
+    pub(super) fn for_each(&self, text: &str, mut piece: impl FnMut(usize, usize) -> bool) {
+        let mut cache = self.caches.get();
+        let mut start = 0;
+        while start < text.len() {
+            let input = Input::new(text).range(start..).anchored(Anchored::Yes);
+            // Every character belongs to some alternative; should that ever fail, it is a piece of its own.
+            let mut end = match self.regex.search_with(&mut cache, &input) {
+                Some(found) if found.pattern().as_usize() == 1 => {
+                    found.end() - last_char_len(&text[start..found.end()])
+                }
+                Some(found) => found.end(),
+                None => start,
+            };
+            if end == start {
+                end += text[start..].chars().next().map_or(1, char::len_utf8);
+            }
+            if !piece(start, end) {
+                return;
+            }
+            start = end;
+        }
+    }
+
+    /// The end of the part of `text` whose pieces stay as they are whatever text follows.
+    ///
+    /// A piece is settled when the automaton saw, inside `text`, the character that ended it. Contractions
+    /// look a few bytes ahead; a run of white space is settled only once its end is in sight.
+    pub(super) fn settled(text: &str, margin: usize) -> usize {
+        let limit = text.floor_char_boundary(text.len().saturating_sub(margin.max(LOOKAHEAD_BYTES)));
+        text[..limit].trim_end().len()
+    }
+}
+
+fn last_char_len(text: &str) -> usize {
+    text.chars().next_back().map_or(0, char::len_utf8)
+}

@@ -1,0 +1,62 @@
+//! Text → the pieces that its tokens stand for, with the characters that are split between tokens.
+
+use crate::{Result, Tokenizer};
+
+/// What one token stands for in a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The token's id.
+    pub id: u32,
+    /// Its bytes in the text.
+    pub bytes: Vec<u8>,
+    /// Its text, where it cuts no character.
+    pub text: Option<String>,
+    /// The text that it shares with its neighbours: whole characters.
+    pub characters: String,
+    /// Which part of them it is, from 1.
+    pub part: usize,
+    /// Into how many tokens they are split: 1 for a token that cuts no character.
+    pub of: usize,
+}
+
+/// Cuts `text` into the pieces of its tokens; neighbours that share a character are grouped.
+///
+/// # Errors
+/// Those of [`Tokenizer::encode`].
+///
+/// # Example
+/// ```
+/// use tallow::{Tokenizer, view};
+/// let pieces = view::pieces(&Tokenizer::cl100k(), "小沈")?;
+/// assert_eq!(pieces[0].text.as_deref(), Some("小"));
+/// assert_eq!((pieces[1].bytes.as_slice(), pieces[1].text.as_deref()), (&[0xE6, 0xB2][..], None));
+/// assert_eq!((pieces[2].characters.as_str(), pieces[2].part, pieces[2].of), ("沈", 2, 2));
+/// # Ok::<(), tallow::Error>(())
+/// ```
+pub fn pieces(tokenizer: &Tokenizer, text: &str) -> Result<Vec<Piece>> {
+    let (ids, ranges) = tokenizer.encode_with_offsets(text)?;
+    let mut pieces: Vec<Piece> = Vec::with_capacity(ids.len());
+    let mut first = 0;
+    for (i, range) in ranges.iter().enumerate() {
+        // A group ends with the token that ends a character.
+        let group_ends =
+            text.is_char_boundary(range.end) && ranges.get(i + 1).is_none_or(|next| next.start >= range.end);
+        if !group_ends {
+            continue;
+        }
+        let whole = text.get(ranges[first].start..range.end).unwrap_or_default();
+        for (part, index) in (first..=i).enumerate() {
+            let bytes = text.as_bytes().get(ranges[index].clone()).unwrap_or_default();
+            pieces.push(Piece {
+                id: ids[index],
+                bytes: bytes.to_vec(),
+                text: std::str::from_utf8(bytes).ok().filter(|_| i == first).map(String::from),
+                characters: whole.to_string(),
+                part: part + 1,
+                of: i - first + 1,
+            });
+        }
+        first = i + 1;
+    }
+    Ok(pieces)
+}

@@ -1,0 +1,249 @@
+//! The binary as a user meets it.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::{golden, golden_json};
+
+const LESSON: &str = "小沈阳江西演唱会邀请了,";
+
+fn tallow(args: &[&str], stdin: &[u8]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tallow"));
+    let mut child = command
+        .args(args)
+        .env("RUST_BACKTRACE", "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pipe = child.stdin.take().unwrap();
+    let stdin = stdin.to_vec();
+    // The program may end before it has read everything.
+    let writer = std::thread::spawn(move || _ = pipe.write_all(&stdin));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    output
+}
+
+/// Standard output of a run that must succeed.
+fn stdout(args: &[&str], stdin: &[u8]) -> String {
+    let output = tallow(args, stdin);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The one line on standard error of a run that must be refused.
+fn refusal(args: &[&str], stdin: &[u8]) -> String {
+    let output = tallow(args, stdin);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{args:?}: {stderr}");
+    stderr
+}
+
+#[test]
+fn show_draws_the_lesson() {
+    let shown = stdout(&["show", LESSON], b"");
+    assert!(!shown.contains('\x1b'), "colours without a terminal");
+    for line in [
+        "  15  ,                  11  -0.0123   0.0097  -0.0188  …  -0.0058  -0.0339  -0.0146",
+        "   1  ┌ 沈 1/2  E6 B2     31106   0.0171   0.0013  -0.0015  …  -0.0021  -0.0079  -0.0094",
+        "shape      batch 1 x context 16 x d_model 64",
+        "table      100256 rows x 64 columns, f32 on cpu, N(0, 0.02), seed 1337, 24.5 MiB",
+    ] {
+        let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(shown.lines().any(|l| squeezed(l) == squeezed(line)), "{line}\nnot in\n{shown}");
+    }
+    assert!(shown.lines().any(|line| line.starts_with("exact ")));
+}
+
+#[test]
+fn show_json_is_one_object_with_everything() {
+    let report: Value = serde_json::from_str(&stdout(&["show", "--json", LESSON], b"")).unwrap();
+    assert_eq!(report["text"], LESSON);
+    assert_eq!(report["ids"], golden_json("cl100k.json")["lesson"]["ids"]);
+    assert_eq!(report["shape"], serde_json::json!([1, 16, 64]));
+    assert_eq!(
+        (report["rows"].as_u64(), report["d_model"].as_u64(), report["seed"].as_u64()),
+        (Some(100_256), Some(64), Some(1337))
+    );
+    assert_eq!(report["exact"], true);
+    assert_eq!(report["pieces"][1]["bytes"], "E6 B2");
+    assert_eq!(report["pieces"][1]["text"], Value::Null);
+    assert_eq!(report["pieces"][2]["characters"], "沈");
+    let row = tallow::Init::GPT2.rows(1337, 31809, 1, 64);
+    let values: Vec<f32> = serde_json::from_value(report["values"][0].clone()).unwrap();
+    assert_eq!(values, row);
+}
+
+#[test]
+fn show_takes_other_tables_and_tokenizers() {
+    let shown = |args: &[&str]| -> Value { serde_json::from_str(&stdout(args, b"")).unwrap() };
+    let byte_level = golden("byte_level.json");
+    let report = shown(&[
+        "show",
+        "--json",
+        "--tokenizer",
+        byte_level.to_str().unwrap(),
+        "fox 沈",
+        "--dtype",
+        "bf16",
+        "--init",
+        "keras",
+    ]);
+    assert_eq!(
+        (report["rows"].as_u64(), report["dtype"].as_str(), report["exact"].as_bool()),
+        (Some(383), Some("bf16"), Some(true))
+    );
+    let report = shown(&["show", "--json", "--specials", "allow", "a<|endoftext|>"]);
+    assert_eq!((report["rows"].as_u64(), &report["ids"]), (Some(100_277), &serde_json::json!([64, 100_257])));
+    let report = shown(&["show", "--json", ""]);
+    assert_eq!((&report["shape"], &report["mean"]), (&serde_json::json!([1, 0, 64]), &Value::Null));
+    let automatic = tallow(&["show", "x", "--device", "auto"], b"");
+    assert!(automatic.status.success());
+    if !cfg!(any(feature = "cuda", feature = "metal")) {
+        assert_eq!(String::from_utf8(automatic.stderr).unwrap().lines().count(), 1);
+    }
+}
+
+#[test]
+fn show_writes_the_matrix() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    stdout(&["show", LESSON, "--out", path.to_str().unwrap()], b"");
+    let tensors = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();
+    assert_eq!((tensors["matrix"].dims(), tensors["ids"].dims()), (&[1, 16, 64][..], &[1, 16][..]));
+    assert_eq!(tensors["ids"].flatten_all().unwrap().to_vec1::<u32>().unwrap()[..2], [31809, 31106]);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "something was left beside it");
+}
+
+#[test]
+fn long_and_strange_texts_are_shown_safely() {
+    let long = stdout(&["show", "-"], "\x1b[2J word\n".repeat(500).as_bytes());
+    assert!(!long.contains('\x1b') && long.lines().count() < 90);
+    let all = stdout(&["show", "-", "--all"], "word ".repeat(500).as_bytes());
+    assert!(all.lines().count() > 500);
+    assert!(stdout(&["show", "-", "--lossy"], b"a\xffb").contains('\u{FFFD}'));
+}
+
+#[test]
+fn the_table_has_the_lessons_rows() {
+    let table = stdout(&["table", "--rows", "0..3,999..1002,100254..100256"], b"");
+    for row in ["0  !", "999  quire", "1000  indow", "100255  ␣Conveyor"] {
+        assert!(table.lines().any(|line| line.trim_start().starts_with(row)), "{row}\n{table}");
+    }
+    let json: Value =
+        serde_json::from_str(&stdout(&["table", "--json", "--rows", "31106", "--d-model", "3"], b"")).unwrap();
+    assert_eq!((&json["rows"][0]["row"], &json["rows"][0]["token"]), (&31106.into(), &"E6 B2".into()));
+    assert_eq!(json["rows"][0]["values"].as_array().unwrap().len(), 3);
+    for bad in ["5..5", "9..3", "x", "1..x", "", "100256", "0..100257"] {
+        refusal(&["table", "--rows", bad], b"");
+    }
+}
+
+#[test]
+fn encode_and_decode_are_inverse_in_every_format() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let mut text: Vec<u8> = "naïve 小沈阳\r\n\t😀 <|endoftext|> ".repeat(60_000).into_bytes();
+    text.truncate(text.len() - 1);
+    std::fs::write(path("input"), &text).unwrap();
+    let expected = tallow::Tokenizer::cl100k().encode(std::str::from_utf8(&text).unwrap()).unwrap();
+    for format in ["text", "json", "u32"] {
+        stdout(&["encode", &path("input"), "--format", format, "-o", &path(format)], b"");
+        stdout(&["decode", &path(format), "--format", format, "-o", &path("back")], b"");
+        assert!(std::fs::read(path("back")).unwrap() == text, "{format}");
+    }
+    let raw = std::fs::read(path("u32")).unwrap();
+    assert!(raw == expected.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>());
+    let json: Vec<u32> = serde_json::from_slice(&std::fs::read(path("json")).unwrap()).unwrap();
+    assert!(json == expected);
+    assert_eq!(stdout(&["encode", "--count"], &text).trim(), expected.len().to_string());
+    assert_eq!(stdout(&["encode", "-"], b"Hello world"), "9906 1917\n");
+    assert_eq!(stdout(&["encode", "-", "--format", "json"], b""), "[]\n");
+    assert_eq!(stdout(&["decode"], b"[9906, 1917]"), "Hello world");
+    let unigram = golden("unigram.json");
+    let unigram = unigram.to_str().unwrap();
+    let ids = stdout(&["encode", "--tokenizer", unigram], "the fox 数字".as_bytes());
+    assert_eq!(stdout(&["decode", "--tokenizer", unigram], ids.as_bytes()), "the fox 数字");
+}
+
+#[test]
+fn bad_input_is_one_clear_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let out = out.to_str().unwrap();
+    let broken = folder.path().join("tokenizer.json");
+    std::fs::write(&broken, "{\"version\":").unwrap();
+    let broken = broken.to_str().unwrap();
+    for (args, stdin, reason) in [
+        (&["show", "-"][..], &b"ab\xff"[..], "invalid UTF-8 at byte 2"),
+        (&["encode", "-o", out], b"ab\xff", "-: invalid UTF-8 at byte 2"),
+        (&["encode", "/none"], b"", "/none"),
+        (&["encode", "/"], b"", "folder"),
+        (&["encode", "-o", "/none/x"], b"", "/none/x"),
+        (&["encode", "--tokenizer", broken], b"", broken),
+        (&["encode", "--specials", "forbid"], b"a<|endoftext|>", "\"<|endoftext|>\" at byte 1"),
+        (&["decode", "-o", out], b"1 2 x3", "\"x3\" at position 2 is not an id"),
+        (&["decode", "-o", out], b"1 100256", "id 100256 at position 1"),
+        (&["decode", "--format", "u32", "-o", out], b"12345", "inside an id"),
+        (&["show", "x", "--d-model", "0"], b"", "holds nothing"),
+        (&["show", "x", "--rows", "10"], b"", "id 87 (\"x\" of cl100k_base) at position [0, 0]"),
+        (&["show", "x", "--d-model", "99999999999999"], b"", "memory"),
+        (&["show", "x", "--device", "tpu"], b"", "tpu"),
+        (&["show", "x", "--out", "/none/x"], b"", "/none/x"),
+        (&["show", "<|endoftext|>", "--specials", "allow", "--rows", "100256"], b"", "id 100257 (\"<|endoftext|>\""),
+    ] {
+        let line = refusal(args, stdin);
+        assert!(line.starts_with("error: ") && line.contains(reason), "{args:?}: {line}");
+    }
+    assert!(!Path::new(out).exists(), "half an output");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "something was left");
+    assert_eq!(tallow(&["show"], b"").status.code(), Some(2));
+    assert_eq!(tallow(&["show", "x", "--init", "nonsense"], b"").status.code(), Some(2));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_closed_pipe_ends_quietly() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("text");
+    std::fs::write(&path, "word ".repeat(1_000_000)).unwrap();
+    for args in [
+        vec!["encode", path.to_str().unwrap()],
+        vec!["table", "--rows", "0..20000"],
+        vec!["table", "--json", "--rows", "0..20000"],
+    ] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tallow"))
+            .args(&args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(
+            output.status.success() && output.stderr.is_empty(),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn output_goes_through_links_and_into_devices() {
+    let folder = tempfile::tempdir().unwrap();
+    let (real, link) = (folder.path().join("real"), folder.path().join("link"));
+    std::fs::write(&real, "old").unwrap();
+    std::os::unix::fs::symlink(&real, &link).unwrap();
+    stdout(&["encode", "-o", link.to_str().unwrap()], b"Hello world");
+    assert_eq!(std::fs::read_to_string(&real).unwrap(), "9906 1917\n");
+    assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+    stdout(&["encode", "-o", "/dev/null"], b"Hello world");
+    assert!(!std::fs::metadata("/dev/null").unwrap().is_file());
+}

@@ -1,0 +1,175 @@
+//! Tokenizers from files, against Python's tokenizers and against other implementations of the same encodings.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use tallow::{Error, Specials, Tokenizer};
+
+use crate::{Lcg, PIECES, golden, golden_json, ids_of};
+
+#[test]
+fn every_family_of_tokenizer_json_gives_pythons_ids() {
+    for (name, case) in golden_json("tokenizer_json.json")["cases"].as_object().unwrap() {
+        let tokenizer = Tokenizer::from_file(golden(&format!("{name}.json"))).unwrap();
+        assert_eq!(tokenizer.name(), name);
+        assert_eq!(tokenizer.table_rows() as u64, case["rows"].as_u64().unwrap(), "{name}");
+        let allowing = tokenizer.clone().with_specials(Specials::Allow);
+        for case in case["texts"].as_array().unwrap() {
+            let text = case["text"].as_str().unwrap();
+            let ids = tokenizer.encode(text).unwrap();
+            assert_eq!(ids, ids_of(&case["as_text"]), "{name}: {text:?}");
+            assert_eq!(allowing.encode(text).unwrap(), ids_of(&case["as_tokens"]), "{name}: {text:?}");
+            assert_eq!(tokenizer.decode(&ids).unwrap(), case["decoded"].as_str().unwrap(), "{name}: {text:?}");
+            let (with_offsets, ranges) = tokenizer.encode_with_offsets(text).unwrap();
+            assert_eq!(with_offsets, ids);
+            assert!(
+                ranges.iter().all(|range| range.start <= range.end && range.end <= text.len()),
+                "{name}: {ranges:?}"
+            );
+            for max in 0..4 {
+                let prefix = tokenizer.truncate(text, max).unwrap();
+                assert!(text.starts_with(prefix) && tokenizer.count(prefix).unwrap() <= max, "{name}: {text:?} {max}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_byte_level_file_is_exact_to_the_byte() {
+    let tokenizer = Tokenizer::from_file(golden("byte_level.json")).unwrap();
+    let text = "😀 naïve\0\u{301}";
+    let (ids, ranges) = tokenizer.encode_with_offsets(text).unwrap();
+    assert_eq!(tokenizer.decode_bytes(&ids).unwrap(), text.as_bytes());
+    for (id, range) in ids.iter().zip(ranges) {
+        let bytes = tokenizer.token_bytes(*id).unwrap();
+        assert_eq!(bytes.as_ref(), &text.as_bytes()[range]);
+        assert_eq!(tokenizer.token_to_id(&bytes), Some(*id));
+    }
+    assert_eq!(tokenizer.token_to_id("<|endoftext|>"), Some(0));
+    assert_eq!((tokenizer.vocab_size(), tokenizer.table_rows()), (382, 383));
+    assert!(tokenizer.is_byte_level());
+    assert!(!Tokenizer::from_file(golden("unigram.json")).unwrap().is_byte_level());
+}
+
+#[test]
+fn the_fingerprint_of_a_file_is_that_of_its_meaning() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tokenizer.json");
+    let original = Tokenizer::from_file(golden("byte_level.json")).unwrap().fingerprint();
+    let mut json = golden_json("byte_level.json");
+    let fingerprint = |json: &serde_json::Value| {
+        std::fs::write(&path, serde_json::to_string_pretty(json).unwrap()).unwrap();
+        Tokenizer::from_file(&path).unwrap().fingerprint()
+    };
+    json["truncation"] = serde_json::Value::Null;
+    assert_eq!(fingerprint(&json), original);
+    json["pre_tokenizer"]["add_prefix_space"] = true.into();
+    assert_ne!(fingerprint(&json), original);
+}
+
+/// `base64 rank` lines for the ids that `bytes` knows.
+fn rank_file(path: &Path, ids: u32, bytes: impl Fn(u32) -> Option<Vec<u8>>) {
+    let mut text = String::new();
+    for id in 0..ids {
+        if let Some(bytes) = bytes(id) {
+            writeln!(text, "{} {id}", BASE64_STANDARD.encode(bytes)).unwrap();
+        }
+    }
+    std::fs::write(path, text).unwrap();
+}
+
+fn adversarial() -> Vec<String> {
+    let mut rng = Lcg(23);
+    let mut texts: Vec<String> = (0..400).map(|_| (0..40).map(|_| PIECES[rng.below(26) as usize]).collect()).collect();
+    texts.push((0..20_000).map(|_| rng.scalar()).collect());
+    texts.push("a".repeat(50_000));
+    texts.push("We'LL see: theIR HTTPServer's 12345 files/\r\n\r\n  don't\u{301}".to_string());
+    texts
+}
+
+#[test]
+fn rank_files_of_known_encodings_equal_other_implementations() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.tiktoken");
+
+    let bundled = Tokenizer::cl100k();
+    rank_file(&path, 100_256, |id| bundled.token_bytes(id).map(|bytes| bytes.into_owned()));
+    let from_file = Tokenizer::from_file(&path).unwrap();
+    assert_eq!((from_file.name(), from_file.fingerprint()), ("cl100k_base", bundled.fingerprint()));
+    for text in adversarial() {
+        assert_eq!(from_file.encode(&text).unwrap(), bundled.encode(&text).unwrap());
+    }
+
+    let o200k = bpe_openai::o200k_base();
+    rank_file(&path, o200k.bpe.num_tokens() as u32, |id| Some(o200k.bpe.token_bytes(id).to_vec()));
+    let from_file = Tokenizer::from_file(&path).unwrap();
+    assert_eq!((from_file.name(), from_file.table_rows()), ("o200k_base", 200_019));
+    for text in adversarial() {
+        assert_eq!(from_file.encode(&text).unwrap(), o200k.encode(&text), "{text:?}");
+    }
+
+    for (name, rows, reference) in [
+        ("r50k_base", 50_257, tiktoken_rs::r50k_base().unwrap()),
+        ("p50k_base", 50_281, tiktoken_rs::p50k_base().unwrap()),
+    ] {
+        rank_file(&path, rows, |id| reference.decode_bytes(&[id]).ok().filter(|_| id != 50_256));
+        let from_file = Tokenizer::from_file(&path).unwrap();
+        assert_eq!((from_file.name(), from_file.table_rows()), (name, rows as usize));
+        for text in adversarial() {
+            assert_eq!(from_file.encode(&text).unwrap(), reference.encode_ordinary(&text), "{name}: {text:?}");
+        }
+        let allowing = from_file.with_specials(Specials::Allow);
+        assert_eq!(allowing.encode("a<|endoftext|>").unwrap(), [64, 50_256]);
+    }
+}
+
+#[test]
+fn a_rank_file_of_ones_own_works() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mine.tiktoken");
+    let extra = ["ab", "abc", "é"];
+    rank_file(&path, 259, |id| {
+        Some(if id < 256 { vec![id as u8] } else { extra[id as usize - 256].as_bytes().to_vec() })
+    });
+    let tokenizer = Tokenizer::from_file(&path).unwrap();
+    assert_eq!(tokenizer.encode("abcab é").unwrap(), [257, 256, 32, 258]);
+    assert_eq!((tokenizer.name(), tokenizer.table_rows(), tokenizer.special_ids().len()), ("mine", 259, 0));
+}
+
+#[test]
+fn broken_files_are_refused_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t");
+    let bytes: String = (0..=255u8).map(|b| format!("{} {b}\n", BASE64_STANDARD.encode([b]))).collect();
+    let json = std::fs::read_to_string(golden("byte_level.json")).unwrap();
+    for (content, reason) in [
+        ("".to_string(), "is empty"),
+        ("{".to_string(), "tokenizer.json"),
+        ("{}".to_string(), "tokenizer.json"),
+        (json[..json.len() / 2].to_string(), "tokenizer.json"),
+        ("hello".to_string(), "line 1: no \"token rank\" pair"),
+        ("IQ== x".to_string(), "line 1: \"x\" is not a rank"),
+        ("IQ== 0\n!! 1".to_string(), "line 2: not base64"),
+        ("IQ== 0\nIQ== 1".to_string(), "stands twice"),
+        ("IQ== 0\nIg== 0".to_string(), "rank 0 stands twice"),
+        ("IQ== 4000000000".to_string(), "rank 4000000000 is above"),
+        ("IQ== 0".to_string(), "no token for the single byte 0x00"),
+        (bytes.replace("/w== 255\n", ""), "no token for the single byte 0xFF"),
+        ("\u{0}\u{1}".to_string(), "line 1"),
+    ] {
+        std::fs::write(&path, &content).unwrap();
+        match Tokenizer::from_file(&path).map(|t| t.name().to_string()) {
+            Err(error @ Error::TokenizerFile { .. }) => {
+                let message = error.to_string();
+                assert!(message.contains(reason) && message.contains(path.to_str().unwrap()), "{content:?}: {message}");
+                assert!(!message.contains('\n'), "{message}");
+            }
+            other => panic!("{content:?}: {other:?}"),
+        }
+    }
+    std::fs::write(&path, [0xff, 0xfe]).unwrap();
+    assert!(Tokenizer::from_file(&path).unwrap_err().to_string().contains("not text"));
+    assert!(matches!(Tokenizer::from_file(folder.path().join("none")), Err(Error::Io { .. })));
+}
