@@ -25,7 +25,9 @@ pub(super) fn check(
         Storage::Cpu(CpuStorage::U8(ids)) => {
             find(&ids[start..end], |id| usize::from(id) >= rows && Some(u32::from(id)) != padding_id)
         }
-        Storage::Cpu(CpuStorage::U32(ids)) => find_u32(&ids[start..end], rows, padding_id),
+        Storage::Cpu(CpuStorage::U32(ids)) => {
+            find(&ids[start..end], |id| id as usize >= rows && id != NO_TOKEN && Some(id) != padding_id)
+        }
         Storage::Cpu(CpuStorage::I64(ids)) => find(&ids[start..end], |id| {
             let row = usize::try_from(id).is_ok_and(|id| id < rows);
             !row && id != i64::MAX && id != i64::from(NO_TOKEN) && Some(id) != padding_id.map(i64::from)
@@ -44,17 +46,6 @@ pub(super) fn check(
 fn find<T: Copy + Into<i64>>(ids: &[T], bad: impl Fn(T) -> bool) -> Option<(usize, i64)> {
     let at = ids.iter().position(|id| bad(*id))?;
     Some((at, ids[at].into()))
-}
-
-/// The common case in one pass that the compiler makes wide: adding one carries [`NO_TOKEN`] to 0, below
-/// every limit.
-fn find_u32(ids: &[u32], rows: usize, padding_id: Option<u32>) -> Option<(usize, i64)> {
-    let rows = u32::try_from(rows).unwrap_or(u32::MAX);
-    let largest = ids.iter().fold(0, |largest: u32, id| largest.max(id.wrapping_add(1)));
-    if largest <= rows {
-        return None;
-    }
-    find(ids, |id| id >= rows && id != NO_TOKEN && Some(id) != padding_id)
 }
 
 /// The index, one number a dimension, of element `at`.

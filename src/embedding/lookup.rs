@@ -1,16 +1,22 @@
 //! The look-up as a candle operation: rows out of a table, gradient back into it.
 
 use std::mem::MaybeUninit;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp2, DType, Layout, MetalStorage, Result, Shape, Tensor, WithDType};
-use rayon::prelude::*;
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp2, DType, Device, Layout, MetalStorage, Result, Shape, Storage, Tensor, WithDType,
+};
 
 use crate::NO_TOKEN;
 
 /// Outputs below this are copied by one thread: waking others costs more (measured, see benches/LOG.md).
-const PARALLEL_BYTES: usize = 256 << 10;
+const PARALLEL_BYTES: usize = 2 << 20;
+/// What one thread takes at a time.
+const TASK_BYTES: usize = 256 << 10;
+/// How many rows ahead memory is asked for.
+const PREFETCH_ROWS: usize = 8;
 /// Outputs above this ask for huge pages: first touches of 4 KiB pages would cost more than the copy.
 #[cfg(target_os = "linux")]
 const HUGE_PAGE_BYTES: usize = 4 << 20;
@@ -104,9 +110,32 @@ impl CustomOp2 for Lookup {
             None => rows,
             Some(scale) => rows.affine(scale, 0.0)?,
         };
-        let sums = Tensor::zeros(table.shape(), sum_dtype, table.device())?.index_add(&ids.flatten_all()?, &rows, 0)?;
+        let sums = match (table.device(), sum_dtype) {
+            (Device::Cpu, DType::F32) => sum_rows::<f32>(table.shape(), ids, &rows)?,
+            (Device::Cpu, DType::F64) => sum_rows::<f64>(table.shape(), ids, &rows)?,
+            (device, dtype) => Tensor::zeros(table.shape(), dtype, device)?.index_add(&ids.flatten_all()?, &rows, 0)?,
+        };
         Ok((Some(sums.to_dtype(table.dtype())?), None))
     }
+}
+
+/// A table of zeros with each of `rows` (N, C) added to the row that its id names, in the order of positions:
+/// candle's `index_add` without the copy of the table that it makes.
+fn sum_rows<T: WithDType>(table: &Shape, ids: &Tensor, rows: &Tensor) -> Result<Tensor> {
+    let (vocab_size, d_model) = table.dims2()?;
+    let (ids, rows) = (ids.flatten_all()?, rows.contiguous()?);
+    let ((ids, ids_layout), (rows, rows_layout)) = (ids.storage_and_layout(), rows.storage_and_layout());
+    let (Storage::Cpu(CpuStorage::U32(ids)), Storage::Cpu(rows)) = (&*ids, &*rows) else {
+        candle_core::bail!("token-embedding wants u32 ids and gradients on the CPU")
+    };
+    let ids = &ids[ids_layout.start_offset()..][..ids_layout.shape().elem_count()];
+    let rows = &T::cpu_storage_as_slice(rows)?[rows_layout.start_offset()..];
+    let mut sums = vec![T::zero(); vocab_size * d_model];
+    for (id, row) in ids.iter().zip(rows.chunks_exact(d_model.max(1))).filter(|(id, _)| **id != NO_TOKEN) {
+        let sum = &mut sums[*id as usize * d_model..][..d_model];
+        sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += *value);
+    }
+    Tensor::from_vec(sums, table, &Device::Cpu)
 }
 
 /// The rows of `ids` out of `table`, one after the other, without filling the output first.
@@ -118,21 +147,22 @@ fn gather<T: WithDType>(table: &[T], ids: &[u32], d_model: usize, scale: Option<
     }
     let rows = table.len() / d_model;
     let scale = scale.map(T::from_f64);
-    // An id that nobody checked must not read foreign memory: it is noted, and reported after the loop.
+    // An id without a row is noted, and reported after the loop: the guard at no cost.
     let bad = AtomicUsize::new(usize::MAX);
-    let space = &mut out.spare_capacity_mut()[..len];
     let copy = |ids: &[u32], space: &mut [MaybeUninit<T>]| {
-        for (id, out) in ids.iter().zip(space.chunks_exact_mut(d_model)) {
+        for (i, (id, out)) in ids.iter().zip(space.chunks_exact_mut(d_model)).enumerate() {
+            if let Some(row) =
+                ids.get(i + PREFETCH_ROWS).and_then(|id| table.get((*id as usize).checked_mul(d_model)?..))
+            {
+                prefetch(row);
+            }
             let row = *id as usize;
             if row < rows {
                 let row = &table[row * d_model..(row + 1) * d_model];
                 match scale {
-                    None => out.write_copy_of_slice(row),
-                    Some(scale) => {
-                        out.iter_mut().zip(row).for_each(|(out, value)| _ = out.write(*value * scale));
-                        continue;
-                    }
-                };
+                    None => _ = out.write_copy_of_slice(row),
+                    Some(scale) => out.iter_mut().zip(row).for_each(|(out, value)| _ = out.write(*value * scale)),
+                }
             } else {
                 out.fill(MaybeUninit::new(T::zero()));
                 if *id != NO_TOKEN {
@@ -141,23 +171,46 @@ fn gather<T: WithDType>(table: &[T], ids: &[u32], d_model: usize, scale: Option<
             }
         }
     };
-    let bytes = len * size_of::<T>();
-    if bytes < PARALLEL_BYTES {
+    let space = &mut out.spare_capacity_mut()[..len];
+    if size_of_val(space) < PARALLEL_BYTES {
         copy(ids, space);
     } else {
         advise_huge_pages(space);
-        let rows_a_task = ids.len().div_ceil(rayon::current_num_threads() * 4).max(1);
-        let tasks = ids.par_chunks(rows_a_task).zip(space.par_chunks_mut(rows_a_task * d_model));
-        tasks.for_each(|(ids, space)| copy(ids, space));
+        // This thread works too, so that a helper which wakes up late costs little.
+        let rows_a_task = (TASK_BYTES / size_of::<T>() / d_model).max(1);
+        let tasks = Mutex::new(ids.chunks(rows_a_task).zip(space.chunks_mut(rows_a_task * d_model)));
+        let next = || tasks.lock().ok().and_then(|mut tasks| tasks.next());
+        let work = || {
+            while let Some((ids, space)) = next() {
+                copy(ids, space)
+            }
+        };
+        rayon::in_place_scope(|scope| {
+            (1..rayon::current_num_threads()).for_each(|_| scope.spawn(|_| work()));
+            work();
+        });
     }
-    // SAFETY: every one of the first `len` elements was written: chunks of `d_model` cover `len` exactly, and
-    // `copy` writes each chunk in each of its branches.
+    // SAFETY: every one of the first `len` elements was written: the tasks cover `ids` and `space` exactly, and
+    // `copy` writes each chunk of `d_model` elements in each of its branches.
     unsafe { out.set_len(len) };
     match bad.into_inner() {
         usize::MAX => Ok(out),
         index => Err(candle_core::Error::InvalidIndex { op: "token-embedding", index, size: rows }),
     }
 }
+
+/// Asks for the first 256 bytes of a row that will be copied soon. A hint: it reads nothing.
+#[cfg(target_arch = "x86_64")]
+fn prefetch<T>(row: &[T]) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    for line in 0..4 {
+        // SAFETY: a prefetch does not access memory, whatever the address; wrapping_add makes any address.
+        unsafe { _mm_prefetch(row.as_ptr().cast::<i8>().wrapping_add(64 * line), _MM_HINT_T0) };
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn prefetch<T>(_row: &[T]) {}
 
 /// Asks Linux to back a large, untouched output with huge pages. A hint: failure changes nothing.
 #[cfg(target_os = "linux")]
