@@ -50,3 +50,8 @@ pub use batch::{PaddedBatch, Padding, Side};
 pub use embedding::{Init, NO_TOKEN, Scale, TokenEmbedding, TokenEmbeddingConfig};
 pub use error::{Error, Result};
 pub use tokenizer::{EncodeReader, Specials, Tokenizer};
+
+/// The README's program is compiled and run as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

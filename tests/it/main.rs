@@ -5,6 +5,8 @@ mod batch;
 mod cli;
 mod embedding;
 mod init;
+#[cfg(all(feature = "cli", unix))]
+mod readme;
 mod stream;
 mod tokenizer;
 mod tokenizer_file;
