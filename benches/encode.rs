@@ -76,12 +76,14 @@ fn one_letter() {
     );
 }
 
+type Encode<'a> = Box<dyn Fn() -> Vec<Vec<u32>> + 'a>;
+
 /// Encodes the file a few times and prints what it took.
 fn child(engine: &str, file: &str) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(file)?;
     let docs = documents(&text);
     let docs = &docs;
-    let (passes, encode): (usize, Box<dyn Fn() -> Vec<Vec<u32>>>) = match engine {
+    let (passes, encode): (usize, Encode) = match engine {
         "tallow" => {
             let tokenizer = tallow::Tokenizer::cl100k();
             (5, Box::new(move || tokenizer.encode_batch(docs).expect("text has ids")))
