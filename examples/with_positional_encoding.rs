@@ -20,7 +20,7 @@ use tallow::{PaddedBatch, Padding, Scale, TokenEmbedding, TokenEmbeddingConfig, 
 fn sinusoidal(context: usize, d_model: usize, device: &Device) -> candle_core::Result<Tensor> {
     let value = |t: usize, c: usize| {
         let angle = t as f64 / 10000f64.powf((c / 2 * 2) as f64 / d_model as f64);
-        (if c % 2 == 0 { angle.sin() } else { angle.cos() }) as f32
+        (if c.is_multiple_of(2) { angle.sin() } else { angle.cos() }) as f32
     };
     let values: Vec<f32> = (0..context * d_model).map(|i| value(i / d_model, i % d_model)).collect();
     Tensor::from_vec(values, (context, d_model), device)
