@@ -25,6 +25,8 @@
 //! - Ids of a text, or its text again: [`Tokenizer`]. Larger than memory: [`Tokenizer::encode_reader`].
 //! - Texts of different lengths as one tensor: [`PaddedBatch`].
 //! - A `candle_nn::Embedding` with a guard, a seed and a faster forward: [`TokenEmbedding`].
+//! - Training its rows at the cost of the batch, bit for bit as candle's AdamW would: [`Gradient::RowSparse`] and
+//!   [`optim::AdamW`].
 //! - Only the first values, for a table of your own: [`Init::rows`].
 //! - A device by name, with a fallback: [`device::open`].
 //!
@@ -42,13 +44,17 @@ mod batch;
 pub mod device;
 mod embedding;
 mod error;
+pub mod optim;
+mod parallel;
+mod rows;
 mod tokenizer;
 #[cfg(feature = "cli")]
 pub mod view;
 
 pub use batch::{PaddedBatch, Padding, Side};
-pub use embedding::{Init, NO_TOKEN, Scale, TokenEmbedding, TokenEmbeddingConfig};
+pub use embedding::{Gradient, Init, NO_TOKEN, Scale, TokenEmbedding, TokenEmbeddingConfig};
 pub use error::{Error, Result};
+pub use rows::RowGradients;
 pub use tokenizer::{EncodeReader, Specials, Tokenizer};
 
 /// The README's program is compiled and run as a test.

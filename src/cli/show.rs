@@ -221,7 +221,7 @@ fn piece_report(piece: &Piece) -> PieceReport<'_> {
 /// Whether each of `values` is, bit for bit, the row of the table that its id names.
 fn is_rows(table: &TokenEmbedding, ids: &[u32], values: &[Vec<f32>]) -> Result<bool> {
     for (id, values) in ids.iter().zip(values) {
-        let row = table.weight().get(*id as usize)?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+        let row = table.weight()?.get(*id as usize)?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
         if !row.iter().zip(values).all(|(a, b)| a.to_bits() == b.to_bits()) {
             return Ok(false);
         }

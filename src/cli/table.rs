@@ -54,7 +54,7 @@ impl Table {
         let ranges = self.ranges(table.vocab_size())?;
         let mut rows = Vec::new();
         for range in &ranges {
-            let values = table.weight().narrow(0, range.start, range.len())?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+            let values = table.weight()?.narrow(0, range.start, range.len())?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
             let row = |(row, values)| Row { row, token: token(&tokenizer, row), values };
             rows.extend(range.clone().zip(values).map(row));
         }

@@ -1,7 +1,7 @@
 //! The look-up as a candle operation: rows out of a table, gradient back into it.
 
 use std::mem::MaybeUninit;
-use std::sync::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::backend::BackendStorage;
@@ -9,7 +9,8 @@ use candle_core::{
     CpuStorage, CudaStorage, CustomOp2, DType, Device, Layout, MetalStorage, Result, Shape, Storage, Tensor, WithDType,
 };
 
-use crate::NO_TOKEN;
+use crate::rows::RowTable;
+use crate::{NO_TOKEN, parallel};
 
 /// Outputs below this are copied by one thread: waking others costs more (measured, see benches/LOG.md).
 const PARALLEL_BYTES: usize = 2 << 20;
@@ -25,6 +26,8 @@ const HUGE_PAGE_BYTES: usize = 4 << 20;
 /// no gradient, on every device.
 pub(super) struct Lookup {
     pub(super) scale: Option<f64>,
+    /// Where the gradient goes row by row; without it, it is a dense table.
+    pub(super) rows: Option<Arc<RowTable>>,
 }
 
 impl Lookup {
@@ -92,7 +95,9 @@ impl CustomOp2 for Lookup {
         self.device_fwd(table, tl, ids, il)
     }
 
-    /// The dense gradient (V, C): row i is the sum of the output gradients of every position that holds id i.
+    /// Row-sparse: ids and output gradient are put aside, and candle gets no gradient at all.
+    ///
+    /// Dense (V, C): row i is the sum of the output gradients of every position that holds id i.
     fn bwd(
         &self,
         table: &Tensor,
@@ -100,6 +105,14 @@ impl CustomOp2 for Lookup {
         _out: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        if let Some(table) = &self.rows {
+            let grad = match self.scale {
+                None => grad.clone(),
+                Some(scale) => grad.affine(scale, 0.0)?,
+            };
+            table.push(ids, &grad)?;
+            return Ok((None, None));
+        }
         // bf16 and f16 cannot count: 256 + 1 is 256 in bf16. Sum in f32 and round once.
         let sum_dtype = match table.dtype() {
             DType::BF16 | DType::F16 => DType::F32,
@@ -176,19 +189,9 @@ fn gather<T: WithDType>(table: &[T], ids: &[u32], d_model: usize, scale: Option<
         copy(ids, space);
     } else {
         advise_huge_pages(space);
-        // This thread works too, so that a helper which wakes up late costs little.
         let rows_a_task = (TASK_BYTES / size_of::<T>() / d_model).max(1);
-        let tasks = Mutex::new(ids.chunks(rows_a_task).zip(space.chunks_mut(rows_a_task * d_model)));
-        let next = || tasks.lock().ok().and_then(|mut tasks| tasks.next());
-        let work = || {
-            while let Some((ids, space)) = next() {
-                copy(ids, space)
-            }
-        };
-        rayon::in_place_scope(|scope| {
-            (1..rayon::current_num_threads()).for_each(|_| scope.spawn(|_| work()));
-            work();
-        });
+        let tasks = ids.chunks(rows_a_task).zip(space.chunks_mut(rows_a_task * d_model));
+        parallel::for_each(tasks, |(ids, space)| copy(ids, space));
     }
     // SAFETY: every one of the first `len` elements was written: the tasks cover `ids` and `space` exactly, and
     // `copy` writes each chunk of `d_model` elements in each of its branches.

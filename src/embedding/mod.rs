@@ -11,6 +11,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Module, Tensor, Var};
 use candle_nn::VarBuilder;
 
+use crate::rows::{RowGradients, RowTable, Rows};
 use crate::{Error, Result};
 pub use init::Init;
 use lookup::Lookup;
@@ -19,6 +20,20 @@ use lookup::Lookup;
 ///
 /// It is candle's own mark (the largest value of the ids' type), which `index_select` and `index_add` honour.
 pub const NO_TOKEN: u32 = u32::MAX;
+
+/// What backward gives for the table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gradient {
+    /// A dense gradient (V, C) in candle's `GradStore`: for any optimizer, at the cost of the whole table.
+    #[default]
+    Dense,
+    /// Only the rows that were looked up, for an optimizer of [`optim`](crate::optim): nothing of the table's size is
+    /// allocated. candle's `GradStore` holds nothing for the table then, unless the table is used densely, too
+    /// ([`attend`](TokenEmbedding::attend)). Rows may be behind between steps; every method of the layer brings what it reads
+    /// up to date. Backward without such an optimizer is an error. For f32, bf16 and f16 tables that are variables; others
+    /// get no gradient at all.
+    RowSparse,
+}
 
 /// A constant that every look-up is multiplied with.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -54,6 +69,8 @@ pub struct TokenEmbeddingConfig {
     pub padding_id: Option<u32>,
     /// What look-ups are multiplied with.
     pub scale: Scale,
+    /// What backward gives.
+    pub gradient: Gradient,
 }
 
 impl Default for TokenEmbeddingConfig {
@@ -65,6 +82,7 @@ impl Default for TokenEmbeddingConfig {
             seed: 1337,
             padding_id: None,
             scale: Scale::None,
+            gradient: Gradient::Dense,
         }
     }
 }
@@ -85,7 +103,7 @@ impl Default for TokenEmbeddingConfig {
 /// # Cost
 /// Forward moves 2·N·C elements for N ids, and allocates N·C; on the CPU it runs on rayon's threads from
 /// 2 MiB of output. The guard is part of the copy there and costs nothing (i64 ids are read once more). Backward
-/// gives the dense gradient: V·C elements, several passes, whatever N is.
+/// gives the dense gradient: V·C elements, several passes, whatever N is; [`Gradient::RowSparse`] moves N·C.
 ///
 /// # Example
 /// ```
@@ -111,6 +129,8 @@ pub struct TokenEmbedding {
     padding_id: Option<u32>,
     scale: Option<f64>,
     names: Option<Names>,
+    /// Shared with the optimizer, for a row-sparse gradient.
+    rows: Option<Arc<RowTable>>,
 }
 
 type Names = Arc<dyn Fn(u32) -> Option<String> + Send + Sync>;
@@ -175,6 +195,12 @@ impl TokenEmbedding {
             Scale::SqrtDModel => Some((cfg.d_model as f64).sqrt()),
             Scale::Constant(factor) => Some(factor),
         };
+        if cfg.gradient == Gradient::RowSparse && layer.weight.is_variable() {
+            if layer.dtype() == DType::F64 {
+                return Err(Error::Config("a row-sparse table is f32, bf16 or f16, not f64".to_string()));
+            }
+            layer.rows = Some(RowTable::of(&layer.weight));
+        }
         Ok(layer)
     }
 
@@ -193,7 +219,7 @@ impl TokenEmbedding {
     }
 
     fn plain(weight: Tensor) -> Self {
-        TokenEmbedding { weight, padding_id: None, scale: None, names: None }
+        TokenEmbedding { weight, padding_id: None, scale: None, names: None, rows: None }
     }
 
     /// Lets error messages name tokens: `wte.with_token_names(tokenizer.names())`.
@@ -232,17 +258,93 @@ impl TokenEmbedding {
             return Err(Error::IdDType { dtype: ids.dtype() });
         }
         let ids = guard::normalise(ids, self.padding_id, self.weight.device())?;
-        Ok(self.weight.apply_op2(&ids, Lookup { scale: self.scale })?)
+        if let Some(table) = &self.rows {
+            table.catch_up(Rows::These(&ids.flatten_all()?.to_vec1()?))?;
+        }
+        Ok(self.weight.apply_op2(&ids, Lookup { scale: self.scale, rows: self.rows.clone() })?)
     }
 
-    /// The table (V, C). For a table out of a VarMap this is the variable itself.
-    pub fn weight(&self) -> &Tensor {
-        &self.weight
+    /// The table (V, C), with every row up to date. For a table out of a VarMap this is the variable itself.
+    ///
+    /// # Errors
+    /// Those of bringing rows up to date; none for a dense gradient.
+    ///
+    /// # Cost
+    /// As [`flush`](Self::flush): nothing for a dense gradient.
+    pub fn weight(&self) -> Result<&Tensor> {
+        self.flush()?;
+        Ok(&self.weight)
     }
 
-    /// The table as a variable, if it is one.
-    pub fn var(&self) -> Option<Var> {
-        self.weight.is_variable().then(|| Var::from_tensor(&self.weight).ok()).flatten()
+    /// The table as a variable, if it is one, with every row up to date.
+    ///
+    /// # Errors
+    /// As [`weight`](Self::weight).
+    pub fn var(&self) -> Result<Option<Var>> {
+        self.flush()?;
+        Ok(self.weight.is_variable().then(|| Var::from_tensor(&self.weight)).transpose()?)
+    }
+
+    /// Brings every row up to date, as [`AdamW::flush`](crate::optim::AdamW::flush) does for all tables. Call it before
+    /// something else than this layer reads the variable (`VarMap::save`, say).
+    ///
+    /// # Errors
+    /// Those of candle's operations.
+    ///
+    /// # Cost
+    /// Nothing for a dense gradient or when no step was taken since; else up to one pass over table and moments, and what
+    /// rows owe.
+    pub fn flush(&self) -> Result<()> {
+        self.rows.as_ref().map_or(Ok(()), |table| table.catch_up(Rows::All))
+    }
+
+    /// The tied output head: logits (…, V) = hidden (…, C) · weightᵀ.
+    ///
+    /// The gradient of the table through it is dense, whatever [`Gradient`] says: every row takes part in every logit. With a
+    /// row-sparse table the rows that were looked up are added into that dense gradient, and the optimizer takes one dense
+    /// step, bit for bit candle's: tying costs what the vocabulary costs. `scale` and `padding_id` do not apply.
+    ///
+    /// # Errors
+    /// [`Error::Candle`] if `hidden` does not end in C columns, or has another dtype or device than the table.
+    pub fn attend(&self, hidden: &Tensor) -> Result<Tensor> {
+        let mut dims = hidden.dims().to_vec();
+        let columns = dims.pop().unwrap_or(0);
+        let logits = hidden.reshape(((), columns))?.matmul(&self.weight()?.t()?)?;
+        dims.push(self.vocab_size());
+        Ok(logits.reshape(dims)?)
+    }
+
+    /// Takes the row gradients that wait for the optimizer, summed by row: to log them, to change them, to exchange them
+    /// between machines. What is not given back by [`add_row_gradients`](Self::add_row_gradients) is lost to the step.
+    /// `None` if no look-up went backward since the last step.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a dense gradient.
+    pub fn take_row_gradients(&self) -> Result<Option<RowGradients>> {
+        self.row_sparse()?.take()
+    }
+
+    /// Adds row gradients to those that wait for the optimizer.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a dense gradient, for values of another shape than (rows, C), or a row outside the table.
+    pub fn add_row_gradients(&self, gradients: RowGradients) -> Result<()> {
+        self.row_sparse()?.push_rows(gradients)
+    }
+
+    /// Freezes these rows: no optimizer of [`optim`](crate::optim) changes them, by gradient or by decay. Replaces the
+    /// rows frozen before; an empty list frees all.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a dense gradient (candle's optimizers know no rows), or a row outside the table.
+    pub fn freeze_rows(&self, rows: &[u32]) -> Result<()> {
+        self.row_sparse()?.freeze(rows)
+    }
+
+    fn row_sparse(&self) -> Result<&RowTable> {
+        self.rows.as_deref().ok_or_else(|| {
+            Error::Config("this layer's gradient is dense: make it with Gradient::RowSparse".to_string())
+        })
     }
 
     /// Rows of the table, V.

@@ -5,6 +5,7 @@ mod batch;
 mod cli;
 mod embedding;
 mod init;
+mod optim;
 #[cfg(all(feature = "cli", unix))]
 mod readme;
 mod stream;

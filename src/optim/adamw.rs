@@ -1,0 +1,335 @@
+//! AdamW with candle's interface, candle's bits, and row-sparse tables.
+
+use std::collections::HashMap;
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::{Optimizer, ParamsAdamW, VarMap};
+
+use super::history::Step;
+use super::table::Attached;
+use super::{Replay, add_rows_into, host, on_device};
+use crate::rows::{RowGradients, RowTable, Rows};
+use crate::{Error, Result};
+
+/// Decoupled Adam (Loshchilov and Hutter, 2019), a drop-in for `candle_nn::AdamW`.
+///
+/// Weights of f32 and f64 take candle's bits (moments below the normal range aside, see [`Replay::Exact`]); bf16 and f16
+/// weights are computed in f32 with f32 moments, where candle rounds every intermediate result. Tables whose layer has
+/// [`Gradient::RowSparse`](crate::Gradient::RowSparse) are found by their variable and updated by [`Replay`]'s rule.
+///
+/// While it lives, rows of such a table may be behind: every path through the layer brings them up to date first. Before
+/// reading the raw VarMap (`VarMap::save`, say) call [`flush`](Self::flush); dropping the optimizer flushes, too.
+///
+/// # Cost
+/// Dense: one pass that reads weight, gradient and both moments and writes all but the gradient, on all threads,
+/// without temporaries. Row-sparse: proportional to the look-ups of the step.
+///
+/// # Example
+/// ```
+/// use candle_core::{DType, Device, Module, Tensor};
+/// use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
+/// use tallow::{Gradient, TokenEmbedding, TokenEmbeddingConfig, optim::AdamW};
+///
+/// let varmap = VarMap::new();
+/// let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+/// let cfg = TokenEmbeddingConfig { gradient: Gradient::RowSparse, ..Default::default() };
+/// let wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
+/// let mut opt = AdamW::new(varmap.all_vars(), ParamsAdamW::default())?; // was candle_nn::AdamW::new(…)
+/// let x = wte.forward(&Tensor::new(&[[7u32, 99999]], &Device::Cpu)?)?;
+/// opt.backward_step(&x.sqr()?.sum_all()?)?; // moves two rows, touches no other
+/// # Ok::<(), tallow::Error>(())
+/// ```
+pub struct AdamW {
+    groups: Vec<ParamGroup>,
+    step: usize,
+}
+
+/// Variables that share learning rate, betas, ε and decay.
+///
+/// A table often wants its own: embeddings are commonly left out of weight decay (rows without a gradient would shrink
+/// all the same), and some recipes give them a larger learning rate.
+pub struct ParamGroup {
+    /// Used by the next step; change it between steps for schedules.
+    pub params: ParamsAdamW,
+    members: Vec<Member>,
+}
+
+struct Member {
+    name: String,
+    var: Var,
+    state: State,
+}
+
+enum State {
+    Host { m: Vec<f32>, v: Vec<f32> },
+    HostF64 { m: Vec<f64>, v: Vec<f64> },
+    Device { m: Tensor, v: Tensor },
+    Table(Attached),
+}
+
+impl Optimizer for AdamW {
+    type Config = ParamsAdamW;
+
+    /// One group of all variables, named "0", "1", … in the order given.
+    fn new(vars: Vec<Var>, params: ParamsAdamW) -> candle_core::Result<Self> {
+        let named = vars.into_iter().enumerate().map(|(i, var)| (i.to_string(), var)).collect();
+        Ok(Self::with_groups(vec![(named, params)])?)
+    }
+
+    /// # Errors
+    /// Those of candle's operations, and a gradient of another dtype than its weight.
+    fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
+        self.step += 1;
+        for group in &mut self.groups {
+            for member in &mut group.members {
+                member.step(grads, &group.params, self.step)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The first group's.
+    fn learning_rate(&self) -> f64 {
+        self.groups.first().map_or(0.0, |group| group.params.lr)
+    }
+
+    /// Sets that of every group; for different ones use [`groups_mut`](AdamW::groups_mut).
+    fn set_learning_rate(&mut self, lr: f64) {
+        self.groups.iter_mut().for_each(|group| group.params.lr = lr);
+    }
+}
+
+impl AdamW {
+    /// All variables of a VarMap under their names, in one group.
+    ///
+    /// # Errors
+    /// As [`with_groups`](Self::with_groups).
+    pub fn from_varmap(varmap: &VarMap, params: ParamsAdamW) -> Result<Self> {
+        let data = varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut named: Vec<(String, Var)> = data.iter().map(|(name, var)| (name.clone(), var.clone())).collect();
+        drop(data);
+        named.sort_by(|a, b| a.0.cmp(&b.0));
+        Self::with_groups(vec![(named, params)])
+    }
+
+    /// Groups of named variables, each with its own parameters. Variables that are not floats are left out.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if a row-sparse table has an optimizer already.
+    pub fn with_groups(groups: Vec<(Vec<(String, Var)>, ParamsAdamW)>) -> Result<Self> {
+        let mut made = Vec::new();
+        for (vars, params) in groups {
+            let vars = vars.into_iter().filter(|(_, var)| var.dtype().is_float());
+            let members = vars.map(|(name, var)| Member::new(name, var)).collect::<Result<_>>()?;
+            made.push(ParamGroup { params, members });
+        }
+        Ok(AdamW { groups: made, step: 0 })
+    }
+
+    /// Sets the rule for owed steps of all row-sparse tables.
+    ///
+    /// # Errors
+    /// Those of bringing rows up to date under the old rule.
+    pub fn with_replay(self, replay: Replay) -> Result<Self> {
+        for attached in self.tables() {
+            attached.state.set_replay(&attached.table, replay)?;
+        }
+        Ok(self)
+    }
+
+    /// The groups, to change their parameters between steps.
+    pub fn groups_mut(&mut self) -> &mut [ParamGroup] {
+        &mut self.groups
+    }
+
+    /// The first group's parameters, as `candle_nn::AdamW` has them.
+    ///
+    /// # Panics
+    /// If there is no group.
+    pub fn params(&self) -> &ParamsAdamW {
+        &self.groups[0].params
+    }
+
+    /// Sets the parameters of every group.
+    pub fn set_params(&mut self, params: ParamsAdamW) {
+        self.groups.iter_mut().for_each(|group| group.params = params.clone());
+    }
+
+    /// Brings every row of every row-sparse table up to date. Afterwards the raw variables are those of the dense
+    /// optimizer, and can be saved.
+    ///
+    /// # Cost
+    /// Up to one pass over table and moments, and what rows owe.
+    ///
+    /// # Errors
+    /// Those of candle's operations.
+    pub fn flush(&self) -> Result<()> {
+        self.tables().try_for_each(|attached| attached.table.catch_up(Rows::All))
+    }
+
+    /// Scales all gradients, dense and by row together, so that their global L2 norm is at most `max_norm`; gives the norm
+    /// before. Row gradients are summed by row first, so that the norm is that of the dense gradient.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if `max_norm` is not positive, and those of candle's operations.
+    ///
+    /// Source: `torch.nn.utils.clip_grad_norm_`, with its 1e-6 in the denominator.
+    pub fn clip_grad_norm(&self, grads: &mut GradStore, max_norm: f64) -> Result<f64> {
+        if max_norm.is_nan() || max_norm <= 0.0 {
+            return Err(Error::Config(format!("max_norm must be positive, not {max_norm}")));
+        }
+        let square = |t: &Tensor| -> Result<f64> { Ok(t.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?) };
+        let mut sum = 0.0;
+        let mut by_row = Vec::new();
+        for member in self.groups.iter().flat_map(|group| &group.members) {
+            let dense = grads.get(member.var.as_tensor());
+            match (dense, &member.state) {
+                (Some(dense), State::Table(attached)) => add_rows_into(dense, &attached.table)?,
+                (None, State::Table(attached)) => by_row.extend(attached.table.take()?.map(|rows| (attached, rows))),
+                _ => (),
+            }
+            sum += dense.map_or(Ok(0.0), square)?;
+        }
+        for (_, rows) in &by_row {
+            sum += square(&rows.values)?;
+        }
+        let norm = sum.sqrt();
+        let scale = max_norm / (norm + 1e-6);
+        if scale < 1.0 {
+            for member in self.groups.iter().flat_map(|group| &group.members) {
+                if let Some(grad) = grads.get(member.var.as_tensor()) {
+                    let scaled = (grad * scale)?;
+                    grads.insert(member.var.as_tensor(), scaled);
+                }
+            }
+        }
+        for (attached, RowGradients { rows, values }) in by_row {
+            let values = if scale < 1.0 { (values * scale)? } else { values };
+            attached.table.push_rows(RowGradients { rows, values })?;
+        }
+        Ok(norm)
+    }
+
+    /// Everything that a checkpoint must hold: `step` (one i64), and for each variable `NAME.m` and `NAME.v` in the
+    /// variable's shape, f32 (f64 for f64 weights), on the CPU.
+    ///
+    /// Rows are brought up to date first, so that no row owes a step and no history is left: the state is that of a dense
+    /// AdamW, whatever the rule. Names are stable where the optimizer was made with names.
+    ///
+    /// # Errors
+    /// Those of candle's operations.
+    pub fn state(&self) -> Result<HashMap<String, Tensor>> {
+        let mut state = HashMap::from([("step".to_string(), Tensor::new(&[self.step as i64], &Device::Cpu)?)]);
+        for member in self.groups.iter().flat_map(|group| &group.members) {
+            let shape = member.var.shape();
+            let (m, v) = match &member.state {
+                State::Host { m, v } => {
+                    (Tensor::from_slice(m, shape, &Device::Cpu)?, Tensor::from_slice(v, shape, &Device::Cpu)?)
+                }
+                State::HostF64 { m, v } => {
+                    (Tensor::from_slice(m, shape, &Device::Cpu)?, Tensor::from_slice(v, shape, &Device::Cpu)?)
+                }
+                State::Device { m, v } => (m.to_device(&Device::Cpu)?, v.to_device(&Device::Cpu)?),
+                State::Table(attached) => attached.state.moments(&attached.table)?,
+            };
+            state.insert(format!("{}.m", member.name), m);
+            state.insert(format!("{}.v", member.name), v);
+        }
+        Ok(state)
+    }
+
+    /// Puts back what [`state`](Self::state) gave. Nothing is changed unless everything fits.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that lists every tensor that is missing or has another shape.
+    pub fn load_state(&mut self, state: &HashMap<String, Tensor>) -> Result<()> {
+        let mut wrong = Vec::new();
+        let step = state
+            .get("step")
+            .and_then(|step| step.flatten_all().ok()?.to_dtype(DType::I64).ok()?.to_vec1::<i64>().ok());
+        let step = match step.as_deref() {
+            Some([step]) if *step >= 0 => *step as usize,
+            _ => {
+                wrong.push("\"step\" (one number) is missing".to_string());
+                0
+            }
+        };
+        for member in self.groups.iter().flat_map(|group| &group.members) {
+            for kind in ["m", "v"] {
+                let name = format!("{}.{kind}", member.name);
+                match state.get(&name) {
+                    None => wrong.push(format!("{name:?} is missing")),
+                    Some(t) if t.shape() != member.var.shape() => {
+                        wrong.push(format!("{name:?} has shape {:?}, not {:?}", t.dims(), member.var.dims()));
+                    }
+                    Some(_) => (),
+                }
+            }
+        }
+        if !wrong.is_empty() {
+            return Err(Error::Config(format!("this is not the state of this optimizer: {}", wrong.join("; "))));
+        }
+        for member in self.groups.iter_mut().flat_map(|group| &mut group.members) {
+            let get = |kind: &str, dtype| state[&format!("{}.{kind}", member.name)].to_dtype(dtype);
+            match &mut member.state {
+                State::Host { m, v } => {
+                    *m = get("m", DType::F32)?.flatten_all()?.to_vec1()?;
+                    *v = get("v", DType::F32)?.flatten_all()?.to_vec1()?;
+                }
+                State::HostF64 { m, v } => {
+                    *m = get("m", DType::F64)?.flatten_all()?.to_vec1()?;
+                    *v = get("v", DType::F64)?.flatten_all()?.to_vec1()?;
+                }
+                State::Device { m, v } => {
+                    let device = member.var.device();
+                    (*m, *v) = (get("m", DType::F32)?.to_device(device)?, get("v", DType::F32)?.to_device(device)?);
+                }
+                State::Table(attached) => {
+                    attached.state.set_moments(&attached.table, &get("m", DType::F32)?, &get("v", DType::F32)?)?;
+                }
+            }
+        }
+        self.step = step;
+        Ok(())
+    }
+
+    fn tables(&self) -> impl Iterator<Item = &Attached> {
+        self.groups.iter().flat_map(|group| &group.members).filter_map(|member| match &member.state {
+            State::Table(attached) => Some(attached),
+            _ => None,
+        })
+    }
+}
+
+impl Member {
+    fn new(name: String, var: Var) -> Result<Self> {
+        let count = var.elem_count();
+        let state = match (RowTable::find(var.as_tensor().id()), var.device(), var.dtype()) {
+            (Some(table), ..) => State::Table(Attached::new(table, Replay::default())?),
+            (None, Device::Cpu, DType::F64) => State::HostF64 { m: vec![0.0; count], v: vec![0.0; count] },
+            (None, Device::Cpu, _) => State::Host { m: vec![0.0; count], v: vec![0.0; count] },
+            (None, device, _) => {
+                let zeros = || Tensor::zeros(var.shape(), DType::F32, device);
+                State::Device { m: zeros()?, v: zeros()? }
+            }
+        };
+        Ok(Member { name, var, state })
+    }
+
+    fn step(&mut self, grads: &GradStore, params: &ParamsAdamW, t: usize) -> Result<()> {
+        let weight = self.var.as_tensor();
+        let grad = grads.get(weight);
+        match (&mut self.state, grad) {
+            (State::Table(attached), Some(grad)) => {
+                add_rows_into(grad, &attached.table)?;
+                attached.state.step_dense(&attached.table, grad, params, t)
+            }
+            (State::Table(attached), None) => attached.state.step_rows(&attached.table, params, t),
+            (_, None) => Ok(()),
+            (State::Host { m, v }, Some(grad)) => host::step_dense(weight, grad, m, v, &Step::new(params, t).to_f32()),
+            (State::HostF64 { m, v }, Some(grad)) => host::step_dense_f64(weight, grad, m, v, &Step::new(params, t)),
+            (State::Device { m, v }, Some(grad)) => on_device::step_dense(weight, grad, m, v, params, t),
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! The steps that rows may still owe, and when what they owe can no longer change a weight.
+
+/// One step's constants, rounded to the type of the arithmetic as candle's AdamW rounds them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step<T = f32> {
+    pub(super) beta1: T,
+    pub(super) beta2: T,
+    pub(super) one_minus_beta1: T,
+    pub(super) one_minus_beta2: T,
+    pub(super) scale_m: T,
+    pub(super) scale_v: T,
+    /// 1 - lr · weight decay.
+    pub(super) decay: T,
+    pub(super) eps: T,
+    pub(super) lr: T,
+    /// Moments below this are stored as zero: subnormal numbers slow some processors down by a factor of ten. Zero, and
+    /// nothing is, where ε is so small that it could show.
+    pub(super) floor: T,
+}
+
+impl Step<f64> {
+    pub(super) fn new(params: &candle_nn::ParamsAdamW, step: usize) -> Self {
+        let candle_nn::ParamsAdamW { lr, beta1, beta2, eps, weight_decay } = *params;
+        let power = i32::try_from(step).unwrap_or(i32::MAX);
+        Step {
+            beta1,
+            beta2,
+            one_minus_beta1: 1.0 - beta1,
+            one_minus_beta2: 1.0 - beta2,
+            scale_m: 1.0 / (1.0 - beta1.powi(power)),
+            scale_v: 1.0 / (1.0 - beta2.powi(power)),
+            decay: 1.0 - lr * weight_decay,
+            eps,
+            lr,
+            floor: 0.0,
+        }
+        .with_floor(f64::MIN_POSITIVE)
+    }
+
+    fn with_floor(mut self, smallest: f64) -> Self {
+        self.floor = if self.eps >= (self.scale_v * smallest).sqrt() { smallest } else { 0.0 };
+        self
+    }
+
+    pub(super) fn to_f32(self) -> Step {
+        let floor = self.with_floor(f32::MIN_POSITIVE.into()).floor as f32;
+        Step {
+            floor,
+            beta1: self.beta1 as f32,
+            beta2: self.beta2 as f32,
+            one_minus_beta1: self.one_minus_beta1 as f32,
+            one_minus_beta2: self.one_minus_beta2 as f32,
+            scale_m: self.scale_m as f32,
+            scale_v: self.scale_v as f32,
+            decay: self.decay as f32,
+            eps: self.eps as f32,
+            lr: self.lr as f32,
+        }
+    }
+}
+
+/// A step with what the bound below needs to know of all steps up to it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    pub(super) step: Step,
+    /// Logarithms of the products of β1, β2 and decay over all entries up to this one.
+    pub(super) log_beta1: f64,
+    pub(super) log_beta2: f64,
+    pub(super) log_decay: f64,
+    /// The largest `log R` of all later entries (see [`History`]).
+    later: f64,
+    /// 2²⁷ · the largest R of all later entries, relative to the moments and the weight after this one. Infinite
+    /// where the bound says nothing.
+    pub(super) factor: f32,
+}
+
+/// The steps since all rows were last up to date: entry 0 is that moment, entry k the k-th step after it.
+///
+/// # When a skipped update can no longer change a weight
+/// After entry k let a row's element have the weight θ and the moments m and v. A skipped step j > k has no
+/// gradient, so (up to rounding) m and v are multiplied by β1ⱼ and β2ⱼ, and θ becomes θ·dⱼ - uⱼ, where
+///
+/// uⱼ = lrⱼ · sⱼ·mⱼ / (√(rⱼ·vⱼ) + εⱼ), with the bias corrections sⱼ = 1/(1 - β1ʲ), rⱼ = 1/(1 - β2ʲ).
+///
+/// Subtracting uⱼ from x = θⱼ₋₁·dⱼ gives x again if |uⱼ| is below a quarter of the spacing of floats at x, and
+/// |x|·2⁻²⁶ never exceeds that quarter for a normal x. Dropping ε > 0 from the denominator only enlarges the bound:
+///
+/// |uⱼ| / |θⱼ| ≤ (|m| / (√v · |θ|)) · Rⱼ / Rᵏ, where Rⱼ = lrⱼ·sⱼ·B1ⱼ / (√(rⱼ·B2ⱼ) · Dⱼ), Rᵏ = B1ₖ / (√B2ₖ · Dₖ)
+///
+/// and B1, B2 and D are the products of β1, β2 and d from entry 1 on. All steps that a row owes lie in the past when it
+/// pays, so the largest Rⱼ after k is known whatever the schedule did, rises included; `factor` is that maximum, over
+/// Rᵏ, times 2²⁷. Thus |m| · factor ≤ √v · |θ| proves |uⱼ| ≤ 2⁻²⁷·|θⱼ| for every j > k at once: half of what is needed.
+/// The other half is for rounding: every product is off by at most 2⁻²⁴ of itself, four products a step, so over
+/// [`MAX_ENTRIES`] steps by less than e^(4 · 65536 · 2⁻²⁴) = 1.016, as long as the numbers are normal. That is so:
+/// |θ| ≥ 2⁻⁶⁰ is asked for and decay over what is owed takes off less than e⁻²⁰; m is stored as zero once it is below
+/// 2⁻¹²⁶, and m = 0 gives u = 0 exactly; v is stored as zero once it is below 2⁻¹²⁶, where ε, which must be at least
+/// √(rⱼ·2⁻¹²⁶), keeps the denominator above what the bound has for it.
+///
+/// Where this does not hold (a tiny ε, β outside (0, 1), a decay factor that is not positive, anything not finite) the
+/// factor is infinite, nothing satisfies the bound, and every step is replayed in full.
+#[derive(Debug)]
+pub(super) struct History {
+    pub(super) entries: Vec<Entry>,
+    /// No entry up to this one may be skipped, not even for m = 0.
+    pub(super) unsafe_until: usize,
+}
+
+/// All rows are brought up to date when there are this many entries: it bounds memory and the rounding above.
+pub(super) const MAX_ENTRIES: usize = 1 << 16;
+
+const LOG_MARGIN: f64 = 27.0 * std::f64::consts::LN_2;
+
+impl History {
+    pub(super) fn new() -> Self {
+        let step = Step {
+            beta1: 1.0,
+            beta2: 1.0,
+            one_minus_beta1: 0.0,
+            one_minus_beta2: 0.0,
+            scale_m: 1.0,
+            scale_v: 1.0,
+            decay: 1.0,
+            eps: 1.0,
+            lr: 0.0,
+            floor: 0.0,
+        };
+        let none = f64::NEG_INFINITY;
+        let entry = Entry { step, log_beta1: 0.0, log_beta2: 0.0, log_decay: 0.0, later: none, factor: 0.0 };
+        History { entries: vec![entry], unsafe_until: 0 }
+    }
+
+    /// The index of the newest entry: what `last` is for a row that owes nothing.
+    pub(super) fn now(&self) -> usize {
+        self.entries.len() - 1
+    }
+
+    pub(super) fn push(&mut self, step: Step) {
+        let before = self.entries[self.now()];
+        let ln = |x: f32| f64::from(x).ln();
+        let log_beta1 = before.log_beta1 + ln(step.beta1);
+        let log_beta2 = before.log_beta2 + ln(step.beta2);
+        let log_decay = before.log_decay + ln(step.decay);
+        let log_r =
+            ln(step.lr.abs()) + ln(step.scale_m) - 0.5 * ln(step.scale_v) + log_beta1 - 0.5 * log_beta2 - log_decay;
+        let sound = step.floor > 0.0
+            && step.eps.is_finite()
+            && (0.0..1.0).contains(&step.beta1)
+            && (0.0..1.0).contains(&step.beta2)
+            && step.lr.is_finite()
+            && [log_beta1, log_beta2, log_decay].iter().all(|log| log.is_finite())
+            && log_r < f64::INFINITY;
+        let log_r = if sound { log_r } else { f64::INFINITY };
+        let (later, factor) = (f64::NEG_INFINITY, 0.0);
+        self.entries.push(Entry { step, log_beta1, log_beta2, log_decay, later, factor });
+        let now = self.now();
+        if !sound {
+            self.unsafe_until = now;
+        }
+        // R usually falls, so this ends after one round; after a rise it goes back as far as the rise is seen.
+        for entry in self.entries[..now].iter_mut().rev() {
+            if entry.later >= log_r {
+                break;
+            }
+            entry.later = log_r;
+            let relative = log_r - (entry.log_beta1 - 0.5 * entry.log_beta2 - entry.log_decay) + LOG_MARGIN;
+            entry.factor = if relative.is_nan() { f32::INFINITY } else { relative.exp() as f32 };
+        }
+    }
+
+    /// Whether decay between two entries is mild enough for the bound.
+    pub(super) fn mild(&self, from: usize, to: usize) -> bool {
+        self.entries[to].log_decay - self.entries[from].log_decay > -20.0
+    }
+}

@@ -1,0 +1,241 @@
+//! The arithmetic of AdamW, element by element, in candle's order of operations: the same bits, in one pass.
+
+use super::history::{History, Step};
+
+/// Elements that are replayed together: they stay in registers and first-level cache over all steps.
+pub(super) const LANES: usize = 64;
+
+/// Full steps between two looks at whether a block is settled.
+const STEPS_A_LOOK: usize = 4;
+
+/// Compiles a function for AVX-512, for AVX2 and for the baseline, and takes the best one that the processor has.
+/// Wider registers change no bit: there are no fused multiply-adds and no sums across elements.
+macro_rules! widest {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block) => {
+        $(#[$doc])*
+        $vis fn $name($($arg: $type),*) {
+            #[inline(always)]
+            fn body($($arg: $type),*) $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f")]
+                fn avx512($($arg: $type),*) { body($($arg),*) }
+                #[target_feature(enable = "avx2")]
+                fn avx2($($arg: $type),*) { body($($arg),*) }
+                if is_x86_feature_detected!("avx512f") {
+                    // SAFETY: the processor has AVX-512F, as just asked.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if is_x86_feature_detected!("avx2") {
+                    // SAFETY: the processor has AVX2, as just asked.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body($($arg),*)
+        }
+    };
+}
+
+/// The float types of the arithmetic.
+trait Real:
+    Copy
+    + std::ops::Mul<Output = Self>
+    + std::ops::Add<Output = Self>
+    + std::ops::Sub<Output = Self>
+    + std::ops::Div<Output = Self>
+{
+    const ZERO: Self;
+    fn sqrt(self) -> Self;
+    /// Zero for what is closer to zero than `floor`.
+    fn above(self, floor: Self) -> Self;
+}
+
+macro_rules! real {
+    ($type:ty) => {
+        impl Real for $type {
+            const ZERO: Self = 0.0;
+            #[inline(always)]
+            fn sqrt(self) -> Self {
+                <$type>::sqrt(self)
+            }
+            #[inline(always)]
+            fn above(self, floor: Self) -> Self {
+                if self.abs() < floor { 0.0 } else { self }
+            }
+        }
+    };
+}
+real!(f32);
+real!(f64);
+
+/// The update of a weight from its new moments. `+ 0` stands where candle's `affine` adds it: it turns -0 into 0.
+#[inline(always)]
+fn update<T: Real>(theta: T, m: T, v: T, s: &Step<T>) -> T {
+    let (m_hat, v_hat) = (m * s.scale_m + T::ZERO, v * s.scale_v + T::ZERO);
+    (theta * s.decay + T::ZERO) - (m_hat / (v_hat.sqrt() + s.eps) * s.lr + T::ZERO)
+}
+
+/// One step with a gradient.
+#[inline(always)]
+fn step_one<T: Real>(theta: T, m: &mut T, v: &mut T, g: T, s: &Step<T>) -> T {
+    *m = ((*m * s.beta1 + T::ZERO) + (g * s.one_minus_beta1 + T::ZERO)).above(s.floor);
+    *v = ((*v * s.beta2 + T::ZERO) + (g * g * s.one_minus_beta2 + T::ZERO)).above(s.floor);
+    update(theta, *m, *v, s)
+}
+
+/// One step without a gradient.
+#[inline(always)]
+fn skip_one(theta: f32, m: &mut f32, v: &mut f32, s: &Step) -> f32 {
+    *m = (*m * s.beta1 + 0.0).above(s.floor);
+    *v = (*v * s.beta2 + 0.0).above(s.floor);
+    update(theta, *m, *v, s)
+}
+
+widest! {
+    /// AdamW's step on equally long slices.
+    pub(super) fn step_f32(theta: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], s: &Step) {
+        let s = *s;
+        for (((theta, m), v), g) in theta.iter_mut().zip(m).zip(v).zip(g) {
+            *theta = step_one(*theta, m, v, *g, &s);
+        }
+    }
+}
+
+widest! {
+    /// The same for f64 weights.
+    pub(super) fn step_f64(theta: &mut [f64], m: &mut [f64], v: &mut [f64], g: &[f64], s: &Step<f64>) {
+        let s = *s;
+        for (((theta, m), v), g) in theta.iter_mut().zip(m).zip(v).zip(g) {
+            *theta = step_one(*theta, m, v, *g, &s);
+        }
+    }
+}
+
+widest! {
+    /// Replays entries `from + 1..=to` of the history on a row, in blocks, and in each block in two phases: full steps
+    /// until [`History`]'s bound holds for every element, then only the products that are left.
+    pub(super) fn replay_f32(theta: &mut [f32], m: &mut [f32], v: &mut [f32], history: &History, from: usize, to: usize) {
+        replay(theta, m, v, history, (from, to), |theta| theta);
+    }
+}
+
+widest! {
+    /// The same for weights that are stored as bf16: rounded after every step.
+    pub(super) fn replay_bf16(theta: &mut [f32], m: &mut [f32], v: &mut [f32], history: &History, from: usize, to: usize) {
+        replay(theta, m, v, history, (from, to), |theta| half::bf16::from_f32(theta).to_f32());
+    }
+}
+
+widest! {
+    /// The same for weights that are stored as f16.
+    pub(super) fn replay_f16(theta: &mut [f32], m: &mut [f32], v: &mut [f32], history: &History, from: usize, to: usize) {
+        replay(theta, m, v, history, (from, to), |theta| half::f16::from_f32(theta).to_f32());
+    }
+}
+
+#[inline(always)]
+fn replay(
+    theta: &mut [f32],
+    m: &mut [f32],
+    v: &mut [f32],
+    history: &History,
+    span: (usize, usize),
+    round: impl Fn(f32) -> f32 + Copy,
+) {
+    for ((theta, m), v) in theta.chunks_mut(LANES).zip(m.chunks_mut(LANES)).zip(v.chunks_mut(LANES)) {
+        // A short last block is replayed inside a full one; zeros are settled at once.
+        let len = theta.len();
+        let mut block = [[0f32; LANES]; 3];
+        block[0][..len].copy_from_slice(theta);
+        block[1][..len].copy_from_slice(m);
+        block[2][..len].copy_from_slice(v);
+        let [t, p, q] = &mut block;
+        replay_block(t, p, q, history, span, round);
+        theta.copy_from_slice(&block[0][..len]);
+        m.copy_from_slice(&block[1][..len]);
+        v.copy_from_slice(&block[2][..len]);
+    }
+}
+
+#[inline(always)]
+fn replay_block(
+    theta: &mut [f32; LANES],
+    m: &mut [f32; LANES],
+    v: &mut [f32; LANES],
+    history: &History,
+    (from, to): (usize, usize),
+    round: impl Fn(f32) -> f32 + Copy,
+) {
+    // A rounded weight does not follow the product of its decays closely enough for the bound.
+    let decays = history.entries[from].log_decay != history.entries[to].log_decay;
+    let bounded = history.mild(from, to) && !(decays && round(1.000_000_1) == 1.0);
+    let mut at = from;
+    while at < to {
+        let entry = &history.entries[at];
+        if bounded && is_settled(theta, m, v, entry.factor, at >= history.unsafe_until) {
+            return finish(theta, m, v, history, (at, to), round);
+        }
+        let stop = to.min(at + STEPS_A_LOOK);
+        for entry in &history.entries[at + 1..=stop] {
+            let s = entry.step;
+            for i in 0..LANES {
+                theta[i] = round(skip_one(theta[i], &mut m[i], &mut v[i], &s));
+            }
+        }
+        at = stop;
+    }
+}
+
+/// Whether no update that is still owed can change any of these weights; see [`History`].
+#[inline(always)]
+fn is_settled(theta: &[f32; LANES], m: &[f32; LANES], v: &[f32; LANES], factor: f32, zero_is_safe: bool) -> bool {
+    let mut unsettled = 0u32;
+    for i in 0..LANES {
+        let weight = theta[i].abs();
+        let bound = (weight >= 8.673_617e-19) & (m[i].abs() * factor <= v[i].sqrt() * weight); // 2⁻⁶⁰
+        let zero = (m[i] == 0.0) & zero_is_safe & (v[i] >= 0.0);
+        unsettled |= u32::from(!(bound | zero));
+    }
+    unsettled == 0
+}
+
+/// What is left when updates change nothing: the products of decay and of both moments.
+#[inline(always)]
+fn finish(
+    theta: &mut [f32; LANES],
+    m: &mut [f32; LANES],
+    v: &mut [f32; LANES],
+    history: &History,
+    (from, to): (usize, usize),
+    round: impl Fn(f32) -> f32 + Copy,
+) {
+    let steps = &history.entries[from + 1..=to];
+    if history.entries[from].log_decay != history.entries[to].log_decay {
+        multiply(theta, steps.iter().map(|entry| entry.step.decay), false, round);
+    } else {
+        theta.iter_mut().for_each(|theta| *theta += 0.0);
+    }
+    let normal = |moment: f32| moment.above(f32::MIN_POSITIVE);
+    multiply(m, steps.iter().map(|entry| entry.step.beta1), true, normal);
+    multiply(v, steps.iter().map(|entry| entry.step.beta2), true, normal);
+}
+
+/// Multiplies by one factor after the other; `zero_stays`: nothing is done once all are zero.
+#[inline(always)]
+fn multiply(
+    values: &mut [f32; LANES],
+    factors: impl Iterator<Item = f32>,
+    zero_stays: bool,
+    round: impl Fn(f32) -> f32,
+) {
+    let mut x = *values;
+    for (i, factor) in factors.enumerate() {
+        if zero_stays && i % 64 == 0 && x.iter().all(|x| *x == 0.0) {
+            break;
+        }
+        for x in &mut x {
+            *x = round(*x * factor + 0.0);
+        }
+    }
+    *values = x;
+}

@@ -1,0 +1,71 @@
+//! Gradients, dense or by row → new weights, in place.
+//!
+//! [`AdamW`] and [`Sgd`] implement `candle_nn::Optimizer` and take candle's parameters: to change over, replace the
+//! name of the type. Dense weights are updated in one fused pass, bit for bit as candle would; a row-sparse table
+//! ([`Gradient::RowSparse`](crate::Gradient::RowSparse)) costs what the batch costs, not what the vocabulary costs.
+//! This room does not know where gradients came from.
+
+mod adamw;
+mod history;
+mod host;
+mod kernel;
+mod on_device;
+mod sgd;
+mod table;
+
+use candle_core::{DType, Tensor};
+
+use crate::Result;
+use crate::rows::RowTable;
+
+pub use adamw::{AdamW, ParamGroup};
+pub use sgd::Sgd;
+
+/// Adds the row gradients that wait to a dense gradient of the same table, in place. In f32 in the order of candle's own
+/// sum, look-up by look-up, position by position; bf16 and f16 rows are summed in f32 first.
+fn add_rows_into(dense: &Tensor, table: &RowTable) -> Result<()> {
+    let waiting = match dense.dtype() {
+        DType::F32 => table.take_lookups()?,
+        _ => table.take()?.into_iter().map(|gradients| (gradients.rows, gradients.values)).collect(),
+    };
+    for (ids, grad) in waiting {
+        if dense.device().is_cpu() {
+            let values: Vec<f32> = grad.flatten_all()?.to_vec1()?;
+            host::change_rows(dense, &ids, &values, |sum, value| sum + value)?;
+        } else {
+            let ids = Tensor::from_slice(&ids, ids.len(), dense.device())?;
+            let sum = dense.index_add(&ids, &grad.to_dtype(dense.dtype())?, 0)?;
+            dense.slice_set(&sum, 0, 0)?;
+        }
+    }
+    Ok(())
+}
+
+/// What [`AdamW`] does about the steps that a row of a row-sparse table sat out.
+///
+/// A dense AdamW moves every row at every step, also those without a gradient: their moments fade, their momentum goes on
+/// to move them, decay shrinks them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Replay {
+    /// Every step that a row owes is made up for before the row is read: each weight and each loss is that of the dense
+    /// optimizer, bit for bit, in f32.
+    ///
+    /// Full steps are replayed only while they can change a weight (some 150 steps with β1 = 0.9); after that only the
+    /// products of moments and decay are left, at a cost that stays bounded over long runs. The proof stands at `History`
+    /// in `src/optim/history.rs`. Moments below 2⁻¹²⁶ are stored as zero, by this optimizer's dense steps too: no step
+    /// gets slow from subnormal numbers. So a weight can differ from candle's where it is itself below some 10⁻³¹, or where
+    /// such a moment later meets a gradient element with 0 < |g| < 2⁻⁵¹ / √(1 - β2) (1.4·10⁻¹⁴ for β2 = 0.999), or an ε
+    /// below 10⁻¹⁷. (With such an ε from the beginning nothing is stored as zero, and every owed step is replayed in full.)
+    #[default]
+    Exact,
+    /// At most so many owed steps are replayed; for the rest moments and decay are multiplied by their products, and updates
+    /// are left out. Close to the dense optimizer (with 200 steps and β1 = 0.9, an update that is left out is below
+    /// 10⁻⁹ of the first), not equal.
+    Truncated {
+        /// Steps replayed in full.
+        steps: usize,
+    },
+    /// Nothing is made up for: a row's moments, decay and weight change only in steps in which it has a gradient. This is
+    /// PyTorch's SparseAdam, and another optimizer than AdamW: results differ from the dense one's.
+    Lazy,
+}

@@ -1,0 +1,294 @@
+//! AdamW on a row-sparse table: rows are updated when they have a gradient, and brought up to date before they are read.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{CpuStorage, DType, Device, Tensor};
+use candle_nn::ParamsAdamW;
+
+use super::history::{History, MAX_ENTRIES, Step};
+use super::host::{Disjoint, Weight, in_place};
+use super::{Replay, kernel, on_device};
+use crate::rows::{Keeper, RowGradients, RowTable, Rows};
+use crate::{Result, parallel};
+
+/// Elements of one task: some 10 µs of work.
+const TASK_ELEMENTS: usize = 1 << 13;
+
+/// The optimizer's side of one table.
+pub(super) struct TableState(Mutex<State>);
+
+struct State {
+    replay: Replay,
+    moments: Moments,
+    /// By row: the entry of the history that it is up to date with.
+    last: Vec<u32>,
+    history: History,
+}
+
+pub(super) enum Moments {
+    /// On the CPU, (V, C) each, in memory that is not touched before a row is.
+    Host { m: Vec<f32>, v: Vec<f32> },
+    /// On another device, (V, C) f32 each.
+    Device { m: Tensor, v: Tensor },
+}
+
+impl TableState {
+    pub(super) fn new(weight: &Tensor, replay: Replay) -> Result<Self> {
+        let (rows, columns) = weight.dims2()?;
+        let moments = match weight.device() {
+            Device::Cpu => Moments::Host { m: vec![0.0; rows * columns], v: vec![0.0; rows * columns] },
+            device => {
+                let zeros = || Tensor::zeros((rows, columns), DType::F32, device);
+                Moments::Device { m: zeros()?, v: zeros()? }
+            }
+        };
+        Ok(TableState(Mutex::new(State { replay, moments, last: vec![0; rows], history: History::new() })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_replay(&self, table: &RowTable, replay: Replay) -> Result<()> {
+        table.catch_up(Rows::All)?;
+        self.lock().replay = replay;
+        Ok(())
+    }
+
+    /// One step on the rows that have a gradient.
+    pub(super) fn step_rows(&self, table: &RowTable, params: &ParamsAdamW, t: usize) -> Result<()> {
+        let Some(RowGradients { rows, values }) = table.take()? else { return Ok(()) };
+        let mut state = self.lock();
+        let step = Step::new(params, t).to_f32();
+        let lazy = state.replay == Replay::Lazy;
+        if !lazy {
+            if state.history.now() == MAX_ENTRIES {
+                state.catch_up(table.weight(), Rows::All, &table.frozen())?;
+            }
+            // A forward that is older than the last step left rows behind.
+            state.catch_up(table.weight(), Rows::These(&rows), &table.frozen())?;
+            state.history.push(step);
+            let now = state.history.now() as u32;
+            rows.iter().for_each(|row| state.last[*row as usize] = now);
+        }
+        state.update(table.weight(), &rows, &values, &step)
+    }
+
+    /// One step on the whole table, with a dense gradient.
+    pub(super) fn step_dense(&self, table: &RowTable, grad: &Tensor, params: &ParamsAdamW, t: usize) -> Result<()> {
+        let mut state = self.lock();
+        let frozen = table.frozen();
+        state.catch_up(table.weight(), Rows::All, &frozen)?;
+        let step = Step::new(params, t).to_f32();
+        if frozen.is_empty() {
+            return match &mut state.moments {
+                Moments::Host { m, v } => super::host::step_dense(table.weight(), grad, m, v, &step),
+                Moments::Device { m, v } => on_device::step_dense(table.weight(), grad, m, v, params, t),
+            };
+        }
+        let rows: Vec<u32> = (0..frozen.len() as u32).filter(|row| !frozen[*row as usize]).collect();
+        let index = Tensor::from_slice(&rows, rows.len(), table.weight().device())?;
+        let values = grad.index_select(&index, 0)?.to_dtype(DType::F32)?;
+        state.update(table.weight(), &rows, &values, &step)
+    }
+
+    /// The moments (V, C) as tensors on the CPU, with every row up to date.
+    pub(super) fn moments(&self, table: &RowTable) -> Result<(Tensor, Tensor)> {
+        table.catch_up(Rows::All)?;
+        let shape = table.weight().dims2()?;
+        Ok(match &self.lock().moments {
+            Moments::Host { m, v } => {
+                (Tensor::from_slice(m, shape, &Device::Cpu)?, Tensor::from_slice(v, shape, &Device::Cpu)?)
+            }
+            Moments::Device { m, v } => (m.to_device(&Device::Cpu)?, v.to_device(&Device::Cpu)?),
+        })
+    }
+
+    pub(super) fn set_moments(&self, table: &RowTable, new_m: &Tensor, new_v: &Tensor) -> Result<()> {
+        table.catch_up(Rows::All)?;
+        match &mut self.lock().moments {
+            Moments::Host { m, v } => {
+                *m = new_m.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
+                *v = new_v.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
+            }
+            Moments::Device { m, v } => {
+                let device = table.weight().device();
+                (*m, *v) = (new_m.to_device(device)?, new_v.to_device(device)?);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Keeper for TableState {
+    fn catch_up(&self, weight: &Tensor, rows: Rows, frozen: &[bool]) -> Result<()> {
+        self.lock().catch_up(weight, rows, frozen)
+    }
+}
+
+impl State {
+    fn catch_up(&mut self, weight: &Tensor, rows: Rows, frozen: &[bool]) -> Result<()> {
+        let now = self.history.now() as u32;
+        if now == 0 {
+            return Ok(());
+        }
+        // Rows that owe steps, each once: (row, the entry that it is up to date with).
+        let mut due = Vec::new();
+        let last = &mut self.last;
+        let mut collect = |row: u32| {
+            if let Some(last) = last.get_mut(row as usize).filter(|last| **last < now) {
+                if frozen.get(row as usize) != Some(&true) {
+                    due.push((row, *last));
+                }
+                *last = now;
+            }
+        };
+        let all = matches!(rows, Rows::All);
+        match rows {
+            Rows::These(rows) => rows.iter().for_each(|row| collect(*row)),
+            Rows::All => (0..weight.dim(0)? as u32).for_each(collect),
+        }
+        if !due.is_empty() {
+            self.replay(weight, &due, now as usize)?;
+        }
+        if all {
+            self.history = History::new();
+            self.last.fill(0);
+        }
+        Ok(())
+    }
+
+    fn replay(&mut self, weight: &Tensor, due: &[(u32, u32)], now: usize) -> Result<()> {
+        let (history, replay) = (&self.history, self.replay);
+        let (m, v) = match &mut self.moments {
+            Moments::Device { m, v } => return on_device::replay(weight, m, v, due, history, replay),
+            Moments::Host { m, v } => (m, v),
+        };
+        fn rows<T: Weight>(
+            weights: &mut [T],
+            (m, v): (&mut [f32], &mut [f32]),
+            columns: usize,
+            due: &[(u32, u32)],
+            (history, replay, now): (&History, Replay, usize),
+        ) {
+            let (weights, m, v) =
+                (Disjoint::new(weights, columns), Disjoint::new(m, columns), Disjoint::new(v, columns));
+            let work = |due: &[(u32, u32)]| {
+                let mut buffer = Vec::new();
+                for (row, last) in due {
+                    // SAFETY: `due` names each row once, and each task has other parts of it.
+                    let (weights, m, v) = unsafe { (weights.row(*row), m.row(*row), v.row(*row)) };
+                    T::with_f32(weights, &mut buffer, |theta| match replay {
+                        Replay::Truncated { steps } if now - *last as usize > steps => {
+                            let cut = *last as usize + steps;
+                            T::replay(theta, m, v, history, *last as usize, cut);
+                            jump(theta, m, v, history, cut, now);
+                        }
+                        _ => T::replay(theta, m, v, history, *last as usize, now),
+                    });
+                }
+            };
+            let a_task = (TASK_ELEMENTS / columns.max(1)).max(1).min(due.len().div_ceil(rayon::current_num_threads()));
+            let owed: usize = due.iter().map(|(_, last)| (now - *last as usize).min(200)).sum();
+            if owed * columns < 1 << 15 {
+                work(due);
+            } else {
+                parallel::for_each(due.chunks(a_task.max(1)), work);
+            }
+        }
+        let columns = weight.dim(1)?;
+        let how = (history, replay, now);
+        in_place(weight, |storage| {
+            match storage {
+                CpuStorage::F32(w) => rows(w, (m, v), columns, due, how),
+                CpuStorage::BF16(w) => rows(w, (m, v), columns, due, how),
+                CpuStorage::F16(w) => rows(w, (m, v), columns, due, how),
+                _ => candle_core::bail!("a row-sparse table is f32, bf16 or f16"),
+            }
+            Ok(())
+        })
+    }
+
+    fn update(&mut self, weight: &Tensor, rows: &[u32], values: &Tensor, step: &Step) -> Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let (m, v) = match &mut self.moments {
+            Moments::Device { m, v } => return on_device::update(weight, m, v, rows, values, step),
+            Moments::Host { m, v } => (m, v),
+        };
+        fn each<T: Weight>(
+            weights: &mut [T],
+            (m, v): (&mut [f32], &mut [f32]),
+            columns: usize,
+            (ids, values): (&[u32], &[f32]),
+            step: &Step,
+        ) {
+            let (weights, m, v) =
+                (Disjoint::new(weights, columns), Disjoint::new(m, columns), Disjoint::new(v, columns));
+            let work = |(ids, values): (&[u32], &[f32])| {
+                let mut buffer = Vec::new();
+                for (row, g) in ids.iter().zip(values.chunks_exact(columns)) {
+                    // SAFETY: `ids` names each row once, and each task has other parts of it.
+                    let (weights, m, v) = unsafe { (weights.row(*row), m.row(*row), v.row(*row)) };
+                    T::with_f32(weights, &mut buffer, |theta| kernel::step_f32(theta, m, v, g, step));
+                }
+            };
+            let a_task = (TASK_ELEMENTS / columns.max(1)).max(1);
+            if values.len() < 4 * TASK_ELEMENTS {
+                work((ids, values));
+            } else {
+                parallel::for_each(ids.chunks(a_task).zip(values.chunks(a_task * columns)), work);
+            }
+        }
+        let columns = weight.dim(1)?;
+        let values = values.contiguous()?;
+        let (values, layout) = values.storage_and_layout();
+        let candle_core::Storage::Cpu(CpuStorage::F32(values)) = &*values else {
+            return Err(crate::Error::Config("row gradients are f32 on the table's device".to_string()));
+        };
+        let values = &values[layout.start_offset()..][..rows.len() * columns];
+        in_place(weight, |storage| {
+            match storage {
+                CpuStorage::F32(w) => each(w, (m, v), columns, (rows, values), step),
+                CpuStorage::BF16(w) => each(w, (m, v), columns, (rows, values), step),
+                CpuStorage::F16(w) => each(w, (m, v), columns, (rows, values), step),
+                _ => candle_core::bail!("a row-sparse table is f32, bf16 or f16"),
+            }
+            Ok(())
+        })
+    }
+}
+
+/// [`Replay::Truncated`]'s short cut: the products of all steps at once, and no updates.
+fn jump(theta: &mut [f32], m: &mut [f32], v: &mut [f32], history: &History, from: usize, to: usize) {
+    let (a, b) = (&history.entries[from], &history.entries[to]);
+    let factor = |from: f64, to: f64| (to - from).exp() as f32;
+    let (decay, beta1, beta2) =
+        (factor(a.log_decay, b.log_decay), factor(a.log_beta1, b.log_beta1), factor(a.log_beta2, b.log_beta2));
+    theta.iter_mut().for_each(|x| *x *= decay);
+    m.iter_mut().for_each(|x| *x *= beta1);
+    v.iter_mut().for_each(|x| *x *= beta2);
+}
+
+/// A table and its state, tied for as long as the optimizer lives.
+pub(super) struct Attached {
+    pub(super) table: Arc<RowTable>,
+    pub(super) state: Arc<TableState>,
+}
+
+impl Attached {
+    pub(super) fn new(table: Arc<RowTable>, replay: Replay) -> Result<Self> {
+        let state = Arc::new(TableState::new(table.weight(), replay)?);
+        table.attach(state.clone())?;
+        Ok(Attached { table, state })
+    }
+}
+
+impl Drop for Attached {
+    /// Leaves no row behind. (A device that fails now has failed the caller already.)
+    fn drop(&mut self) {
+        _ = self.table.catch_up(Rows::All);
+        self.table.detach();
+    }
+}

@@ -1,0 +1,328 @@
+//! Row gradients: the door between a table's layer and its optimizer.
+//!
+//! Backward puts (ids, output gradient) here instead of building a dense gradient; the optimizer takes them as
+//! (rows, values). In the other direction the layer asks, before it reads rows, that they be brought up to date.
+//! This room knows neither how rows are looked up nor how they are updated.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor, TensorId, WithDType};
+
+use crate::{Error, NO_TOKEN, Result, parallel};
+
+/// Gradients of single rows of a table.
+#[derive(Clone, Debug)]
+pub struct RowGradients {
+    /// The rows, each once, in the order in which they were first looked up.
+    pub rows: Vec<u32>,
+    /// Their gradients (U, C) f32: each the sum over the positions that hold the row, in their order.
+    pub values: Tensor,
+}
+
+/// Which rows to bring up to date.
+pub(crate) enum Rows<'a> {
+    These(&'a [u32]),
+    All,
+}
+
+/// What an optimizer does for a table that it updates row by row.
+pub(crate) trait Keeper: Send + Sync {
+    /// Brings rows to the state that the dense optimizer would have given them by now.
+    fn catch_up(&self, weight: &Tensor, rows: Rows, frozen: &[bool]) -> Result<()>;
+}
+
+/// What a row-sparse table's layer and optimizer share.
+pub(crate) struct RowTable {
+    weight: Tensor,
+    shared: Mutex<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    pending: Vec<Pending>,
+    keeper: Option<Arc<dyn Keeper>>,
+    /// Rows that never change; empty where none is frozen.
+    frozen: Arc<Vec<bool>>,
+    scratch: Scratch,
+}
+
+enum Pending {
+    /// ids (N) u32 and the gradient (N, C) of what they looked up.
+    Lookup(Tensor, Tensor),
+    Rows(RowGradients),
+}
+
+/// Every live table by its variable, so that an optimizer made from variables alone finds it.
+static TABLES: Mutex<Vec<(TensorId, Weak<RowTable>)>> = Mutex::new(Vec::new());
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl RowTable {
+    /// The table of this variable, shared by all layers and optimizers over it.
+    pub(crate) fn of(weight: &Tensor) -> Arc<RowTable> {
+        if let Some(table) = Self::find(weight.id()) {
+            return table;
+        }
+        let table = Arc::new(RowTable { weight: weight.clone(), shared: Mutex::default() });
+        lock(&TABLES).push((weight.id(), Arc::downgrade(&table)));
+        table
+    }
+
+    /// The table of the variable with this id, if a layer made it row-sparse.
+    pub(crate) fn find(id: TensorId) -> Option<Arc<RowTable>> {
+        let mut tables = lock(&TABLES);
+        tables.retain(|(_, table)| table.strong_count() > 0);
+        tables.iter().find(|(other, _)| *other == id).and_then(|(_, table)| table.upgrade())
+    }
+
+    pub(crate) fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// Makes `keeper` the one who updates this table.
+    pub(crate) fn attach(&self, keeper: Arc<dyn Keeper>) -> Result<()> {
+        let mut shared = lock(&self.shared);
+        if shared.keeper.is_some() {
+            return Err(Error::Config(
+                "this row-sparse table has an optimizer already: drop that one first".to_string(),
+            ));
+        }
+        shared.keeper = Some(keeper);
+        Ok(())
+    }
+
+    pub(crate) fn detach(&self) {
+        lock(&self.shared).keeper = None;
+    }
+
+    /// Brings rows up to date, where an optimizer left some behind.
+    pub(crate) fn catch_up(&self, rows: Rows) -> Result<()> {
+        let (keeper, frozen) = {
+            let shared = lock(&self.shared);
+            (shared.keeper.clone(), shared.frozen.clone())
+        };
+        keeper.map_or(Ok(()), |keeper| keeper.catch_up(&self.weight, rows, &frozen))
+    }
+
+    /// Puts aside the output gradient of a look-up.
+    pub(crate) fn push(&self, ids: &Tensor, grad: &Tensor) -> candle_core::Result<()> {
+        let mut shared = lock(&self.shared);
+        if shared.keeper.is_none() {
+            candle_core::bail!(
+                "a row-sparse gradient has no taker: make a tallow::optim optimizer from this table's variable before \
+                 the first backward, or use Gradient::Dense with other optimizers"
+            )
+        }
+        let columns = self.weight.dim(1)?;
+        let grad = grad.reshape((ids.elem_count(), columns))?.contiguous()?.detach();
+        shared.pending.push(Pending::Lookup(ids.flatten_all()?.detach(), grad));
+        Ok(())
+    }
+
+    /// Adds gradients of rows (from another machine, say) to those that wait.
+    pub(crate) fn push_rows(&self, gradients: RowGradients) -> Result<()> {
+        let (vocab_size, columns) = self.weight.dims2()?;
+        if gradients.values.dims() != [gradients.rows.len(), columns] {
+            return Err(Error::Config(format!(
+                "row gradients have shape {:?}, {} rows of {columns} columns were expected",
+                gradients.values.dims(),
+                gradients.rows.len()
+            )));
+        }
+        if let Some(row) = gradients.rows.iter().find(|row| **row as usize >= vocab_size) {
+            return Err(Error::Config(format!(
+                "row {row} of the row gradients is not in the table of {vocab_size} rows"
+            )));
+        }
+        let values = gradients.values.to_dtype(DType::F32)?.to_device(self.weight.device())?.contiguous()?;
+        lock(&self.shared).pending.push(Pending::Rows(RowGradients { rows: gradients.rows, values }));
+        Ok(())
+    }
+
+    /// Takes what waits, summed by row; `None` if no look-up went backward since the last time.
+    pub(crate) fn take(&self) -> Result<Option<RowGradients>> {
+        let mut shared = lock(&self.shared);
+        let Shared { pending, frozen, scratch, .. } = &mut *shared;
+        let pending = std::mem::take(pending);
+        match pending.as_slice() {
+            [] => return Ok(None),
+            [Pending::Rows(rows)] if frozen.is_empty() => return Ok(Some(rows.clone())),
+            _ => (),
+        }
+        let (vocab_size, columns) = self.weight.dims2()?;
+        let sources: Vec<(Vec<u32>, &Tensor)> = pending
+            .iter()
+            .map(|source| match source {
+                Pending::Lookup(ids, grad) => Ok((ids.to_vec1()?, grad)),
+                Pending::Rows(gradients) => Ok((gradients.rows.clone(), &gradients.values)),
+            })
+            .collect::<candle_core::Result<_>>()?;
+        let ids: Vec<u32> = sources.iter().flat_map(|(ids, _)| ids).copied().collect();
+        scratch.group(&ids, vocab_size, frozen);
+        let values = match self.weight.device() {
+            Device::Cpu => sum_on_host(scratch, &sources, columns)?,
+            device => sum_on_device(scratch, &sources, columns, device)?,
+        };
+        Ok(Some(RowGradients { rows: scratch.rows.clone(), values }))
+    }
+
+    /// Takes what waits as it came: ids and gradients (N, C), look-up by look-up, position by position.
+    pub(crate) fn take_lookups(&self) -> Result<Vec<(Vec<u32>, Tensor)>> {
+        let pending = std::mem::take(&mut lock(&self.shared).pending);
+        let ids_and_grads = pending.into_iter().map(|source| match source {
+            Pending::Lookup(ids, grad) => Ok((ids.to_vec1()?, grad)),
+            Pending::Rows(gradients) => Ok((gradients.rows, gradients.values)),
+        });
+        ids_and_grads.collect()
+    }
+
+    /// Marks rows that never change; an empty list frees all.
+    pub(crate) fn freeze(&self, rows: &[u32]) -> Result<()> {
+        let vocab_size = self.weight.dim(0)?;
+        if let Some(row) = rows.iter().find(|row| **row as usize >= vocab_size) {
+            return Err(Error::Config(format!("row {row} cannot be frozen: the table has {vocab_size} rows")));
+        }
+        let mut frozen = vec![false; if rows.is_empty() { 0 } else { vocab_size }];
+        rows.iter().for_each(|row| frozen[*row as usize] = true);
+        // What a row owes from the time before it was frozen is paid first.
+        self.catch_up(Rows::All)?;
+        lock(&self.shared).frozen = Arc::new(frozen);
+        Ok(())
+    }
+
+    pub(crate) fn frozen(&self) -> Arc<Vec<bool>> {
+        lock(&self.shared).frozen.clone()
+    }
+}
+
+/// Positions grouped by row, by stamps and counting: O(N), no hashing, no sorting.
+#[derive(Default)]
+struct Scratch {
+    /// By row: the number of the round in which it was last seen, and its place in `rows` then.
+    stamp: Vec<(u32, u32)>,
+    round: u32,
+    rows: Vec<u32>,
+    /// `positions[starts[i]..starts[i + 1]]` hold row `rows[i]`, ascending.
+    starts: Vec<u32>,
+    positions: Vec<u32>,
+    /// By position: the place of its row, or `NO_TOKEN` where it has none.
+    places: Vec<u32>,
+}
+
+impl Scratch {
+    fn group(&mut self, ids: &[u32], vocab_size: usize, frozen: &[bool]) {
+        if self.stamp.len() != vocab_size || self.round == u32::MAX {
+            self.stamp = vec![(0, 0); vocab_size];
+            self.round = 0;
+        }
+        self.round += 1;
+        self.rows.clear();
+        self.starts.clear();
+        self.places.clear();
+        for id in ids {
+            let row = *id as usize;
+            if *id == NO_TOKEN || row >= vocab_size || frozen.get(row) == Some(&true) {
+                self.places.push(NO_TOKEN);
+                continue;
+            }
+            if self.stamp[row].0 != self.round {
+                self.stamp[row] = (self.round, self.rows.len() as u32);
+                self.rows.push(*id);
+                self.starts.push(0);
+            }
+            let place = self.stamp[row].1;
+            self.starts[place as usize] += 1;
+            self.places.push(place);
+        }
+        // Counts become ends, then starts, while positions are filled in from behind.
+        let mut sum = 0;
+        for count in &mut self.starts {
+            sum += *count;
+            *count = sum;
+        }
+        self.starts.push(sum);
+        self.positions.resize(sum as usize, 0);
+        for (position, place) in self.places.iter().enumerate().rev().filter(|(_, place)| **place != NO_TOKEN) {
+            let start = &mut self.starts[*place as usize];
+            *start -= 1;
+            self.positions[*start as usize] = position as u32;
+        }
+    }
+}
+
+/// Sums in f32, each row's positions in their order: the order of candle's `index_add`, whatever the threads.
+fn sum_on_host(scratch: &Scratch, sources: &[(Vec<u32>, &Tensor)], columns: usize) -> Result<Tensor> {
+    let guards: Vec<_> = sources.iter().map(|(_, grad)| grad.storage_and_layout()).collect();
+    let mut first = 0;
+    let mut slices = Vec::new();
+    for ((ids, _), (storage, layout)) in sources.iter().zip(&guards) {
+        slices.push((first, ids.len(), Floats::of(storage, layout.start_offset())?));
+        first += ids.len();
+    }
+    let count = scratch.rows.len();
+    let mut values = vec![0f32; count * columns];
+    let sum = |(first, out): (usize, &mut [f32])| {
+        for (place, out) in (first..).zip(out.chunks_exact_mut(columns)) {
+            let positions = scratch.starts[place] as usize..scratch.starts[place + 1] as usize;
+            for position in &scratch.positions[positions] {
+                let position = *position as usize;
+                let source = slices.partition_point(|(first, ..)| *first <= position) - 1;
+                // Empty sources share their first position with the next one, which comes later in the list.
+                let (first, _, floats) = &slices[source];
+                floats.add_to(out, (position - first) * columns);
+            }
+        }
+    };
+    let rows_a_task = (1 << 14) / columns.max(1) + 1;
+    let tasks = values.chunks_mut(rows_a_task * columns.max(1)).enumerate().map(|(i, out)| (i * rows_a_task, out));
+    if scratch.positions.len() * columns < 1 << 15 {
+        tasks.for_each(sum);
+    } else {
+        parallel::for_each(tasks, sum);
+    }
+    Ok(Tensor::from_vec(values, (count, columns), &Device::Cpu)?)
+}
+
+enum Floats<'a> {
+    F32(&'a [f32]),
+    BF16(&'a [half::bf16]),
+    F16(&'a [half::f16]),
+}
+
+impl<'a> Floats<'a> {
+    fn of(storage: &'a Storage, offset: usize) -> Result<Self> {
+        match storage {
+            Storage::Cpu(CpuStorage::F32(values)) => Ok(Floats::F32(&values[offset..])),
+            Storage::Cpu(CpuStorage::BF16(values)) => Ok(Floats::BF16(&values[offset..])),
+            Storage::Cpu(CpuStorage::F16(values)) => Ok(Floats::F16(&values[offset..])),
+            _ => Err(Error::Config("row-sparse gradients are f32, bf16 or f16".to_string())),
+        }
+    }
+
+    fn add_to(&self, out: &mut [f32], at: usize) {
+        fn add<T: WithDType>(out: &mut [f32], values: &[T], to_f32: impl Fn(T) -> f32) {
+            out.iter_mut().zip(values).for_each(|(sum, value)| *sum += to_f32(*value));
+        }
+        match self {
+            Floats::F32(values) => add(out, &values[at..at + out.len()], |v| v),
+            Floats::BF16(values) => add(out, &values[at..at + out.len()], half::bf16::to_f32),
+            Floats::F16(values) => add(out, &values[at..at + out.len()], half::f16::to_f32),
+        }
+    }
+}
+
+/// The same sums by candle's operations, where the host cannot read the gradients.
+fn sum_on_device(
+    scratch: &Scratch,
+    sources: &[(Vec<u32>, &Tensor)],
+    columns: usize,
+    device: &Device,
+) -> Result<Tensor> {
+    let grads: Vec<Tensor> =
+        sources.iter().map(|(_, grad)| grad.to_dtype(DType::F32)).collect::<candle_core::Result<_>>()?;
+    let grads = Tensor::cat(&grads, 0)?;
+    let places = Tensor::from_slice(&scratch.places, scratch.places.len(), device)?;
+    Ok(Tensor::zeros((scratch.rows.len(), columns), DType::F32, device)?.index_add(&places, &grads, 0)?)
+}

@@ -1,0 +1,526 @@
+//! The optimizers against candle's own: the naive twin is the dense `candle_nn::AdamW` on `candle_nn::Embedding`.
+
+use candle_core::{DType, Device, Module, Tensor, Var};
+use candle_nn::{AdamW as Stock, Optimizer, ParamsAdamW, VarBuilder, VarMap};
+use tallow::optim::{AdamW, Replay, Sgd};
+use tallow::{Error, Gradient, NO_TOKEN, RowGradients, TokenEmbedding, TokenEmbeddingConfig};
+
+use crate::{Lcg, golden};
+
+const CPU: Device = Device::Cpu;
+
+fn row_sparse(vocab_size: usize, d_model: usize, dtype: DType) -> (TokenEmbedding, VarMap) {
+    let varmap = VarMap::new();
+    let cfg = TokenEmbeddingConfig { vocab_size, d_model, gradient: Gradient::RowSparse, ..Default::default() };
+    let wte = TokenEmbedding::new(&cfg, VarBuilder::from_varmap(&varmap, dtype, &CPU).pp("wte")).unwrap();
+    (wte, varmap)
+}
+
+/// candle's layer over a copy of the same weights.
+fn stock_twin(wte: &TokenEmbedding) -> (candle_nn::Embedding, Var) {
+    let var = Var::from_tensor(&wte.weight().unwrap().copy().unwrap()).unwrap();
+    (candle_nn::Embedding::new(var.as_tensor().clone(), wte.d_model()), var)
+}
+
+fn bits(t: &Tensor) -> Vec<u32> {
+    let values: Vec<f32> = t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+fn params(lr: f64, weight_decay: f64) -> ParamsAdamW {
+    ParamsAdamW { lr, weight_decay, ..Default::default() }
+}
+
+fn ids(rng: &mut Lcg, vocab: usize, count: usize) -> Vec<u32> {
+    // Weight 1/r for rank r, nearly: 2^(uniform) is log-uniform.
+    let bits = (vocab as f64).log2();
+    (0..count)
+        .map(|_| ((rng.below(1 << 24) as f64 / (1 << 24) as f64 * bits).exp2() as usize).min(vocab) as u32 - 1)
+        .collect()
+}
+
+/// A loss with a different random direction at every step.
+fn loss(x: &Tensor, rng: &mut Lcg) -> Tensor {
+    let weights: Vec<f32> = (0..x.elem_count()).map(|_| rng.below(2001) as f32 / 1000.0 - 1.0).collect();
+    let weights = Tensor::from_vec(weights, x.shape(), &CPU).unwrap();
+    let target = Tensor::full(0.05f32, x.shape(), &CPU).unwrap();
+    ((x - target).unwrap().sqr().unwrap() * weights).unwrap().sum_all().unwrap()
+}
+
+/// Trains both on the same batches; every loss and, at the end, every weight must have the same bits.
+fn equals_candle(
+    (vocab, d_model, steps): (usize, usize, usize),
+    batch: impl Fn(usize, &mut Lcg) -> Vec<u32>,
+    set: impl Fn(usize) -> ParamsAdamW,
+    save_at: Option<usize>,
+) {
+    let (wte, varmap) = row_sparse(vocab, d_model, DType::F32);
+    let (stock, stock_var) = stock_twin(&wte);
+    let mut theirs = Stock::new(vec![stock_var.clone()], set(0)).unwrap();
+    let mut ours = AdamW::from_varmap(&varmap, set(0)).unwrap();
+    let mut rng = Lcg(42);
+    for step in 0..steps {
+        let list = batch(step, &mut rng);
+        let ids = Tensor::from_slice(&list, list.len(), &CPU).unwrap();
+        ours.set_params(set(step));
+        theirs.set_params(set(step));
+        let mut again = Lcg(rng.0);
+        let our_loss = loss(&wte.forward(&ids).unwrap(), &mut rng);
+        let their_loss = loss(&stock.forward(&ids).unwrap(), &mut again);
+        assert_eq!(bits(&our_loss), bits(&their_loss), "loss of step {step}");
+        ours.backward_step(&our_loss).unwrap();
+        theirs.backward_step(&their_loss).unwrap();
+        if save_at == Some(step) {
+            let state = ours.state().unwrap();
+            drop(ours);
+            ours = AdamW::from_varmap(&varmap, set(step)).unwrap();
+            ours.load_state(&state).unwrap();
+        }
+    }
+    let different =
+        bits(wte.weight().unwrap()).iter().zip(bits(stock_var.as_tensor())).filter(|(a, b)| **a != *b).count();
+    assert_eq!(different, 0, "weights that differ of {}", vocab * d_model);
+}
+
+#[test]
+fn every_weight_of_a_full_table_is_candles() {
+    // lr warms up, falls, and jumps up again; padding and repeats in every batch.
+    let schedule = |step: usize| params(1e-3 * [0.1, 1.0, 0.3, 0.05, 2.0][step / 80 % 5], 0.01);
+    let batch = |_: usize, rng: &mut Lcg| [ids(rng, 100_256, 250), vec![7, 7, 7, NO_TOKEN, 100_255, NO_TOKEN]].concat();
+    equals_candle((100_256, 16, 400), batch, schedule, Some(200));
+}
+
+#[test]
+fn every_setting_gives_candles_bits() {
+    let plain = |_: usize, rng: &mut Lcg| ids(rng, 2000, 40);
+    for weight_decay in [0.0, 0.01, 0.1] {
+        equals_candle((2000, 7, 500), plain, |_| params(1e-3, weight_decay), None);
+    }
+    // A last block of 64 elements and one short one; empty batches; rows that come late.
+    let gaps = |step: usize, rng: &mut Lcg| match step % 7 {
+        3 => vec![],
+        5 => vec![NO_TOKEN],
+        _ => ids(rng, 50 + 3 * step, 30),
+    };
+    equals_candle((2000, 100, 300), gaps, |step| params(1e-2, if step < 150 { 0.1 } else { 0.0 }), Some(10));
+    // Betas that change, a small beta2, a large and a tiny epsilon, decay that eats the weight.
+    let odd = |step: usize| ParamsAdamW {
+        lr: 3e-3,
+        beta1: if step < 100 { 0.9 } else { 0.5 },
+        beta2: if step < 200 { 0.95 } else { 0.5 },
+        eps: [1e-8, 1e-3, 1e-30][step / 100 % 3],
+        weight_decay: if step % 50 == 0 { 30.0 } else { 0.0 },
+    };
+    equals_candle((500, 64, 300), |_, rng| ids(rng, 500, 8), odd, None);
+    // beta1 = 0, and epsilon = 0, where a row without a gradient becomes NaN in candle, too.
+    equals_candle((40, 3, 60), |_, rng| ids(rng, 40, 4), |_| ParamsAdamW { beta1: 0.0, ..params(1e-3, 0.01) }, None);
+}
+
+/// Gaps of thousands of steps: moments fade below what can change a weight, and below what f32 holds.
+#[test]
+fn long_gaps_give_candles_bits() {
+    let batch = |step: usize, rng: &mut Lcg| match step % 1000 {
+        0 => (0..600).collect(),
+        _ => ids(rng, 600, 6),
+    };
+    for weight_decay in [0.0, 0.05] {
+        equals_candle(
+            (600, 4, 3000),
+            batch,
+            |step| params(if step < 2000 { 1e-3 } else { 5e-3 }, weight_decay),
+            Some(1500),
+        );
+    }
+}
+
+#[test]
+fn the_same_bits_for_any_number_of_threads() {
+    let train = || {
+        let (wte, varmap) = row_sparse(5000, 64, DType::F32);
+        let mut opt = AdamW::new(varmap.all_vars(), params(1e-3, 0.01)).unwrap();
+        let mut rng = Lcg(9);
+        for _ in 0..30 {
+            let list = ids(&mut rng, 5000, 3000);
+            let x = wte.forward(&Tensor::from_slice(&list, list.len(), &CPU).unwrap()).unwrap();
+            opt.backward_step(&loss(&x, &mut rng)).unwrap();
+        }
+        bits(wte.weight().unwrap())
+    };
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    let one = pool(1).install(train);
+    assert!(one == pool(2).install(train) && one == pool(5).install(train));
+}
+
+/// Embedding → linear → cross-entropy, two look-ups of one table in a step, all weights by the fused step.
+#[test]
+fn a_small_network_trains_to_candles_bits() {
+    let make = |gradient| {
+        let varmap = VarMap::new();
+        let vb = VarBuilder::from_varmap(&varmap, DType::F32, &CPU);
+        let cfg = TokenEmbeddingConfig { vocab_size: 300, d_model: 16, gradient, ..Default::default() };
+        let wte = TokenEmbedding::new(&cfg, vb.pp("wte")).unwrap();
+        (wte, varmap)
+    };
+    let (wte, varmap) = make(Gradient::RowSparse);
+    let (other, other_map) = make(Gradient::Dense);
+    let twin: candle_nn::Embedding = other.into();
+    let draw = |rng: &mut Lcg, n: usize| (0..n).map(|_| rng.below(2001) as f32 / 5000.0 - 0.2).collect::<Vec<_>>();
+    let mut rng = Lcg(3);
+    for (shape, name) in [((300, 16), "head.weight"), ((1, 300), "head.bias")] {
+        let values = Tensor::from_vec(draw(&mut rng, shape.0 * shape.1), shape, &CPU).unwrap();
+        for map in [&varmap, &other_map] {
+            map.data().lock().unwrap().insert(name.to_string(), Var::from_tensor(&values.copy().unwrap()).unwrap());
+        }
+    }
+    let get = |map: &VarMap, name: &str| map.data().lock().unwrap()[name].as_tensor().clone();
+    let run = |layer: &dyn Module, map: &VarMap, ids: &Tensor, context: &Tensor, targets: &Tensor| {
+        let x = (layer.forward(ids).unwrap() + layer.forward(context).unwrap()).unwrap();
+        let logits =
+            x.matmul(&get(map, "head.weight").t().unwrap()).unwrap().broadcast_add(&get(map, "head.bias")).unwrap();
+        candle_nn::loss::cross_entropy(&logits, targets).unwrap()
+    };
+    let mut ours = AdamW::from_varmap(&varmap, params(1e-2, 0.01)).unwrap();
+    let mut theirs = Stock::new(other_map.all_vars(), params(1e-2, 0.01)).unwrap();
+    let mut first_loss = 0.0;
+    let mut last_loss = 0.0;
+    for step in 0..120 {
+        let [a, b, c] = [0; 3].map(|_| Tensor::from_vec(ids(&mut rng, 300, 20), 20, &CPU).unwrap());
+        let targets = if step % 2 == 0 { &a } else { &c };
+        let (x, y) = (run(&wte, &varmap, &a, &b, targets), run(&twin, &other_map, &a, &b, targets));
+        assert_eq!(bits(&x), bits(&y), "loss of step {step}");
+        last_loss = x.to_scalar::<f32>().unwrap();
+        first_loss = if step == 0 { last_loss } else { first_loss };
+        ours.backward_step(&x).unwrap();
+        theirs.backward_step(&y).unwrap();
+    }
+    ours.flush().unwrap();
+    for name in ["wte.weight", "head.weight", "head.bias"] {
+        assert!(bits(&get(&varmap, name)) == bits(&get(&other_map, name)), "{name}");
+    }
+    assert!(last_loss < first_loss, "it learned nothing: {first_loss} → {last_loss}");
+}
+
+#[test]
+fn a_tied_head_trains_to_candles_bits() {
+    let (wte, varmap) = row_sparse(200, 12, DType::F32);
+    let (stock, stock_var) = stock_twin(&wte);
+    let mut ours = AdamW::new(varmap.all_vars(), params(1e-2, 0.01)).unwrap();
+    let mut theirs = Stock::new(vec![stock_var.clone()], params(1e-2, 0.01)).unwrap();
+    let mut rng = Lcg(5);
+    for step in 0..60 {
+        let list = [ids(&mut rng, 200, 20), vec![3, 3, 3]].concat();
+        let ids = Tensor::from_slice(&list, list.len(), &CPU).unwrap();
+        // Some steps do not use the head: rows owe steps when the head comes back.
+        let tied = step % 5 != 4;
+        let run = |x: Tensor, logits: &dyn Fn(&Tensor) -> Tensor| match tied {
+            true => candle_nn::loss::cross_entropy(&logits(&x), &ids).unwrap(),
+            false => x.sqr().unwrap().mean_all().unwrap(),
+        };
+        let x = run(wte.forward(&ids).unwrap(), &|x| wte.attend(x).unwrap());
+        let y = run(stock.forward(&ids).unwrap(), &|x| x.matmul(&stock_var.as_tensor().t().unwrap()).unwrap());
+        assert_eq!(bits(&x), bits(&y), "loss of step {step}");
+        ours.backward_step(&x).unwrap();
+        theirs.backward_step(&y).unwrap();
+    }
+    assert_eq!(bits(wte.weight().unwrap()), bits(stock_var.as_tensor()));
+    assert_eq!(wte.attend(&Tensor::zeros((2, 3, 12), DType::F32, &CPU).unwrap()).unwrap().dims(), [2, 3, 200]);
+}
+
+#[test]
+fn dense_weights_of_every_dtype_take_the_fused_step() {
+    for (dtype, tolerance) in [(DType::F32, 0.0), (DType::F64, 0.0), (DType::BF16, 0.02), (DType::F16, 0.002)] {
+        let start: Vec<f32> = (0..70_000).map(|i| ((i * 37 % 1000) as f32 - 500.0) / 1000.0).collect();
+        let start = Tensor::from_vec(start, (700, 100), &CPU).unwrap().to_dtype(dtype).unwrap();
+        let [a, b] = [0; 2].map(|_| Var::from_tensor(&start.copy().unwrap()).unwrap());
+        let mut ours = AdamW::new(vec![a.clone()], params(1e-2, 0.01)).unwrap();
+        let mut theirs = Stock::new(vec![b.clone()], params(1e-2, 0.01)).unwrap();
+        for step in 0..15 {
+            for (var, opt) in [(&a, &mut ours as &mut dyn FnStep), (&b, &mut theirs)] {
+                let x = (var.as_tensor() - 0.1 * f64::from(step % 3)).unwrap();
+                opt.take(&x.sqr().unwrap().sum_all().unwrap());
+            }
+        }
+        let difference =
+            (a.as_tensor().to_dtype(DType::F64).unwrap() - b.as_tensor().to_dtype(DType::F64).unwrap()).unwrap();
+        let largest = difference.abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
+        assert!(largest <= tolerance, "{dtype:?}: {largest}");
+    }
+}
+
+/// A step by whichever optimizer.
+trait FnStep {
+    fn take(&mut self, loss: &Tensor);
+}
+
+impl<O: Optimizer> FnStep for O {
+    fn take(&mut self, loss: &Tensor) {
+        self.backward_step(loss).unwrap();
+    }
+}
+
+/// A row-sparse bf16 or f16 table equals the same table trained densely by the same optimizer.
+#[test]
+fn small_floats_by_row_equal_small_floats_dense() {
+    for dtype in [DType::BF16, DType::F16] {
+        for weight_decay in [0.0, 0.1] {
+            let (by_row, map) = row_sparse(60, 5, dtype);
+            let var = Var::from_tensor(&by_row.weight().unwrap().copy().unwrap()).unwrap();
+            let dense = TokenEmbedding::from_weight(var.as_tensor().clone()).unwrap();
+            let mut a = AdamW::new(map.all_vars(), params(1e-2, weight_decay)).unwrap();
+            let mut b = AdamW::new(vec![var.clone()], params(1e-2, weight_decay)).unwrap();
+            let mut rng = Lcg(8);
+            for _ in 0..150 {
+                let list = ids(&mut rng, 60, 3);
+                let ids = Tensor::from_slice(&list, 3, &CPU).unwrap();
+                for (layer, opt) in [(&by_row, &mut a), (&dense, &mut b)] {
+                    let x = layer.forward(&ids).unwrap().to_dtype(DType::F32).unwrap();
+                    opt.backward_step(&(x - 0.3).unwrap().sqr().unwrap().sum_all().unwrap()).unwrap();
+                }
+            }
+            assert_eq!(bits(by_row.weight().unwrap()), bits(var.as_tensor()), "{dtype:?} {weight_decay}");
+        }
+    }
+}
+
+#[test]
+fn repeats_are_summed_in_f32() {
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let (wte, varmap) = row_sparse(4, 2, dtype);
+        let _opt = AdamW::new(varmap.all_vars(), params(1e-3, 0.0)).unwrap();
+        let list = [vec![2u32; 1000], vec![NO_TOKEN, 1]].concat();
+        let x = wte.forward(&Tensor::from_slice(&list, list.len(), &CPU).unwrap()).unwrap();
+        let grads = x.sum_all().unwrap().backward().unwrap();
+        assert!(grads.get(wte.weight().unwrap()).is_none(), "a dense gradient was made");
+        let RowGradients { rows, values } = wte.take_row_gradients().unwrap().unwrap();
+        assert_eq!((rows, values.to_vec2::<f32>().unwrap()), (vec![2, 1], vec![vec![1000.0; 2], vec![1.0; 2]]));
+        assert!(wte.take_row_gradients().unwrap().is_none());
+    }
+}
+
+#[test]
+fn micro_batches_add_up() {
+    let (wte, varmap) = row_sparse(50, 4, DType::F32);
+    let (stock, stock_var) = stock_twin(&wte);
+    let mut ours = AdamW::new(varmap.all_vars(), params(1e-2, 0.0)).unwrap();
+    let mut theirs = Stock::new(vec![stock_var.clone()], params(1e-2, 0.0)).unwrap();
+    let batch = |list: &[u32]| Tensor::from_slice(list, list.len(), &CPU).unwrap();
+    for _ in 0..5 {
+        // Two backward passes, one step; the twin sees both in one.
+        let none = loss(&wte.forward(&batch(&[1, 2, 2])).unwrap(), &mut Lcg(1)).backward().unwrap();
+        let grads = loss(&wte.forward(&batch(&[2, 9])).unwrap(), &mut Lcg(2)).backward().unwrap();
+        ours.step(&grads).unwrap();
+        drop(none);
+        let [a, b] =
+            [(&[1u32, 2, 2][..], 1), (&[2, 9], 2)].map(|(l, s)| loss(&stock.forward(&batch(l)).unwrap(), &mut Lcg(s)));
+        theirs.backward_step(&(a + b).unwrap()).unwrap();
+    }
+    let difference = (wte.weight().unwrap() - stock_var.as_tensor()).unwrap().abs().unwrap().max_all().unwrap();
+    assert!(difference.to_scalar::<f32>().unwrap() < 1e-6);
+}
+
+#[test]
+fn a_gradient_without_a_taker_is_an_error() {
+    let (wte, varmap) = row_sparse(10, 2, DType::F32);
+    let backward =
+        || wte.forward(&Tensor::new(&[1u32], &CPU).unwrap()).unwrap().sum_all().unwrap().backward().map(|_| ());
+    assert!(backward().unwrap_err().to_string().contains("tallow::optim"));
+    let _stock = Stock::new(varmap.all_vars(), params(1e-3, 0.0)).unwrap();
+    assert!(backward().is_err());
+    let ours = AdamW::new(varmap.all_vars(), params(1e-3, 0.0)).unwrap();
+    backward().unwrap();
+    let second = AdamW::new(varmap.all_vars(), params(1e-3, 0.0)).err().expect("two optimizers for one table");
+    assert!(second.to_string().contains("has an optimizer already"), "{second}");
+    drop(ours);
+    assert!(backward().is_err());
+}
+
+#[test]
+fn nothing_stale_can_be_read() {
+    let (wte, varmap) = row_sparse(30, 3, DType::F32);
+    let (stock, stock_var) = stock_twin(&wte);
+    let mut ours = AdamW::new(varmap.all_vars(), params(1e-2, 0.1)).unwrap();
+    let mut theirs = Stock::new(vec![stock_var.clone()], params(1e-2, 0.1)).unwrap();
+    let batches = [vec![1u32, 2], vec![3], vec![1, 4]];
+    let mut train = |ours: &mut AdamW| {
+        for list in &batches {
+            let ids = Tensor::from_slice(list, list.len(), &CPU).unwrap();
+            ours.backward_step(&wte.forward(&ids).unwrap().sqr().unwrap().sum_all().unwrap()).unwrap();
+            theirs.backward_step(&stock.forward(&ids).unwrap().sqr().unwrap().sum_all().unwrap()).unwrap();
+        }
+    };
+    let raw = || bits(varmap.all_vars()[0].as_tensor());
+    let expected = || bits(stock_var.as_tensor());
+    train(&mut ours);
+    assert_ne!(raw(), expected(), "rows are behind between steps; if not, this test tests nothing");
+    assert_eq!(bits(wte.weight().unwrap()), expected());
+    assert_eq!(raw(), expected());
+    train(&mut ours);
+    wte.attend(&Tensor::zeros((1, 3), DType::F32, &CPU).unwrap()).unwrap();
+    assert_eq!(raw(), expected());
+    train(&mut ours);
+    ours.flush().unwrap();
+    assert_eq!(raw(), expected());
+    train(&mut ours);
+    ours.state().unwrap();
+    assert_eq!(raw(), expected());
+    train(&mut ours);
+    drop(ours);
+    assert_eq!(raw(), expected());
+}
+
+#[test]
+fn frozen_rows_never_change() {
+    let (wte, varmap) = row_sparse(10, 2, DType::F32);
+    let mut opt = AdamW::new(varmap.all_vars(), params(1e-2, 0.1)).unwrap();
+    let step = |opt: &mut AdamW, tied: bool| {
+        let x = wte.forward(&Tensor::new(&[1u32, 2, 3], &CPU).unwrap()).unwrap();
+        let loss = if tied { wte.attend(&x).unwrap().sqr().unwrap() } else { x.sqr().unwrap() };
+        opt.backward_step(&loss.sum_all().unwrap()).unwrap();
+    };
+    step(&mut opt, false);
+    wte.freeze_rows(&[2, 7]).unwrap();
+    let before = wte.weight().unwrap().to_vec2::<f32>().unwrap();
+    for tied in [false, true, false] {
+        step(&mut opt, tied);
+    }
+    let after = wte.weight().unwrap().to_vec2::<f32>().unwrap();
+    let changed: Vec<usize> = (0..10).filter(|row| before[*row] != after[*row]).collect();
+    assert_eq!(changed, [0, 1, 3, 4, 5, 6, 8, 9]);
+    wte.freeze_rows(&[]).unwrap();
+    step(&mut opt, false);
+    assert_ne!(wte.weight().unwrap().to_vec2::<f32>().unwrap()[2], after[2]);
+    assert!(matches!(wte.freeze_rows(&[10]), Err(Error::Config(_))));
+}
+
+#[test]
+fn clipping_sees_the_norm_of_the_dense_gradient() {
+    for tied in [false, true] {
+        let (wte, varmap) = row_sparse(20, 3, DType::F32);
+        let other = Var::from_tensor(&Tensor::new(&[3f32, -4.0], &CPU).unwrap()).unwrap();
+        varmap.data().lock().unwrap().insert("other".to_string(), other.clone());
+        let (stock, stock_var) = stock_twin(&wte);
+        let opt = AdamW::new(varmap.all_vars(), params(1e-2, 0.1)).unwrap();
+        let ids = Tensor::new(&[1u32, 5, 1, 1], &CPU).unwrap();
+        let run = |x: Tensor, w: &Tensor| {
+            let extra = (other.as_tensor() * 2.0).unwrap().sum_all().unwrap();
+            let main = if tied { x.matmul(&w.t().unwrap()).unwrap() } else { x };
+            ((main * 100.0).unwrap().sqr().unwrap().sum_all().unwrap() + extra).unwrap()
+        };
+        let mut grads = run(wte.forward(&ids).unwrap(), wte.weight().unwrap()).backward().unwrap();
+        let dense = run(stock.forward(&ids).unwrap(), stock_var.as_tensor()).backward().unwrap();
+        let square =
+            |v: &Var| dense.get(v.as_tensor()).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+        let expected = f64::from(square(&stock_var) + square(&other)).sqrt();
+        let norm = opt.clip_grad_norm(&mut grads, 0.5).unwrap();
+        assert!((norm / expected - 1.0).abs() < 1e-5, "{norm} is not {expected}");
+        let again = opt.clip_grad_norm(&mut grads, 0.5).unwrap();
+        assert!((again - 0.5).abs() < 1e-4, "{again} after clipping to 0.5");
+        assert!(opt.clip_grad_norm(&mut grads, 0.0).is_err());
+    }
+}
+
+#[test]
+fn groups_have_their_own_parameters() {
+    let (wte, varmap) = row_sparse(10, 2, DType::F32);
+    let other = Var::from_tensor(&Tensor::new(&[1f32], &CPU).unwrap()).unwrap();
+    let table = varmap.all_vars().remove(0);
+    let groups = vec![
+        (vec![("wte".to_string(), table)], params(0.0, 0.0)),
+        (vec![("w".to_string(), other.clone())], params(0.1, 0.0)),
+    ];
+    let mut opt = AdamW::with_groups(groups).unwrap();
+    let before = bits(wte.weight().unwrap());
+    let step = |opt: &mut AdamW| {
+        let x = wte.forward(&Tensor::new(&[1u32], &CPU).unwrap()).unwrap().sum_all().unwrap();
+        opt.backward_step(&(x + other.as_tensor().sum_all().unwrap()).unwrap()).unwrap();
+    };
+    step(&mut opt);
+    assert_eq!(bits(wte.weight().unwrap()), before);
+    assert!(other.as_tensor().to_vec1::<f32>().unwrap()[0] < 0.91);
+    opt.groups_mut()[0].params.lr = 0.1;
+    step(&mut opt);
+    assert_ne!(bits(wte.weight().unwrap()), before);
+}
+
+#[test]
+fn a_state_that_does_not_fit_is_refused_whole() {
+    let (_wte, varmap) = row_sparse(10, 2, DType::F32);
+    let mut opt = AdamW::from_varmap(&varmap, params(1e-3, 0.0)).unwrap();
+    let mut state = opt.state().unwrap();
+    assert_eq!(state["wte.weight.m"].dims(), [10, 2]);
+    state.insert("wte.weight.v".to_string(), Tensor::zeros((3, 2), DType::F32, &CPU).unwrap());
+    state.remove("step");
+    let message = opt.load_state(&state).unwrap_err().to_string();
+    assert!(
+        message.contains("\"step\"") && message.contains("\"wte.weight.v\" has shape [3, 2], not [10, 2]"),
+        "{message}"
+    );
+}
+
+#[test]
+fn sgd_gives_candles_bits() {
+    let (wte, varmap) = row_sparse(100, 5, DType::F32);
+    let (stock, stock_var) = stock_twin(&wte);
+    let mut ours = Sgd::new(varmap.all_vars(), 0.1).unwrap();
+    let mut theirs = candle_nn::SGD::new(vec![stock_var.clone()], 0.1).unwrap();
+    let mut rng = Lcg(4);
+    for step in 0..50 {
+        let list = [ids(&mut rng, 100, 20), vec![NO_TOKEN]].concat();
+        let ids = Tensor::from_slice(&list, list.len(), &CPU).unwrap();
+        let mut again = Lcg(rng.0);
+        let mut x = wte.forward(&ids).unwrap();
+        let mut y = stock.forward(&ids).unwrap();
+        if step % 5 == 0 {
+            x = wte.attend(&x).unwrap();
+            y = y.matmul(&stock_var.as_tensor().t().unwrap()).unwrap();
+        }
+        ours.backward_step(&loss(&x, &mut rng)).unwrap();
+        theirs.backward_step(&loss(&y, &mut again)).unwrap();
+    }
+    assert_eq!(bits(wte.weight().unwrap()), bits(stock_var.as_tensor()));
+}
+
+/// The largest difference after training under another rule than the exact one.
+fn difference_under(replay: Replay) -> f32 {
+    let (wte, varmap) = row_sparse(300, 4, DType::F32);
+    let (stock, stock_var) = stock_twin(&wte);
+    let mut ours = AdamW::new(varmap.all_vars(), params(1e-3, 0.01)).unwrap().with_replay(replay).unwrap();
+    let mut theirs = Stock::new(vec![stock_var.clone()], params(1e-3, 0.01)).unwrap();
+    let mut rng = Lcg(6);
+    for _ in 0..600 {
+        let list = ids(&mut rng, 300, 4);
+        let ids = Tensor::from_slice(&list, 4, &CPU).unwrap();
+        let mut again = Lcg(rng.0);
+        ours.backward_step(&loss(&wte.forward(&ids).unwrap(), &mut rng)).unwrap();
+        theirs.backward_step(&loss(&stock.forward(&ids).unwrap(), &mut again)).unwrap();
+    }
+    let difference = (wte.weight().unwrap() - stock_var.as_tensor()).unwrap().abs().unwrap();
+    difference.max_all().unwrap().to_scalar().unwrap()
+}
+
+#[test]
+fn other_rules_differ_as_documented() {
+    assert_eq!(difference_under(Replay::Exact), 0.0);
+    let truncated = difference_under(Replay::Truncated { steps: 200 });
+    assert!(truncated > 0.0 && truncated < 1e-4, "{truncated}");
+    let lazy = difference_under(Replay::Lazy);
+    assert!(lazy > 1e-3, "{lazy}: lazy is another optimizer");
+}
+
+#[test]
+fn adamw_and_sparse_adam_are_pytorchs() {
+    let t = candle_core::safetensors::load(golden("optim.safetensors"), &CPU).unwrap();
+    for (name, replay, weight_decay) in [("adamw", Replay::Exact, 0.1), ("sparse", Replay::Lazy, 0.0)] {
+        let (wte, varmap) = row_sparse(40, 6, DType::F32);
+        varmap.all_vars()[0].set(&t["weight"]).unwrap();
+        let mut opt = AdamW::new(varmap.all_vars(), params(1e-2, weight_decay)).unwrap().with_replay(replay).unwrap();
+        for step in 0..25 {
+            let x = wte.forward(&t["ids"].get(step).unwrap()).unwrap();
+            let loss = (x * t["grad"].get(step).unwrap()).unwrap().sum_all().unwrap();
+            opt.backward_step(&loss).unwrap();
+        }
+        let difference = (wte.weight().unwrap() - &t[name]).unwrap().abs().unwrap().max_all().unwrap();
+        let difference = difference.to_scalar::<f32>().unwrap();
+        assert!(difference < 1e-6, "{name}: {difference}");
+    }
+}
