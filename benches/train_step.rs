@@ -1,6 +1,6 @@
 //! A whole training step of the table: forward + backward + optimizer, ours against candle and PyTorch.
 //!
-//!     cargo bench --bench train_step                 # about ten minutes; `-- quick` for two
+//!     cargo bench --bench train_step                 # about ten minutes; `-- quick`, `-- only=64x2048-stream`
 //!
 //! V = 100256, f32, AdamW with candle's defaults (decay 0.01). The loss is the sum of the look-up times random numbers, so
 //! that gradients stay alive. "ids": "stream" draws random windows from ../shared/corpora (or $TALLOW_CORPORA) tokenized with
@@ -113,6 +113,7 @@ fn tokenized() -> Vec<u32> {
 
 fn main() -> anyhow::Result<()> {
     let quick = std::env::args().any(|arg| arg == "quick");
+    let only = std::env::args().find_map(|arg| arg.strip_prefix("only=").map(String::from)).unwrap_or_default();
     let stream = tokenized();
     if stream.is_empty() {
         eprintln!(
@@ -126,9 +127,14 @@ fn main() -> anyhow::Result<()> {
     file.flush()?;
     let mut for_torch = Vec::new();
     for d_model in [64, 1024] {
-        dense(d_model)?;
+        if only.is_empty() {
+            dense(d_model)?;
+        }
         for windows in [(4, 16), (8, 256), (32, 1024)] {
             for kind in ["stream", "uniform", "zipf"] {
+                if !format!("{d_model}x{}-{kind}", windows.0 * windows.1).starts_with(&only) {
+                    continue;
+                }
                 let stream = match kind {
                     "stream" => stream.clone(),
                     _ => common::ids(kind, V, 4_000_000),

@@ -37,7 +37,7 @@ pub enum Error {
     },
 
     /// An id that the tokenizer has no token for.
-    #[error("id {id} at position {position} is not a token of {tokenizer}: its ids end at {largest}")]
+    #[error("id {id} at position {position} is not a token of {tokenizer}, whose largest id is {largest}")]
     UnknownId {
         /// The id.
         id: u32,
@@ -51,8 +51,8 @@ pub enum Error {
 
     /// Text that spells a special token while [`Specials::Forbid`](crate::Specials::Forbid) is set.
     #[error(
-        "the text spells the special token {token:?} at byte {byte}: choose Specials::Text to read it as text \
-         or Specials::Allow to make it a token"
+        "the text spells the special token {token:?} at byte {byte}: read it as text (Specials::Text, --specials text) \
+         or as the token (Specials::Allow, --specials allow)"
     )]
     SpecialForbidden {
         /// The token's text.
@@ -147,7 +147,7 @@ fn out_of_range_advice(id: i64, rows: usize) -> String {
         Err(_) if id < 0 => "ids are never negative; mark padding with u32::MAX".to_string(),
         Err(_) => "ids are 32-bit; mark padding with u32::MAX".to_string(),
         Ok(_) => format!(
-            "its ids run from 0 to {}; give the table at least {} rows (`vocab_size: tokenizer.table_rows()`)",
+            "its ids run from 0 to {}; give the table at least {} rows (--rows, `vocab_size: tokenizer.table_rows()`)",
             rows.saturating_sub(1),
             id + 1
         ),

@@ -68,7 +68,12 @@ pub fn ids(kind: &str, vocab: usize, count: usize) -> Vec<u32> {
             sum
         })
         .collect();
-    (0..count).map(|_| cumulative.partition_point(|c| *c < unit() * sum).min(vocab - 1) as u32).collect()
+    (0..count)
+        .map(|_| {
+            let at = unit() * sum;
+            cumulative.partition_point(|c| *c < at).min(vocab - 1) as u32
+        })
+        .collect()
 }
 
 /// Runs a Python script beside the benchmark with one JSON argument; its last line is the JSON answer. `None`,

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::TokenizerArgs;
@@ -18,7 +18,7 @@ pub struct Decode {
     /// The ids: a file, or - for standard input
     #[arg(default_value = "-")]
     file: PathBuf,
-    /// How ids are written: text and json take numbers between white space, commas or brackets
+    /// How ids are written: numbers between white space or commas, a JSON array (read whole), or raw 32-bit numbers
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
     /// Where the bytes are written [default: standard output]
@@ -38,7 +38,13 @@ impl Decode {
         loop {
             let more = match self.format {
                 Format::U32 => self.read_raw(&mut reader, &mut ids)?,
-                _ => self.read_numbers(&mut reader, &mut ids, done)?,
+                Format::Json => {
+                    let file = || self.file.display().to_string();
+                    ids = serde_json::from_reader(&mut reader)
+                        .with_context(|| format!("{}: not a JSON array of ids", file()))?;
+                    false
+                }
+                Format::Text => self.read_number(&mut reader, &mut ids, done)?,
             };
             // What a vocabulary that is not byte-level gives for an id can depend on its neighbours.
             if !more || (ids.len() >= CHUNK_IDS && tokenizer.is_byte_level()) {
@@ -71,8 +77,8 @@ impl Decode {
     }
 
     /// Reads one number; `false` at the end.
-    fn read_numbers(&self, reader: &mut impl BufRead, ids: &mut Vec<u32>, done: usize) -> Result<bool> {
-        let separates = |byte: u8| byte.is_ascii_whitespace() || matches!(byte, b',' | b'[' | b']');
+    fn read_number(&self, reader: &mut impl BufRead, ids: &mut Vec<u32>, done: usize) -> Result<bool> {
+        let separates = |byte: u8| byte.is_ascii_whitespace() || byte == b',';
         let mut word = Vec::new();
         loop {
             let buffer = reader.fill_buf()?;
@@ -89,7 +95,7 @@ impl Decode {
             return Ok(false);
         }
         let word = String::from_utf8_lossy(&word);
-        let Ok(id) = word.parse() else {
+        let Some(id) = word.parse().ok().filter(|_| word.bytes().all(|byte| byte.is_ascii_digit())) else {
             bail!("{}: {word:?} at position {} is not an id", self.file.display(), done + ids.len());
         };
         ids.push(id);

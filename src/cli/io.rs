@@ -69,7 +69,12 @@ impl Output {
             }
         }
         // Through a symbolic link, to the file that it names.
-        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+        let path = match std::fs::symlink_metadata(path) {
+            Ok(about) if about.is_symlink() => {
+                std::fs::canonicalize(path).with_context(|| format!("the link {}", name()))?
+            }
+            _ => path.to_path_buf(),
+        };
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut builder = tempfile::Builder::new();
         builder.prefix(".tallow-");
@@ -87,6 +92,10 @@ impl Output {
             Output::File(out, path) => {
                 let name = || path.display().to_string();
                 let file = out.into_inner().map_err(io::IntoInnerError::into_error).with_context(name)?;
+                // A file that is replaced keeps its permissions.
+                if let Ok(about) = std::fs::metadata(&path) {
+                    file.as_file().set_permissions(about.permissions()).with_context(name)?;
+                }
                 file.as_file().sync_all().with_context(name)?;
                 file.persist(&path).map_err(|e| e.error).with_context(name)?;
             }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use serde::Serialize;
-use tallow::view::{Align, Cell, Column, Piece, pieces, shown_columns, visible, write_grid};
+use tallow::view::{Align, Cell, Column, Piece, one_line, pieces, shown_columns, visible, write_grid};
 use tallow::{TokenEmbedding, Tokenizer};
 
 use super::io::Output;
@@ -25,7 +25,7 @@ pub struct Show {
     /// The text, or - for standard input
     text: OsString,
     /// Rows of the table [default: as many as the tokenizer has tokens]
-    #[arg(long, alias = "vocab-size")]
+    #[arg(long, visible_alias = "vocab-size")]
     rows: Option<usize>,
     #[command(flatten)]
     table: TableArgs,
@@ -130,7 +130,7 @@ impl Show {
         writeln!(
             out,
             "text       {}{cut}  ({} characters, {} bytes)",
-            visible(&start).replace('␣', " "),
+            one_line(&start),
             text.chars().count(),
             text.len()
         )?;
@@ -185,6 +185,7 @@ impl Show {
             let piece = &pieces[i];
             let (label, bytes) = match (&piece.text, piece.part) {
                 (Some(text), _) => (Cell::plain(visible(text)), Cell::default()),
+                (None, _) if piece.of == 1 => (Cell::plain(hex(&piece.bytes)), Cell::default()),
                 (None, part) => {
                     let mark = if part == 1 {
                         "┌"

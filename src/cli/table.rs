@@ -15,8 +15,10 @@ use super::{TableArgs, TokenizerArgs};
 #[derive(Args)]
 pub struct Table {
     /// Which rows: ranges like 0..3,999..1002, the end not included
-    #[arg(long, default_value = "0..3,999..1002,100254..100256")]
-    rows: String,
+    ///
+    /// [default: the first three, 999..1002, and the last two]
+    #[arg(long)]
+    rows: Option<String>,
     /// Rows of the table [default: as many as the tokenizer has tokens]
     #[arg(long)]
     vocab_size: Option<usize>,
@@ -98,8 +100,12 @@ impl Table {
     }
 
     fn ranges(&self, vocab_size: usize) -> Result<Vec<Range<usize>>> {
+        let Some(rows) = &self.rows else {
+            let ends = [0..vocab_size.min(3), 999..1002, vocab_size.saturating_sub(2).max(3)..vocab_size];
+            return Ok(ends.into_iter().filter(|range| range.start < range.end && range.end <= vocab_size).collect());
+        };
         let mut ranges = Vec::new();
-        for part in self.rows.split(',').map(str::trim) {
+        for part in rows.split(',').map(str::trim) {
             let (start, end) = part.split_once("..").unwrap_or((part, ""));
             let number = |text: &str| text.trim().parse::<usize>();
             let range = match (number(start), number(end)) {

@@ -57,14 +57,14 @@ fn unravel(mut at: usize, dims: &[usize]) -> Vec<usize> {
     position
 }
 
-/// Ids as the look-up wants them: u32, contiguous, on `device`, padding as [`NO_TOKEN`]. No copy where they
-/// already are.
+/// Ids as the look-up wants them: contiguous, on `device`, padding as [`NO_TOKEN`]; u32 but for the CPU, where the look-up
+/// takes every dtype of ids. No copy where they already are so.
 pub(super) fn normalise(ids: &Tensor, padding_id: Option<u32>, device: &Device) -> candle_core::Result<Tensor> {
-    // A cast to u32 keeps u8 255 apart from padding, and turns i64::MAX into NO_TOKEN.
-    let mut ids = match ids.dtype() {
-        DType::U32 => ids.contiguous()?,
-        _ => ids.contiguous()?.to_dtype(DType::U32)?,
-    };
+    let mut ids = ids.contiguous()?;
+    if ids.dtype() != DType::U32 && !(device.is_cpu() && padding_id.is_none()) {
+        // The cast keeps u8 255 apart from padding, and turns i64::MAX into NO_TOKEN.
+        ids = ids.to_dtype(DType::U32)?;
+    }
     if !ids.device().same_device(device) {
         ids = ids.to_device(device)?;
     }

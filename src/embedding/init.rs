@@ -17,7 +17,7 @@ const BLOCK_VALUES: usize = 1 << 21;
 /// The value at (row, column) is a function of the seed, the row and the column alone, by a counter-based
 /// generator (ChaCha8; the row is its stream, the column its position). So it does not depend on the device,
 /// the platform, the number of threads or the size of the table: a table with more rows begins with the same
-/// rows, one with more columns with the same columns. bf16 and f16 tables hold the f32 values, rounded.
+/// rows, one with more columns with the same columns (but for `FanIn`, whose scale depends on them). bf16 and f16 tables hold the f32 values, rounded.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
     /// N(0, `std`²), by Box and Muller's transform in f64.
@@ -83,15 +83,26 @@ impl Init {
         }
     }
 
-    /// Refuses values that no table can use.
-    pub(super) fn check(&self) -> Result<()> {
-        let sound = match *self {
-            Init::Normal { std } => std.is_finite() && std >= 0.0,
-            Init::Uniform { low, high } => low.is_finite() && high.is_finite() && low <= high,
-            Init::FanIn => true,
-            Init::Constant(value) => value.is_finite(),
+    /// Refuses values that a table of this dtype cannot hold.
+    pub(super) fn check(&self, dtype: DType) -> Result<()> {
+        // The largest magnitude that can be drawn; NaN where that makes no sense.
+        let largest = match *self {
+            Init::Normal { std } if std >= 0.0 => 6.8 * std,
+            Init::Normal { .. } => f64::NAN,
+            Init::Uniform { low, high } if low <= high => low.abs().max(high.abs()),
+            Init::Uniform { .. } => f64::NAN,
+            Init::FanIn => 6.8,
+            Init::Constant(value) => value.abs(),
         };
-        if sound { Ok(()) } else { Err(Error::Config(format!("init {self} is not a distribution of finite numbers"))) }
+        let limit = match dtype {
+            DType::F16 => f64::from(half::f16::MAX),
+            DType::BF16 => f64::from(half::bf16::MAX),
+            _ => f64::from(f32::MAX),
+        };
+        if largest <= limit {
+            return Ok(());
+        }
+        Err(Error::Config(format!("init {self} is not a distribution of finite {} numbers", dtype.as_str())))
     }
 }
 
@@ -170,7 +181,7 @@ impl FromStr for Init {
                 )));
             }
         };
-        init.check()?;
+        init.check(DType::F32)?;
         Ok(init)
     }
 }

@@ -1,6 +1,7 @@
 //! The look-up as a candle operation: rows out of a table, gradient back into it.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -16,13 +17,43 @@ use crate::{NO_TOKEN, parallel};
 const PARALLEL_BYTES: usize = 2 << 20;
 /// What one thread takes at a time.
 const TASK_BYTES: usize = 256 << 10;
+/// Outputs from this size on ask for rows ahead.
+const PREFETCH_BYTES: usize = 64 << 10;
 /// How many rows ahead memory is asked for.
 const PREFETCH_ROWS: usize = 8;
 /// Outputs above this ask for huge pages: first touches of 4 KiB pages would cost more than the copy.
 #[cfg(target_os = "linux")]
 const HUGE_PAGE_BYTES: usize = 4 << 20;
 
-/// `table` (V, C) and contiguous u32 `ids` (…) → (…, C), times `scale`. [`NO_TOKEN`] gives a row of zeros and
+/// The dtypes of ids.
+trait Id: Copy + Send + Sync {
+    /// The row that it names, `None` for "no token"; what cannot be a row is usize::MAX.
+    fn row(self) -> Option<usize>;
+}
+
+impl Id for u32 {
+    #[inline(always)]
+    fn row(self) -> Option<usize> {
+        (self != NO_TOKEN).then_some(self as usize)
+    }
+}
+
+impl Id for i64 {
+    #[inline(always)]
+    fn row(self) -> Option<usize> {
+        let no_token = self == i64::MAX || self == i64::from(NO_TOKEN);
+        (!no_token).then(|| usize::try_from(self).unwrap_or(usize::MAX))
+    }
+}
+
+impl Id for u8 {
+    #[inline(always)]
+    fn row(self) -> Option<usize> {
+        Some(self.into())
+    }
+}
+
+/// `table` (V, C) and contiguous `ids` (…) → (…, C), times `scale`. [`NO_TOKEN`] gives a row of zeros and
 /// no gradient, on every device.
 pub(super) struct Lookup {
     pub(super) scale: Option<f64>,
@@ -36,6 +67,16 @@ impl Lookup {
         let mut dims = ids.dims().to_vec();
         dims.push(d_model);
         Ok(Shape::from(dims))
+    }
+
+    fn gather<I: Id>(&self, table: &CpuStorage, span: Range<usize>, ids: &[I], d_model: usize) -> Result<CpuStorage> {
+        Ok(match table {
+            CpuStorage::F32(table) => CpuStorage::F32(gather(&table[span], ids, d_model, self.scale)?),
+            CpuStorage::F64(table) => CpuStorage::F64(gather(&table[span], ids, d_model, self.scale)?),
+            CpuStorage::BF16(table) => CpuStorage::BF16(gather(&table[span], ids, d_model, self.scale)?),
+            CpuStorage::F16(table) => CpuStorage::F16(gather(&table[span], ids, d_model, self.scale)?),
+            _ => candle_core::bail!("token-embedding wants a table of f32, f64, bf16 or f16"),
+        })
     }
 
     /// candle's own kernel, for the devices whose memory the host cannot read.
@@ -56,21 +97,16 @@ impl CustomOp2 for Lookup {
     }
 
     fn cpu_fwd(&self, table: &CpuStorage, tl: &Layout, ids: &CpuStorage, il: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (CpuStorage::U32(all_ids), Some((start, end)), Some((first, last))) =
-            (ids, il.contiguous_offsets(), tl.contiguous_offsets())
-        else {
-            candle_core::bail!("token-embedding wants a contiguous table and contiguous u32 ids")
+        let (Some((start, end)), Some((first, last))) = (il.contiguous_offsets(), tl.contiguous_offsets()) else {
+            candle_core::bail!("token-embedding wants a contiguous table and contiguous ids")
         };
-        let (ids, shape) = (&all_ids[start..end], Self::shape(tl, il)?);
+        let (shape, span) = (Self::shape(tl, il)?, first..last);
         let d_model = tl.dims()[1];
-        let storage = match table {
-            CpuStorage::F32(t) => CpuStorage::F32(gather(&t[first..last], ids, d_model, self.scale)?),
-            CpuStorage::F64(t) => CpuStorage::F64(gather(&t[first..last], ids, d_model, self.scale)?),
-            CpuStorage::BF16(t) => CpuStorage::BF16(gather(&t[first..last], ids, d_model, self.scale)?),
-            CpuStorage::F16(t) => CpuStorage::F16(gather(&t[first..last], ids, d_model, self.scale)?),
-            other => {
-                return self.device_fwd(other, tl, &CpuStorage::U32(ids.to_vec()), &Layout::contiguous(il.shape()));
-            }
+        let storage = match ids {
+            CpuStorage::U32(ids) => self.gather(table, span, &ids[start..end], d_model)?,
+            CpuStorage::I64(ids) => self.gather(table, span, &ids[start..end], d_model)?,
+            CpuStorage::U8(ids) => self.gather(table, span, &ids[start..end], d_model)?,
+            _ => candle_core::bail!("token-embedding wants u8, u32 or i64 ids"),
         };
         Ok((storage, shape))
     }
@@ -105,6 +141,7 @@ impl CustomOp2 for Lookup {
         _out: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let ids = &ids.to_dtype(DType::U32)?;
         if let Some(table) = &self.rows {
             let grad = match self.scale {
                 None => grad.clone(),
@@ -152,7 +189,7 @@ fn sum_rows<T: WithDType>(table: &Shape, ids: &Tensor, rows: &Tensor) -> Result<
 }
 
 /// The rows of `ids` out of `table`, one after the other, without filling the output first.
-fn gather<T: WithDType>(table: &[T], ids: &[u32], d_model: usize, scale: Option<f64>) -> Result<Vec<T>> {
+fn gather<T: WithDType, I: Id>(table: &[T], ids: &[I], d_model: usize, scale: Option<f64>) -> Result<Vec<T>> {
     let len = ids.len() * d_model;
     let mut out: Vec<T> = Vec::with_capacity(len);
     if len == 0 {
@@ -162,24 +199,27 @@ fn gather<T: WithDType>(table: &[T], ids: &[u32], d_model: usize, scale: Option<
     let scale = scale.map(T::from_f64);
     // An id without a row is noted, and reported after the loop: the guard at no cost.
     let bad = AtomicUsize::new(usize::MAX);
-    let copy = |ids: &[u32], space: &mut [MaybeUninit<T>]| {
+    // Asking ahead pays where rows come from memory, not for a few of them.
+    let ahead = if len * size_of::<T>() < PREFETCH_BYTES { usize::MAX / 2 } else { PREFETCH_ROWS };
+    let copy = |ids: &[I], space: &mut [MaybeUninit<T>]| {
         for (i, (id, out)) in ids.iter().zip(space.chunks_exact_mut(d_model)).enumerate() {
-            if let Some(row) =
-                ids.get(i + PREFETCH_ROWS).and_then(|id| table.get((*id as usize).checked_mul(d_model)?..))
-            {
-                prefetch(row);
+            let next = ids.get(i + ahead).and_then(|id| id.row()).filter(|row| *row < rows);
+            if let Some(row) = next {
+                prefetch(&table[row * d_model..]);
             }
-            let row = *id as usize;
-            if row < rows {
-                let row = &table[row * d_model..(row + 1) * d_model];
-                match scale {
-                    None => _ = out.write_copy_of_slice(row),
-                    Some(scale) => out.iter_mut().zip(row).for_each(|(out, value)| _ = out.write(*value * scale)),
+            match id.row() {
+                Some(row) if row < rows => {
+                    let row = &table[row * d_model..(row + 1) * d_model];
+                    match scale {
+                        None => _ = out.write_copy_of_slice(row),
+                        Some(scale) => out.iter_mut().zip(row).for_each(|(out, value)| _ = out.write(*value * scale)),
+                    }
                 }
-            } else {
-                out.fill(MaybeUninit::new(T::zero()));
-                if *id != NO_TOKEN {
-                    bad.fetch_min(row, Ordering::Relaxed);
+                none => {
+                    out.fill(MaybeUninit::new(T::zero()));
+                    if let Some(row) = none {
+                        bad.fetch_min(row.min(usize::MAX - 1), Ordering::Relaxed);
+                    }
                 }
             }
         }

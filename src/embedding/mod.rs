@@ -169,13 +169,18 @@ impl TokenEmbedding {
                 shape.0, shape.1
             )));
         }
-        cfg.init.check()?;
+        if shape.0 > NO_TOKEN as usize {
+            return Err(Error::Config(format!("a table of {} rows has more than u32 ids can name", shape.0)));
+        }
         let missing = !vb.contains_tensor("weight");
         if missing && !init::is_supported(vb.dtype()) {
             return Err(Error::Config(format!(
                 "a table of {} cannot be trained: use f32, f64, bf16 or f16",
                 vb.dtype().as_str()
             )));
+        }
+        if missing {
+            cfg.init.check(vb.dtype())?;
         }
         if missing && vb.device().is_cpu() {
             fits_in_memory(shape, vb.dtype())?;
@@ -194,6 +199,12 @@ impl TokenEmbedding {
             Scale::None => None,
             Scale::SqrtDModel => Some((cfg.d_model as f64).sqrt()),
             Scale::Constant(factor) => Some(factor),
+        };
+        // Rounded to the table's dtype once, so that forward and backward multiply with the same number.
+        layer.scale = match (layer.scale, layer.dtype()) {
+            (Some(scale), DType::BF16) => Some(half::bf16::from_f64(scale).to_f64()),
+            (Some(scale), DType::F16) => Some(half::f16::from_f64(scale).to_f64()),
+            (scale, _) => scale,
         };
         if cfg.gradient == Gradient::RowSparse && layer.weight.is_variable() {
             if layer.dtype() == DType::F64 {
@@ -240,9 +251,9 @@ impl TokenEmbedding {
             let name = |id| self.names.as_ref().and_then(|names| names(id));
             guard::check(ids, self.vocab_size(), self.padding_id, name)
         };
-        // On the CPU the look-up notices an id without a row itself; the guard then says which. A cast to u32
-        // could hide an i64 id, and a GPU must never see a bad one: there the guard goes first.
-        if !(self.device().is_cpu() && matches!(ids.dtype(), DType::U8 | DType::U32)) {
+        // On the CPU the look-up notices an id without a row itself; the guard then says which. A GPU must never see a bad
+        // one, and putting padding in place casts i64 ids to u32, which could hide one: there the guard goes first.
+        if !self.device().is_cpu() || (self.padding_id.is_some() && ids.dtype() == DType::I64) {
             check()?;
         }
         self.lookup_unchecked(ids).or_else(|error| check().and(Err(error)))
@@ -259,7 +270,7 @@ impl TokenEmbedding {
         }
         let ids = guard::normalise(ids, self.padding_id, self.weight.device())?;
         if let Some(table) = &self.rows {
-            table.catch_up(Rows::These(&ids.flatten_all()?.to_vec1()?))?;
+            table.catch_up(Rows::These(&ids.flatten_all()?.to_dtype(DType::U32)?.to_vec1()?))?;
         }
         Ok(self.weight.apply_op2(&ids, Lookup { scale: self.scale, rows: self.rows.clone() })?)
     }

@@ -5,6 +5,8 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 use tokenizers::{Encoding, Tokenizer};
 
@@ -38,7 +40,9 @@ enum Alphabet {
 
 impl File {
     pub(super) fn from_bytes(path: &Path, json: &[u8]) -> Result<Self, String> {
-        let mut plain = Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
+        let mut value: Value = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+        check_charsmaps(&value)?;
+        let mut plain = contained(|| Tokenizer::from_bytes(json))?;
         // A corpus must come through whole and unpadded: these settings serve single requests.
         plain.with_truncation(None).map_err(|e| e.to_string())?;
         plain.with_padding(None);
@@ -50,10 +54,10 @@ impl File {
             plain.with_model(model);
         }
 
-        let mut value: Value = serde_json::from_slice(json).map_err(|e| e.to_string())?;
         if let Some(object) = value.as_object_mut() {
-            object.remove("truncation");
-            object.remove("padding");
+            for without_effect in ["truncation", "padding", "post_processor"] {
+                object.remove(without_effect);
+            }
         }
         let mut fingerprint = Fingerprint::new("tokenizer.json");
         fingerprint.add_json(&value);
@@ -93,7 +97,7 @@ impl File {
                 tokenizer
             }),
         };
-        tokenizer.encode(text, false).map_err(|e| e.to_string())
+        contained(|| tokenizer.encode(text, false))
     }
 
     /// Byte ranges of the tokens in `text`: exact where the tokens' bytes spell the text, otherwise as
@@ -150,7 +154,7 @@ impl File {
             Alphabet::ByteLevel => {
                 Ok(ids.iter().flat_map(|id| self.token_bytes(*id).unwrap_or_default().into_owned()).collect())
             }
-            _ => self.plain.decode(ids, false).map(String::into_bytes).map_err(|e| e.to_string()),
+            _ => contained(|| self.plain.decode(ids, false)).map(String::into_bytes),
         }
     }
 
@@ -161,6 +165,38 @@ impl File {
     pub(super) fn has(&self, id: u32) -> bool {
         self.plain.id_to_token(id).is_some()
     }
+}
+
+/// Calls into `tokenizers`, which panics on some files that it has read without complaint.
+fn contained<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+            Err(format!("the tokenizers crate gave up on this file: {}", text.lines().next().unwrap_or_default()))
+        }
+    }
+}
+
+/// A precompiled charsmap begins with the size of its table, for which `tokenizers` reserves memory unseen.
+fn check_charsmaps(value: &Value) -> Result<(), String> {
+    let parts: Vec<&Value> = match value {
+        Value::Object(map) => map.values().collect(),
+        Value::Array(items) => items.iter().collect(),
+        _ => return Ok(()),
+    };
+    if value["type"] == "Precompiled" {
+        let bytes = value["precompiled_charsmap"]
+            .as_str()
+            .and_then(|text| BASE64_STANDARD.decode(text).ok())
+            .unwrap_or_default();
+        let size = bytes.first_chunk().map_or(usize::MAX, |size| u32::from_le_bytes(*size) as usize);
+        if size > bytes.len().saturating_sub(4) {
+            return Err("its precompiled charsmap is torn".to_string());
+        }
+    }
+    parts.into_iter().try_for_each(check_charsmaps)
 }
 
 fn alphabet(decoder: &Value) -> Alphabet {

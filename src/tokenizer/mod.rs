@@ -95,13 +95,14 @@ impl Tokenizer {
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes); // a mark that Windows editors leave
         let bad = |reason: String| Error::tokenizer_file(path, reason);
         if bytes.trim_ascii_start().starts_with(b"{") {
-            let file = File::from_bytes(path, &bytes)
+            let file = File::from_bytes(path, bytes)
                 .map_err(|reason| bad(format!("not a usable tokenizer.json: {reason}")))?;
             return Ok(Self::new(Engine::File(Arc::new(file))));
         }
-        let text = std::str::from_utf8(&bytes)
+        let text = std::str::from_utf8(bytes)
             .map_err(|_| bad("neither a tokenizer.json nor a .tiktoken rank file (it is not text)".to_string()))?;
         if text.trim().is_empty() {
             return Err(bad("the file is empty".to_string()));
@@ -374,10 +375,10 @@ impl Tokenizer {
         }
     }
 
-    /// A number that tells tokenizers apart: equal where the same text gives the same ids.
+    /// A number that tells tokenizers apart: where it is equal, the same text gives the same ids and back.
     ///
-    /// It covers vocabulary, special tokens and the rules of splitting, not [`Specials`], which is a choice of
-    /// the caller; it is the same on every machine, and does not depend on the white space of a JSON file.
+    /// It covers vocabulary, special tokens and the rules of splitting and decoding, not [`Specials`], which is a choice
+    /// of the caller; it is the same on every machine, and does not depend on the white space of a JSON file.
     pub fn fingerprint(&self) -> u64 {
         match &self.engine {
             Engine::Ranks(ranks) => ranks.fingerprint,

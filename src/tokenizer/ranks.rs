@@ -83,11 +83,17 @@ impl Ranks {
         if let Some(byte) = (0..=255u8).find(|byte| vocab.id(&[*byte]).is_none()) {
             return Err(format!("no token for the single byte 0x{byte:02X}: some texts would have no ids"));
         }
-        let known = KNOWN.iter().find(|known| known.ranks == vocab.len());
         let bundled = Ranks::cl100k();
         let is_cl100k =
             (0..vocab.rows().max(bundled.vocab.rows()) as u32).all(|id| vocab.bytes(id) == bundled.vocab.bytes(id));
         let linear = bundled.linear.filter(|_| is_cl100k);
+        // As many ranks and still another vocabulary: not cl100k's tokens, or an id where a special token should be.
+        let fits = |known: &&Known| {
+            known.ranks == vocab.len()
+                && known.specials.iter().all(|(_, id)| vocab.bytes(*id).is_none())
+                && (is_cl100k || known.ranks != bundled.vocab.len())
+        };
+        let known = KNOWN.iter().find(fits);
         let (name, pattern, specials) = match known {
             Some(known) => (known.name.to_string(), known.pattern, known.specials),
             None => {

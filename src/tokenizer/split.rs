@@ -23,7 +23,7 @@ pub(super) const O200K: &str = concat!(
 /// tiktoken's `gpt2`, `r50k_base` and `p50k_base`.
 pub(super) const GPT2: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$";
 
-/// Longest context, in bytes, that decides where a piece ends, beside a run of white space or of one class.
+/// More than the bytes after a run of characters that can still decide where a piece ends (a contraction).
 pub(super) const LOOKAHEAD_BYTES: usize = 64;
 
 /// Cuts text into pieces. Cheap to share: a search borrows a cache that no other thread uses meanwhile.
@@ -66,11 +66,21 @@ impl Splitter {
 
     /// The end of the part of `text` whose pieces stay as they are whatever text follows.
     ///
-    /// A piece is settled when the automaton saw, inside `text`, the character that ended it. Contractions
-    /// look a few bytes ahead; a run of white space is settled only once its end is in sight.
+    /// A piece is settled when the runs of characters of one kind that it touches have ended in sight: the patterns decide
+    /// by such runs (white space keeps or gives its last character, o200k looks for capitals and small letters in a whole
+    /// word), and beyond them only a few bytes (contractions). Kinds are coarser here than in any pattern, so that runs
+    /// are longer, never shorter, than what a pattern looks at.
     pub(super) fn settled(text: &str, margin: usize) -> usize {
+        let kind = |c: char| (c.is_whitespace(), c.is_ascii_punctuation());
         let limit = text.floor_char_boundary(text.len().saturating_sub(margin.max(LOOKAHEAD_BYTES)));
-        text[..limit].trim_end().len()
+        let mut after = text[limit..].chars().next().map(kind);
+        for (at, c) in text[..limit].char_indices().rev() {
+            if after.is_some_and(|after| after != kind(c)) {
+                return at + c.len_utf8();
+            }
+            after = Some(kind(c));
+        }
+        0
     }
 }
 

@@ -4,9 +4,6 @@ use std::hash::{BuildHasher, Hasher};
 
 use hashbrown::HashTable;
 
-/// Ids above this are refused: a rank file from a stranger must not decide how much memory is reserved.
-const MAX_ID: u32 = 1 << 24;
-
 /// Token bytes by id, and ids by token bytes.
 pub(super) struct Vocab {
     bytes: Vec<u8>,
@@ -18,8 +15,10 @@ pub(super) struct Vocab {
 }
 
 impl Vocab {
-    /// Builds from `(id, bytes)` in any order.
-    pub(super) fn new<'a>(tokens: impl Iterator<Item = (u32, &'a [u8])>) -> Result<Self, String> {
+    /// Builds from `(id, bytes)` in any order. Ids may have gaps, but not many times as many as there are tokens: a rank
+    /// file from a stranger must not decide how much memory is reserved.
+    pub(super) fn new<'a>(tokens: impl ExactSizeIterator<Item = (u32, &'a [u8])>) -> Result<Self, String> {
+        let largest = u32::try_from(tokens.len() * 2 + 1024).unwrap_or(u32::MAX - 1);
         let mut vocab = Vocab {
             bytes: Vec::new(),
             spans: Vec::new(),
@@ -28,15 +27,15 @@ impl Vocab {
             len: 0,
         };
         for (id, bytes) in tokens {
+            if id > largest {
+                return Err(format!("rank {id} is above {largest}, the largest accepted for so few tokens"));
+            }
             vocab.insert(id, bytes)?;
         }
         Ok(vocab)
     }
 
     fn insert(&mut self, id: u32, bytes: &[u8]) -> Result<(), String> {
-        if id > MAX_ID {
-            return Err(format!("rank {id} is above {MAX_ID}, the largest that is accepted"));
-        }
         if bytes.is_empty() {
             return Err(format!("rank {id} is an empty token"));
         }

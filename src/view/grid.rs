@@ -93,12 +93,16 @@ pub fn shown_columns(count: usize, ends: usize) -> Vec<Option<usize>> {
     first.chain([None]).chain((count - ends..count).map(Some)).collect()
 }
 
-/// Text as it can safely be shown in one line: a space as `␣`, control and invisible characters escaped.
+/// Text as it can safely be shown in one line, with spaces to be seen as `␣`; see [`one_line`].
 pub fn visible(text: &str) -> String {
+    text.split(' ').map(one_line).collect::<Vec<_>>().join("␣")
+}
+
+/// Text as it can safely be shown in one line: control and invisible characters escaped.
+pub fn one_line(text: &str) -> String {
     let mut shown = String::new();
     for c in text.chars() {
         match c {
-            ' ' => shown.push('␣'),
             '"' | '\'' | '\\' => shown.push(c),
             c => shown.extend(c.escape_debug()),
         }

@@ -5,5 +5,5 @@
 mod grid;
 mod pieces;
 
-pub use grid::{Align, Cell, Column, shown_columns, visible, write_grid};
+pub use grid::{Align, Cell, Column, one_line, shown_columns, visible, write_grid};
 pub use pieces::{Piece, pieces};

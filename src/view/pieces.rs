@@ -7,7 +7,7 @@ use crate::{Result, Tokenizer};
 pub struct Piece {
     /// The token's id.
     pub id: u32,
-    /// Its bytes in the text.
+    /// Its bytes: a part of the text, or the token's own where a `tokenizer.json` changes the text.
     pub bytes: Vec<u8>,
     /// Its text, where it cuts no character.
     pub text: Option<String>,
@@ -36,12 +36,19 @@ pub struct Piece {
 pub fn pieces(tokenizer: &Tokenizer, text: &str) -> Result<Vec<Piece>> {
     let (ids, ranges) = tokenizer.encode_with_offsets(text)?;
     let mut pieces: Vec<Piece> = Vec::with_capacity(ids.len());
+    let mut end = 0;
+    let gapless = ranges.iter().all(|range| std::mem::replace(&mut end, range.end) == range.start) && end == text.len();
+    if !gapless {
+        // A tokenizer.json that inserts or normalises: its tokens are not parts of this text, but have bytes of their own.
+        return Ok(ids
+            .into_iter()
+            .map(|id| alone(id, tokenizer.token_bytes(id).unwrap_or_default().into_owned()))
+            .collect());
+    }
     let mut first = 0;
     for (i, range) in ranges.iter().enumerate() {
         // A group ends with the token that ends a character.
-        let group_ends =
-            text.is_char_boundary(range.end) && ranges.get(i + 1).is_none_or(|next| next.start >= range.end);
-        if !group_ends {
+        if !text.is_char_boundary(range.end) {
             continue;
         }
         let whole = text.get(ranges[first].start..range.end).unwrap_or_default();
@@ -59,4 +66,9 @@ pub fn pieces(tokenizer: &Tokenizer, text: &str) -> Result<Vec<Piece>> {
         first = i + 1;
     }
     Ok(pieces)
+}
+
+fn alone(id: u32, bytes: Vec<u8>) -> Piece {
+    let text = String::from_utf8(bytes.clone()).ok();
+    Piece { id, characters: String::from_utf8_lossy(&bytes).into_owned(), bytes, text, part: 1, of: 1 }
 }

@@ -122,6 +122,45 @@ fn show_writes_the_matrix() {
 }
 
 #[test]
+fn flags_reach_what_they_name() {
+    let json = |args: &[&str]| -> Value { serde_json::from_str(&stdout(args, b"")).unwrap() };
+    let seeded = json(&["show", "--json", "x", "--seed", "7", "--d-model", "3"]);
+    let values: Vec<f32> = serde_json::from_value(seeded["values"][0].clone()).unwrap();
+    assert_eq!(values, tallow::Init::GPT2.rows(7, 87, 1, 3));
+    // NFKC makes fi of the ligature: other bytes come back, and the pieces are the tokens' own.
+    let unigram = golden("unigram.json");
+    let changed = json(&["show", "--json", "the ﬁ", "--tokenizer", unigram.to_str().unwrap()]);
+    assert_eq!(changed["exact"], false);
+    assert!(changed["pieces"].as_array().unwrap().iter().all(|piece| piece["of"] == 1), "{}", changed["pieces"]);
+    assert!(stdout(&["show", "the ﬁ", "--tokenizer", unigram.to_str().unwrap()], b"").contains("not exact"));
+    assert_eq!(stdout(&["encode", "--lossy"], b"a\xff"), stdout(&["encode"], "a\u{FFFD}".as_bytes()));
+    assert!(stdout(&["show", "a␣b c"], b"").starts_with("text       a␣b c  "));
+    let small = stdout(&["table", "--vocab-size", "4", "--d-model", "2"], b"");
+    assert_eq!(
+        small.lines().filter(|line| line.trim_start().starts_with(|c: char| c.is_ascii_digit())).count(),
+        4,
+        "{small}"
+    );
+    let coloured =
+        Command::new(env!("CARGO_BIN_EXE_tallow")).args(["show", "沈"]).env("CLICOLOR_FORCE", "1").output().unwrap();
+    assert!(String::from_utf8(coloured.stdout).unwrap().contains("\x1b[3"), "no colours where they are forced");
+}
+
+#[test]
+fn decoding_in_chunks_is_decoding() {
+    // More ids than one chunk: positions go on, and a decoder that looks at neighbours sees them all.
+    let many = "9906 ".repeat(70_000);
+    let line = refusal(&["decode", "-o", "/dev/null"], (many.clone() + "100256").as_bytes());
+    assert!(line.contains("position 70000"), "{line}");
+    let unigram = golden("unigram.json");
+    let unigram = unigram.to_str().unwrap();
+    let text = "the fox ".repeat(30_000);
+    let ids = stdout(&["encode", "--tokenizer", unigram], text.trim_end().as_bytes());
+    assert!(ids.split_whitespace().count() > 1 << 16);
+    assert!(stdout(&["decode", "--tokenizer", unigram], ids.as_bytes()) == text.trim_end());
+}
+
+#[test]
 fn long_and_strange_texts_are_shown_safely() {
     let long = stdout(&["show", "-"], "\x1b[2J word\n".repeat(500).as_bytes());
     assert!(!long.contains('\x1b') && long.lines().count() < 90);
@@ -165,7 +204,7 @@ fn encode_and_decode_are_inverse_in_every_format() {
     assert_eq!(stdout(&["encode", "--count"], &text).trim(), expected.len().to_string());
     assert_eq!(stdout(&["encode", "-"], b"Hello world"), "9906 1917\n");
     assert_eq!(stdout(&["encode", "-", "--format", "json"], b""), "[]\n");
-    assert_eq!(stdout(&["decode"], b"[9906, 1917]"), "Hello world");
+    assert_eq!(stdout(&["decode", "--format", "json"], b"[9906, 1917]"), "Hello world");
     let unigram = golden("unigram.json");
     let unigram = unigram.to_str().unwrap();
     let ids = stdout(&["encode", "--tokenizer", unigram], "the fox 数字".as_bytes());
@@ -190,6 +229,13 @@ fn bad_input_is_one_clear_line() {
         (&["encode", "--specials", "forbid"], b"a<|endoftext|>", "\"<|endoftext|>\" at byte 1"),
         (&["decode", "-o", out], b"1 2 x3", "\"x3\" at position 2 is not an id"),
         (&["decode", "-o", out], b"1 100256", "id 100256 at position 1"),
+        (&["decode", "-o", out], b"1 +2", "\"+2\" at position 1"),
+        (&["decode", "--format", "json", "-o", out], b"[1,2", "not a JSON array"),
+        (&["decode", "--format", "json", "-o", out], b"[[1]]", "not a JSON array"),
+        (&["show", "x", "--init", "constant:1e39"], b"", "finite"),
+        (&["show", "x", "--dtype", "f16", "--init", "constant:1e5"], b"", "finite f16"),
+        (&["show", "x", "--init", "nonsense"], b"", "nonsense"),
+        (&["show", "x", "--seed", "-1"], b"", "-1"),
         (&["decode", "--format", "u32", "-o", out], b"12345", "inside an id"),
         (&["show", "x", "--d-model", "0"], b"", "holds nothing"),
         (&["show", "x", "--rows", "10"], b"", "id 87 (\"x\" of cl100k_base) at position [0, 0]"),
@@ -246,4 +292,13 @@ fn output_goes_through_links_and_into_devices() {
     assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
     stdout(&["encode", "-o", "/dev/null"], b"Hello world");
     assert!(!std::fs::metadata("/dev/null").unwrap().is_file());
+    // A replaced file keeps its permissions; a link to nothing is not replaced.
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&real, std::fs::Permissions::from_mode(0o600)).unwrap();
+    stdout(&["encode", "-o", real.to_str().unwrap()], b"Hello");
+    assert_eq!(std::fs::metadata(&real).unwrap().permissions().mode() & 0o777, 0o600);
+    let dangling = folder.path().join("dangling");
+    std::os::unix::fs::symlink(folder.path().join("nothing"), &dangling).unwrap();
+    refusal(&["encode", "-o", dangling.to_str().unwrap()], b"Hello");
+    assert!(std::fs::symlink_metadata(&dangling).unwrap().is_symlink());
 }

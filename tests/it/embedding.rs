@@ -132,7 +132,7 @@ fn a_bad_id_is_named_on_every_device_and_the_device_lives_on() {
         assert_eq!(
             message,
             "id 100257 (\"<|endoftext|>\" of cl100k_base) at position [1, 1] of the ids is outside the table of 100256 \
-             rows: its ids run from 0 to 100255; give the table at least 100258 rows (`vocab_size: tokenizer.table_rows()`)"
+             rows: its ids run from 0 to 100255; give the table at least 100258 rows (--rows, `vocab_size: tokenizer.table_rows()`)"
         );
         let negative = wte.lookup(&Tensor::new(&[5i64, -1], &device).unwrap()).unwrap_err().to_string();
         assert!(negative.starts_with("id -1 at position [1] ") && negative.contains("never negative"), "{negative}");
@@ -247,8 +247,8 @@ fn a_table_that_makes_no_sense_is_refused() {
     for (cfg, reason) in [
         (small(0, 4), "holds nothing"),
         (small(4, 0), "holds nothing"),
-        (small(usize::MAX, 4), "memory"),
-        (small(1 << 40, 1 << 20), "memory"),
+        (small(usize::MAX, 4), "u32 ids"),
+        (small(1 << 31, 1 << 40), "memory"),
         (TokenEmbeddingConfig { init: Init::Normal { std: f64::NAN }, ..small(4, 4) }, "finite"),
     ] {
         let message = TokenEmbedding::new(&cfg, vb.pp("wte")).unwrap_err().to_string();

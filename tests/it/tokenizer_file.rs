@@ -125,6 +125,70 @@ fn rank_files_of_known_encodings_equal_other_implementations() {
     }
 }
 
+/// The o200k pattern decides about a word only at its end, however far that is.
+#[test]
+fn a_stream_of_o200k_is_the_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.tiktoken");
+    let o200k = bpe_openai::o200k_base();
+    rank_file(&path, o200k.bpe.num_tokens() as u32, |id| Some(o200k.bpe.token_bytes(id).to_vec()));
+    let tokenizer = Tokenizer::from_file(&path).unwrap();
+    for before in [0, 150, 200, 260, 320] {
+        let text = "ab ".repeat(((1 << 20) - before) / 3) + "亚洲AV" + &"ACGT".repeat(60) + "b and so on, isn't it";
+        let streamed: Vec<u32> =
+            tokenizer.encode_reader(text.as_bytes(), false).flat_map(|part| part.unwrap()).collect();
+        assert!(streamed == o200k.encode(&text), "{before}");
+    }
+}
+
+/// As many ranks as a known encoding, and another vocabulary all the same.
+#[test]
+fn a_number_of_ranks_is_not_an_identity() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("other.tiktoken");
+    let bundled = Tokenizer::cl100k();
+    rank_file(&path, 100_256, |id| match id {
+        100_255 => Some(b"something else".to_vec()),
+        _ => bundled.token_bytes(id).map(|bytes| bytes.into_owned()),
+    });
+    let other = Tokenizer::from_file(&path).unwrap();
+    assert_eq!((other.name(), other.special_ids().len()), ("other", 0));
+    assert_ne!(other.fingerprint(), bundled.fingerprint());
+    // 50256 ranks, one of them where r50k's special token is.
+    rank_file(
+        &path,
+        50_257,
+        |id| if id == 300 { None } else { bundled.token_bytes(id).map(|bytes| bytes.into_owned()) },
+    );
+    assert_eq!(Tokenizer::from_file(&path).unwrap().special_ids().len(), 0);
+}
+
+/// Files that the tokenizers crate reads without complaint, or dies of.
+#[test]
+fn hostile_files_are_errors_not_panics() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("h.json");
+    let edit = |file: &str, key: &str, value: serde_json::Value| {
+        let mut json = golden_json(file);
+        json[key] = value;
+        json.to_string()
+    };
+    use serde_json::json;
+    let charsmap = |text: &str| json!({"type": "Precompiled", "precompiled_charsmap": text});
+    for content in [
+        edit("unigram.json", "normalizer", charsmap("AAAA")),
+        edit("unigram.json", "normalizer", charsmap("/////////wAAAAAAAA==")),
+        edit("byte_level.json", "normalizer", json!({"type": "Replace", "pattern": {"String": ""}, "content": "x"})),
+        edit("byte_level.json", "pre_tokenizer", json!({"type": "FixedLength", "length": 0})),
+        format!("{{\"decoder\":{}", "[".repeat(100_000)),
+    ] {
+        std::fs::write(&path, &content).unwrap();
+        let result = Tokenizer::from_file(&path).and_then(|tokenizer| tokenizer.encode("a b"));
+        let message = result.map(|_| ()).expect_err(&content[..content.len().min(300)]).to_string();
+        assert!(!message.contains('\n'), "{message}");
+    }
+}
+
 #[test]
 fn a_rank_file_of_ones_own_works() {
     let folder = tempfile::tempdir().unwrap();
@@ -155,6 +219,7 @@ fn broken_files_are_refused_with_the_reason() {
         ("IQ== 0\nIQ== 1".to_string(), "stands twice"),
         ("IQ== 0\nIg== 0".to_string(), "rank 0 stands twice"),
         ("IQ== 4000000000".to_string(), "rank 4000000000 is above"),
+        (bytes.clone() + "YWI= 16777216", "rank 16777216 is above"),
         ("IQ== 0".to_string(), "no token for the single byte 0x00"),
         (bytes.replace("/w== 255\n", ""), "no token for the single byte 0xFF"),
         ("\u{0}\u{1}".to_string(), "line 1"),
@@ -172,4 +237,18 @@ fn broken_files_are_refused_with_the_reason() {
     std::fs::write(&path, [0xff, 0xfe]).unwrap();
     assert!(Tokenizer::from_file(&path).unwrap_err().to_string().contains("not text"));
     assert!(matches!(Tokenizer::from_file(folder.path().join("none")), Err(Error::Io { .. })));
+}
+
+/// Cutting a token back to a whole character can cost more tokens than it had: then one more goes.
+#[test]
+fn truncation_counts_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cut.tiktoken");
+    // "ab" + the first byte of é is one token, "ab" is not.
+    let extra: [&[u8]; 2] = [b"b\xC3", b"ab\xC3"];
+    rank_file(&path, 258, |id| Some(if id < 256 { vec![id as u8] } else { extra[id as usize - 256].to_vec() }));
+    let tokenizer = Tokenizer::from_file(&path).unwrap();
+    assert_eq!(tokenizer.encode("abé").unwrap(), [257, 0xA9]);
+    assert_eq!(tokenizer.count("ab").unwrap(), 2);
+    assert_eq!(tokenizer.truncate("abé", 1).unwrap(), "");
 }
