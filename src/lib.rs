@@ -44,6 +44,7 @@ mod batch;
 pub mod device;
 mod embedding;
 mod error;
+mod memory;
 pub mod optim;
 mod parallel;
 mod rows;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, TensorId, WithDType};
 
-use crate::{Error, NO_TOKEN, Result, parallel};
+use crate::{Error, NO_TOKEN, Result, memory, parallel};
 
 /// Gradients of single rows of a table.
 #[derive(Clone, Debug)]
@@ -263,6 +263,7 @@ fn sum_on_host(scratch: &Scratch, sources: &[(Vec<u32>, &Tensor)], columns: usiz
     }
     let count = scratch.rows.len();
     let mut values = vec![0f32; count * columns];
+    memory::advise_huge_pages(&mut values);
     let sum = |(first, out): (usize, &mut [f32])| {
         for (place, out) in (first..).zip(out.chunks_exact_mut(columns)) {
             let positions = scratch.starts[place] as usize..scratch.starts[place + 1] as usize;

@@ -11,7 +11,7 @@ use candle_core::{
 };
 
 use crate::rows::RowTable;
-use crate::{NO_TOKEN, parallel};
+use crate::{NO_TOKEN, memory, parallel};
 
 /// Outputs below this are copied by one thread: waking others costs more (measured, see benches/LOG.md).
 const PARALLEL_BYTES: usize = 2 << 20;
@@ -21,9 +21,6 @@ const TASK_BYTES: usize = 256 << 10;
 const PREFETCH_BYTES: usize = 64 << 10;
 /// How many rows ahead memory is asked for.
 const PREFETCH_ROWS: usize = 8;
-/// Outputs above this ask for huge pages: first touches of 4 KiB pages would cost more than the copy.
-#[cfg(target_os = "linux")]
-const HUGE_PAGE_BYTES: usize = 4 << 20;
 
 /// The dtypes of ids.
 trait Id: Copy + Send + Sync {
@@ -228,7 +225,7 @@ fn gather<T: WithDType, I: Id>(table: &[T], ids: &[I], d_model: usize, scale: Op
     if size_of_val(space) < PARALLEL_BYTES {
         copy(ids, space);
     } else {
-        advise_huge_pages(space);
+        memory::advise_huge_pages(space);
         let rows_a_task = (TASK_BYTES / size_of::<T>() / d_model).max(1);
         let tasks = ids.chunks(rows_a_task).zip(space.chunks_mut(rows_a_task * d_model));
         parallel::for_each(tasks, |(ids, space)| copy(ids, space));
@@ -254,20 +251,3 @@ fn prefetch<T>(row: &[T]) {
 
 #[cfg(not(target_arch = "x86_64"))]
 fn prefetch<T>(_row: &[T]) {}
-
-/// Asks Linux to back a large, untouched output with huge pages. A hint: failure changes nothing.
-#[cfg(target_os = "linux")]
-fn advise_huge_pages<T>(space: &mut [MaybeUninit<T>]) {
-    let bytes = size_of_val(space);
-    if bytes < HUGE_PAGE_BYTES {
-        return;
-    }
-    const PAGE: usize = 4096;
-    let start = (space.as_mut_ptr() as usize).next_multiple_of(PAGE);
-    let end = (space.as_mut_ptr() as usize + bytes) / PAGE * PAGE;
-    // SAFETY: the range lies inside `space`, which is borrowed mutably, and MADV_HUGEPAGE changes no content.
-    unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
-}
-
-#[cfg(not(target_os = "linux"))]
-fn advise_huge_pages<T>(_space: &mut [MaybeUninit<T>]) {}

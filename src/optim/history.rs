@@ -103,6 +103,8 @@ pub(super) struct History {
     pub(super) entries: Vec<Entry>,
     /// No entry up to this one may be skipped, not even for m = 0.
     pub(super) unsafe_until: usize,
+    /// From this entry on betas and decay are those of the newest one.
+    pub(super) uniform_from: usize,
 }
 
 /// All rows are brought up to date when there are this many entries: it bounds memory and the rounding above.
@@ -126,7 +128,7 @@ impl History {
         };
         let none = f64::NEG_INFINITY;
         let entry = Entry { step, log_beta1: 0.0, log_beta2: 0.0, log_decay: 0.0, later: none, factor: 0.0 };
-        History { entries: vec![entry], unsafe_until: 0 }
+        History { entries: vec![entry], unsafe_until: 0, uniform_from: 0 }
     }
 
     /// The index of the newest entry: what `last` is for a row that owes nothing.
@@ -153,6 +155,10 @@ impl History {
         let (later, factor) = (f64::NEG_INFINITY, 0.0);
         self.entries.push(Entry { step, log_beta1, log_beta2, log_decay, later, factor });
         let now = self.now();
+        let products = |step: Step| [step.beta1, step.beta2, step.decay];
+        if products(before.step) != products(step) {
+            self.uniform_from = now;
+        }
         if !sound {
             self.unsafe_until = now;
         }

@@ -1,6 +1,6 @@
 //! The arithmetic of AdamW, element by element, in candle's order of operations: the same bits, in one pass.
 
-use super::history::{History, Step};
+use super::history::{Entry, History, Step};
 
 /// Elements that are replayed together: they stay in registers and first-level cache over all steps.
 pub(super) const LANES: usize = 64;
@@ -210,31 +210,51 @@ fn finish(
     round: impl Fn(f32) -> f32 + Copy,
 ) {
     let steps = &history.entries[from + 1..=to];
-    if history.entries[from].log_decay != history.entries[to].log_decay {
-        multiply(theta, steps.iter().map(|entry| entry.step.decay), false, round);
-    } else {
-        theta.iter_mut().for_each(|theta| *theta += 0.0);
+    let uniform = from + 1 >= history.uniform_from;
+    let decays = history.entries[from].log_decay != history.entries[to].log_decay;
+    // Decay keeps candle's `+ 0.0`; moments become zero instead of -0.
+    theta.iter_mut().for_each(|theta| *theta += 0.0);
+    if decays {
+        multiply(theta, steps, uniform, |step| step.decay, |x| round(x + 0.0), None);
     }
-    let normal = |moment: f32| moment.above(f32::MIN_POSITIVE);
-    multiply(m, steps.iter().map(|entry| entry.step.beta1), true, normal);
-    multiply(v, steps.iter().map(|entry| entry.step.beta2), true, normal);
+    let last = [m, v];
+    for (moment, factor) in last.into_iter().zip([|step: &Step| step.beta1, |step: &Step| step.beta2]) {
+        multiply(moment, steps, uniform, factor, |x| x, Some(f32::MIN_POSITIVE));
+    }
 }
 
-/// Multiplies by one factor after the other; `zero_stays`: nothing is done once all are zero.
+/// Steps between two looks at whether moments have reached zero.
+const STEPS_A_FLUSH: usize = 16;
+
+/// Multiplies by one factor after the other. With a floor, values below it become zero. They may do so a few steps late:
+/// factors are below one, so that they would have stayed there.
 #[inline(always)]
 fn multiply(
     values: &mut [f32; LANES],
-    factors: impl Iterator<Item = f32>,
-    zero_stays: bool,
+    steps: &[Entry],
+    uniform: bool,
+    factor: impl Fn(&Step) -> f32,
     round: impl Fn(f32) -> f32,
+    floor: Option<f32>,
 ) {
     let mut x = *values;
-    for (i, factor) in factors.enumerate() {
-        if zero_stays && i % 64 == 0 && x.iter().all(|x| *x == 0.0) {
+    for steps in steps.chunks(STEPS_A_FLUSH) {
+        if floor.is_some() && x.iter().all(|x| *x == 0.0) {
             break;
         }
-        for x in &mut x {
-            *x = round(*x * factor + 0.0);
+        if uniform {
+            let factor = factor(&steps[0].step);
+            for _ in 0..steps.len() {
+                x.iter_mut().for_each(|x| *x = round(*x * factor));
+            }
+        } else {
+            for entry in steps {
+                let factor = factor(&entry.step);
+                x.iter_mut().for_each(|x| *x = round(*x * factor));
+            }
+        }
+        if let Some(floor) = floor {
+            x.iter_mut().for_each(|x| *x = x.above(floor));
         }
     }
     *values = x;

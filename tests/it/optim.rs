@@ -109,7 +109,7 @@ fn every_setting_gives_candles_bits() {
         beta1: if step < 100 { 0.9 } else { 0.5 },
         beta2: if step < 200 { 0.95 } else { 0.5 },
         eps: [1e-8, 1e-3, 1e-30][step / 100 % 3],
-        weight_decay: if step % 50 == 0 { 30.0 } else { 0.0 },
+        weight_decay: if step.is_multiple_of(50) { 30.0 } else { 0.0 },
     };
     equals_candle((500, 64, 300), |_, rng| ids(rng, 500, 8), odd, None);
     // beta1 = 0, and epsilon = 0, where a row without a gradient becomes NaN in candle, too.
