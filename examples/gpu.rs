@@ -3,10 +3,9 @@
 //!     cargo run --release --features cuda --example gpu                  # or metal
 //!     cargo run --release --example gpu -- --device cpu                  # auto, cpu, cuda, cuda:N, metal, metal:N
 //!
-//! prints, on a build without GPU features:
+//! prints, on a build without GPU features (with a warning on standard error that the CPU is used):
 //!
 //! ```text
-//! warning: no GPU, using the CPU: this build has neither the feature cuda nor metal
 //! device  Cpu
 //! tensor  [2, 8, 64] F32
 //! row     [-0.0049, 0.0124, 0.0246, …] equal to the bits drawn on the host

@@ -4,6 +4,7 @@
 //! (rows, values). In the other direction the layer asks, before it reads rows, that they be brought up to date.
 //! This room knows neither how rows are looked up nor how they are updated.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, TensorId, WithDType};
@@ -55,6 +56,15 @@ enum Pending {
 /// Every live table by its variable, so that an optimizer made from variables alone finds it.
 static TABLES: Mutex<Vec<(TensorId, Weak<RowTable>)>> = Mutex::new(Vec::new());
 
+/// How many there are, so that programs without one pay nothing for looking.
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+
+impl Drop for RowTable {
+    fn drop(&mut self) {
+        LIVE.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -62,19 +72,23 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl RowTable {
     /// The table of this variable, shared by all layers and optimizers over it.
     pub(crate) fn of(weight: &Tensor) -> Arc<RowTable> {
-        if let Some(table) = Self::find(weight.id()) {
-            return table;
-        }
-        let table = Arc::new(RowTable { weight: weight.clone(), shared: Mutex::default() });
-        lock(&TABLES).push((weight.id(), Arc::downgrade(&table)));
-        table
+        let mut tables = lock(&TABLES);
+        tables.retain(|(_, table)| table.strong_count() > 0);
+        let known = tables.iter().find(|(id, _)| *id == weight.id()).and_then(|(_, table)| table.upgrade());
+        known.unwrap_or_else(|| {
+            let table = Arc::new(RowTable { weight: weight.clone(), shared: Mutex::default() });
+            tables.push((weight.id(), Arc::downgrade(&table)));
+            LIVE.fetch_add(1, Ordering::Relaxed);
+            table
+        })
     }
 
     /// The table of the variable with this id, if a layer made it row-sparse.
     pub(crate) fn find(id: TensorId) -> Option<Arc<RowTable>> {
-        let mut tables = lock(&TABLES);
-        tables.retain(|(_, table)| table.strong_count() > 0);
-        tables.iter().find(|(other, _)| *other == id).and_then(|(_, table)| table.upgrade())
+        if LIVE.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        lock(&TABLES).iter().find(|(other, _)| *other == id).and_then(|(_, table)| table.upgrade())
     }
 
     pub(crate) fn weight(&self) -> &Tensor {
@@ -94,7 +108,9 @@ impl RowTable {
     }
 
     pub(crate) fn detach(&self) {
-        lock(&self.shared).keeper = None;
+        let mut shared = lock(&self.shared);
+        shared.keeper = None;
+        shared.pending.clear();
     }
 
     /// Brings rows up to date, where an optimizer left some behind.
@@ -119,6 +135,11 @@ impl RowTable {
         let grad = grad.reshape((ids.elem_count(), columns))?.contiguous()?.detach();
         shared.pending.push(Pending::Lookup(ids.flatten_all()?.detach(), grad));
         Ok(())
+    }
+
+    /// Forgets what waits.
+    pub(crate) fn clear(&self) {
+        lock(&self.shared).pending.clear();
     }
 
     /// Adds gradients of rows (from another machine, say) to those that wait.
@@ -146,10 +167,8 @@ impl RowTable {
         let mut shared = lock(&self.shared);
         let Shared { pending, frozen, scratch, .. } = &mut *shared;
         let pending = std::mem::take(pending);
-        match pending.as_slice() {
-            [] => return Ok(None),
-            [Pending::Rows(rows)] if frozen.is_empty() => return Ok(Some(rows.clone())),
-            _ => (),
+        if pending.is_empty() {
+            return Ok(None);
         }
         let (vocab_size, columns) = self.weight.dims2()?;
         let sources: Vec<(Vec<u32>, &Tensor)> = pending

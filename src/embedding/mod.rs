@@ -269,13 +269,13 @@ impl TokenEmbedding {
             return Err(Error::IdDType { dtype: ids.dtype() });
         }
         let ids = guard::normalise(ids, self.padding_id, self.weight.device())?;
-        if let Some(table) = &self.rows {
+        if let Some(table) = self.table() {
             table.catch_up(Rows::These(&ids.flatten_all()?.to_dtype(DType::U32)?.to_vec1()?))?;
         }
         Ok(self.weight.apply_op2(&ids, Lookup { scale: self.scale, rows: self.rows.clone() })?)
     }
 
-    /// The table (V, C), with every row up to date. For a table out of a VarMap this is the variable itself.
+    /// The table (V, C), with every row up to date until the next step. For a table out of a VarMap this is the variable itself.
     ///
     /// # Errors
     /// Those of bringing rows up to date; none for a dense gradient.
@@ -306,14 +306,15 @@ impl TokenEmbedding {
     /// Nothing for a dense gradient or when no step was taken since; else up to one pass over table and moments, and what
     /// rows owe.
     pub fn flush(&self) -> Result<()> {
-        self.rows.as_ref().map_or(Ok(()), |table| table.catch_up(Rows::All))
+        self.table().map_or(Ok(()), |table| table.catch_up(Rows::All))
     }
 
     /// The tied output head: logits (…, V) = hidden (…, C) · weightᵀ.
     ///
     /// The gradient of the table through it is dense, whatever [`Gradient`] says: every row takes part in every logit. With a
     /// row-sparse table the rows that were looked up are added into that dense gradient, and the optimizer takes one dense
-    /// step, bit for bit candle's: tying costs what the vocabulary costs. `scale` and `padding_id` do not apply.
+    /// step: tying costs what the vocabulary costs. It is candle's bit for bit where backward meets the head before the
+    /// look-ups, as in a GPT; rows are added last, and candle adds in the graph's order. `scale` and `padding_id` do not apply.
     ///
     /// # Errors
     /// [`Error::Candle`] if `hidden` does not end in C columns, or has another dtype or device than the table.
@@ -350,6 +351,11 @@ impl TokenEmbedding {
     /// [`Error::Config`] for a dense gradient (candle's optimizers know no rows), or a row outside the table.
     pub fn freeze_rows(&self, rows: &[u32]) -> Result<()> {
         self.row_sparse()?.freeze(rows)
+    }
+
+    /// The row-sparse table behind this layer, also where another layer over the same variable made it one.
+    fn table(&self) -> Option<Arc<RowTable>> {
+        self.rows.clone().or_else(|| RowTable::find(self.weight.id()))
     }
 
     fn row_sparse(&self) -> Result<&RowTable> {
@@ -404,10 +410,13 @@ impl From<candle_nn::Embedding> for TokenEmbedding {
     }
 }
 
-/// The same table as a candle layer, which has no padding id and no scale: those stay behind.
+/// The same table as a candle layer, which has no padding id, no scale and no row-sparse gradient: those stay behind. Rows are up
+/// to date at this moment; a layer of candle's does not see to it later.
 impl From<TokenEmbedding> for candle_nn::Embedding {
     fn from(layer: TokenEmbedding) -> Self {
         let d_model = layer.d_model();
+        // Should that fail, the next use of the device does, too.
+        _ = layer.flush();
         candle_nn::Embedding::new(layer.weight, d_model)
     }
 }

@@ -19,7 +19,8 @@ use crate::{Error, Result};
 /// [`Gradient::RowSparse`](crate::Gradient::RowSparse) are found by their variable and updated by [`Replay`]'s rule.
 ///
 /// While it lives, rows of such a table may be behind: every path through the layer brings them up to date first. Before
-/// reading the raw VarMap (`VarMap::save`, say) call [`flush`](Self::flush); dropping the optimizer flushes, too.
+/// reading or writing the raw VarMap (`VarMap::save`, `VarMap::load`, `Var::set`) call [`flush`](Self::flush): a row that still
+/// owes steps would take them from the new weights. Dropping the optimizer flushes, too, and forgets gradients that wait.
 ///
 /// # Cost
 /// Dense: one pass that reads weight, gradient and both moments and writes all but the gradient, on all threads,
@@ -116,8 +117,16 @@ impl AdamW {
     /// Groups of named variables, each with its own parameters. Variables that are not floats are left out.
     ///
     /// # Errors
-    /// [`Error::Config`] if a row-sparse table has an optimizer already.
+    /// [`Error::Config`] if a row-sparse table has an optimizer already, or two variables have one name.
     pub fn with_groups(groups: Vec<(Vec<(String, Var)>, ParamsAdamW)>) -> Result<Self> {
+        let mut names: Vec<&String> = groups.iter().flat_map(|(vars, _)| vars).map(|(name, _)| name).collect();
+        names.sort();
+        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Error::Config(format!(
+                "two variables are named {:?}: the optimizer's state needs a name for each",
+                twice[0]
+            )));
+        }
         let mut made = Vec::new();
         for (vars, params) in groups {
             let vars = vars.into_iter().filter(|(_, var)| var.dtype().is_float());
@@ -166,6 +175,12 @@ impl AdamW {
     /// Those of candle's operations.
     pub fn flush(&self) -> Result<()> {
         self.tables().try_for_each(|attached| attached.table.catch_up(Rows::All))
+    }
+
+    /// Forgets the row gradients that wait. With candle, dropping a `GradStore` forgets its gradients; those of row-sparse
+    /// tables wait for the next step instead. Call this when a step is left out (a loss that is not finite, say).
+    pub fn zero_grad(&self) {
+        self.tables().for_each(|attached| attached.table.clear());
     }
 
     /// Scales all gradients, dense and by row together, so that their global L2 norm is at most `max_norm`; gives the norm

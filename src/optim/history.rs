@@ -138,18 +138,20 @@ impl History {
 
     pub(super) fn push(&mut self, step: Step) {
         let before = self.entries[self.now()];
-        let ln = |x: f32| f64::from(x).ln();
+        // What has no logarithm is not sound, and left out: later entries are again told by theirs.
+        let ln = |x: f32| Some(f64::from(x).ln()).filter(|ln| ln.is_finite()).unwrap_or(0.0);
         let log_beta1 = before.log_beta1 + ln(step.beta1);
         let log_beta2 = before.log_beta2 + ln(step.beta2);
         let log_decay = before.log_decay + ln(step.decay);
-        let log_r =
-            ln(step.lr.abs()) + ln(step.scale_m) - 0.5 * ln(step.scale_v) + log_beta1 - 0.5 * log_beta2 - log_decay;
+        let log_r = f64::from(step.lr.abs()).ln() + ln(step.scale_m) - 0.5 * ln(step.scale_v) + log_beta1
+            - 0.5 * log_beta2
+            - log_decay;
         let sound = step.floor > 0.0
             && step.eps.is_finite()
-            && (0.0..1.0).contains(&step.beta1)
-            && (0.0..1.0).contains(&step.beta2)
+            && [step.beta1, step.beta2].iter().all(|beta| *beta > 0.0 && *beta < 1.0)
             && step.lr.is_finite()
-            && [log_beta1, log_beta2, log_decay].iter().all(|log| log.is_finite())
+            && step.decay > 0.0
+            && step.decay.is_finite()
             && log_r < f64::INFINITY;
         let log_r = if sound { log_r } else { f64::INFINITY };
         let (later, factor) = (f64::NEG_INFINITY, 0.0);
@@ -171,6 +173,11 @@ impl History {
             let relative = log_r - (entry.log_beta1 - 0.5 * entry.log_beta2 - entry.log_decay) + LOG_MARGIN;
             entry.factor = if relative.is_nan() { f32::INFINITY } else { relative.exp() as f32 };
         }
+    }
+
+    /// Whether the products of all steps after `from` can stand for them: none of them is unsound.
+    pub(super) fn can_jump(&self, from: usize, to: usize) -> bool {
+        from < to && from >= self.unsafe_until
     }
 
     /// Whether decay between two entries is mild enough for the bound.

@@ -117,7 +117,7 @@ pub(super) fn step_dense(weight: &Tensor, grad: &Tensor, m: &mut [f32], v: &mut 
             T::with_f32(weights, &mut buffer, |theta| kernel::step_f32(theta, m, v, &g, step));
         });
     }
-    with_grad(grad, |grads| {
+    with_grad(weight, grad, |grads| {
         in_place(weight, |weights| {
             match (weights, grads) {
                 (CpuStorage::F32(w), CpuStorage::F32(g)) => {
@@ -142,7 +142,7 @@ pub(super) fn step_dense_f64(
     v: &mut [f64],
     step: &Step<f64>,
 ) -> Result<()> {
-    with_grad(grad, |grads| {
+    with_grad(weight, grad, |grads| {
         in_place(weight, |weights| {
             let (CpuStorage::F64(w), CpuStorage::F64(g)) = (weights, grads) else {
                 candle_core::bail!("weight and gradient must both be f64")
@@ -157,7 +157,7 @@ pub(super) fn step_dense_f64(
 
 /// `weight -= lr · grad`, in candle's order of operations.
 pub(super) fn sgd_dense(weight: &Tensor, grad: &Tensor, lr: f64) -> Result<()> {
-    with_grad(grad, |grads| {
+    with_grad(weight, grad, |grads| {
         in_place(weight, |weights| {
             macro_rules! sub {
                 ($w:expr, $g:expr, $lr:expr) => {{
@@ -216,7 +216,14 @@ fn each<I: Iterator + Send>(elements: usize, tasks: I, work: impl Fn(I::Item) + 
 }
 
 /// The gradient's contiguous elements from the first on.
-fn with_grad<R>(grad: &Tensor, f: impl FnOnce(&CpuStorage) -> Result<R>) -> Result<R> {
+fn with_grad<R>(weight: &Tensor, grad: &Tensor, f: impl FnOnce(&CpuStorage) -> Result<R>) -> Result<R> {
+    if weight.shape() != grad.shape() {
+        return Err(crate::Error::Config(format!(
+            "a gradient of shape {:?} for a weight of {:?}",
+            grad.dims(),
+            weight.dims()
+        )));
+    }
     let mut grad = grad.contiguous()?;
     if grad.layout().start_offset() != 0 {
         grad = grad.copy()?;

@@ -5,6 +5,9 @@ use super::history::{Entry, History, Step};
 /// Elements that are replayed together: they stay in registers and first-level cache over all steps.
 pub(super) const LANES: usize = 64;
 
+/// 2⁻⁶⁰: from here on decay keeps a weight in the normal range (see [`History`]).
+const SMALLEST_WEIGHT: f32 = 8.673_617e-19;
+
 /// Full steps between two looks at whether a block is settled.
 const STEPS_A_LOOK: usize = 4;
 
@@ -192,7 +195,7 @@ fn is_settled(theta: &[f32; LANES], m: &[f32; LANES], v: &[f32; LANES], factor: 
     let mut unsettled = 0u32;
     for i in 0..LANES {
         let weight = theta[i].abs();
-        let bound = (weight >= 8.673_617e-19) & (m[i].abs() * factor <= v[i].sqrt() * weight); // 2⁻⁶⁰
+        let bound = (weight >= SMALLEST_WEIGHT) & (m[i].abs() * factor <= v[i].sqrt() * weight);
         let zero = (m[i] == 0.0) & zero_is_safe & (v[i] >= 0.0);
         unsettled |= u32::from(!(bound | zero));
     }
@@ -212,10 +215,14 @@ fn finish(
     let steps = &history.entries[from + 1..=to];
     let uniform = from + 1 >= history.uniform_from;
     let decays = history.entries[from].log_decay != history.entries[to].log_decay;
-    // Decay keeps candle's `+ 0.0`; moments become zero instead of -0.
+    // Candle's `+ 0.0` turns -0 into 0. After the first one only a product that vanishes could be -0 again, and none does
+    // of weights that are zero or far from it.
     theta.iter_mut().for_each(|theta| *theta += 0.0);
-    if decays {
-        multiply(theta, steps, uniform, |step| step.decay, |x| round(x + 0.0), None);
+    let far = theta.iter().all(|theta| (*theta == 0.0) | (theta.abs() >= SMALLEST_WEIGHT));
+    match (decays, far) {
+        (true, true) => multiply(theta, steps, uniform, |step| step.decay, round, None),
+        (true, false) => multiply(theta, steps, uniform, |step| step.decay, |x| round(x + 0.0), None),
+        (false, _) => (),
     }
     let last = [m, v];
     for (moment, factor) in last.into_iter().zip([|step: &Step| step.beta1, |step: &Step| step.beta2]) {

@@ -15,8 +15,8 @@ mod table;
 
 use candle_core::{DType, Tensor};
 
-use crate::Result;
 use crate::rows::RowTable;
+use crate::{Error, Result};
 
 pub use adamw::{AdamW, ParamGroup};
 pub use sgd::Sgd;
@@ -24,6 +24,11 @@ pub use sgd::Sgd;
 /// Adds the row gradients that wait to a dense gradient of the same table, in place. In f32 in the order of candle's own
 /// sum, look-up by look-up, position by position; bf16 and f16 rows are summed in f32 first.
 fn add_rows_into(dense: &Tensor, table: &RowTable) -> Result<()> {
+    if !dense.is_contiguous() {
+        return Err(Error::Config(
+            "the gradient of a row-sparse table must be contiguous: rows are added to it in place".to_string(),
+        ));
+    }
     let waiting = match dense.dtype() {
         DType::F32 => table.take_lookups()?,
         _ => table.take()?.into_iter().map(|gradients| (gradients.rows, gradients.values)).collect(),
@@ -53,9 +58,12 @@ pub enum Replay {
     /// Full steps are replayed only while they can change a weight (some 150 steps with β1 = 0.9); after that only the
     /// products of moments and decay are left, at a cost that stays bounded over long runs. The proof stands at `History`
     /// in `src/optim/history.rs`. Moments below 2⁻¹²⁶ are stored as zero, by this optimizer's dense steps too: no step
-    /// gets slow from subnormal numbers. So a weight can differ from candle's where it is itself below some 10⁻³¹, or where
-    /// such a moment later meets a gradient element with 0 < |g| < 2⁻⁵¹ / √(1 - β2) (1.4·10⁻¹⁴ for β2 = 0.999), or an ε
-    /// below 10⁻¹⁷. (With such an ε from the beginning nothing is stored as zero, and every owed step is replayed in full.)
+    /// gets slow from subnormal numbers. So a weight can differ from candle's where it is itself below 2⁻¹⁰¹ · lr / ε (4·10⁻²⁶ for
+    /// lr = 10⁻³, ε = 10⁻⁸), or where such a moment later meets a gradient element with 0 < |g| < 2⁻⁵¹ / √(1 - β2) (1.4·10⁻¹⁴ for
+    /// β2 = 0.999), or a smaller ε. (With an ε below 10⁻¹⁷ nothing is stored as zero.)
+    ///
+    /// The cost stays bounded for sound settings: β1 and β2 in (0, 1) with β1 < √β2, ε ≥ 10⁻¹⁷, lr · decay < 1. With others every
+    /// owed step is replayed in full: still exact, slower the longer a row was away.
     #[default]
     Exact,
     /// At most so many owed steps are replayed; for the rest moments and decay are multiplied by their products, and updates
@@ -66,6 +74,7 @@ pub enum Replay {
         steps: usize,
     },
     /// Nothing is made up for: a row's moments, decay and weight change only in steps in which it has a gradient. This is
-    /// PyTorch's SparseAdam, and another optimizer than AdamW: results differ from the dense one's.
+    /// the rule of PyTorch's SparseAdam (which adds ε before bias correction, where this adds it after, as AdamW does), and another
+    /// optimizer than AdamW: results differ from the dense one's.
     Lazy,
 }

@@ -95,7 +95,7 @@ pub(super) fn replay(
         let mut taken = Taken::new(weight, m, v, &rows)?;
         let (last, now) = (group[0].1 as usize, history.now());
         let full = match replay {
-            Replay::Truncated { steps } => now.min(last + steps),
+            Replay::Truncated { steps } if history.can_jump(last + steps, now) => last + steps,
             _ => now,
         };
         for entry in &history.entries[last + 1..=full] {

@@ -7,7 +7,7 @@ use candle_nn::Optimizer;
 use super::add_rows_into;
 use super::host::{change_rows, sgd_dense};
 use crate::Result;
-use crate::rows::{Keeper, RowTable, Rows};
+use crate::rows::{Keeper, RowGradients, RowTable, Rows};
 
 /// θ ← θ - lr · g: `candle_nn::SGD`, bit for bit in f32, in one pass, and row by row for row-sparse tables.
 ///
@@ -30,15 +30,16 @@ impl Optimizer for Sgd {
     type Config = f64;
 
     fn new(vars: Vec<Var>, learning_rate: f64) -> candle_core::Result<Self> {
-        let mut held = Vec::new();
+        // Filled one by one: if a table has another optimizer, dropping this lets go of those before it.
+        let mut held = Sgd { vars: Vec::new(), learning_rate };
         for var in vars.into_iter().filter(|var| var.dtype().is_float()) {
             let table = RowTable::find(var.as_tensor().id());
             if let Some(table) = &table {
                 table.attach(std::sync::Arc::new(Nothing))?;
             }
-            held.push((var, table));
+            held.vars.push((var, table));
         }
-        Ok(Sgd { vars: held, learning_rate })
+        Ok(held)
     }
 
     fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
@@ -47,11 +48,23 @@ impl Optimizer for Sgd {
             let dense = grads.get(var.as_tensor());
             if let (Some(table), Some(dense)) = (table, dense) {
                 add_rows_into(dense, table)?;
+                let frozen = table.frozen();
+                if !frozen.is_empty() {
+                    let rows: Vec<u32> = (0..frozen.len() as u32).filter(|row| !frozen[*row as usize]).collect();
+                    let index = Tensor::from_slice(&rows, rows.len(), var.device())?;
+                    let values = dense.index_select(&index, 0)?.to_dtype(DType::F32)?;
+                    step_rows(table, RowGradients { rows, values }, lr)?;
+                    continue;
+                }
             }
             match (dense, table) {
                 (Some(grad), _) if var.device().is_cpu() => sgd_dense(var.as_tensor(), grad, lr)?,
                 (Some(grad), _) => var.set(&(var.as_tensor() - (grad * lr)?)?)?,
-                (None, Some(table)) => step_rows(table, lr)?,
+                (None, Some(table)) => {
+                    if let Some(gradients) = table.take()? {
+                        step_rows(table, gradients, lr)?;
+                    }
+                }
                 (None, None) => (),
             }
         }
@@ -67,8 +80,7 @@ impl Optimizer for Sgd {
     }
 }
 
-fn step_rows(table: &RowTable, lr: f64) -> Result<()> {
-    let Some(gradients) = table.take()? else { return Ok(()) };
+fn step_rows(table: &RowTable, gradients: RowGradients, lr: f64) -> Result<()> {
     let weight = table.weight();
     if weight.device().is_cpu() {
         let values: Vec<f32> = gradients.values.flatten_all()?.to_vec1()?;

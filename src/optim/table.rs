@@ -113,7 +113,8 @@ impl TableState {
             }
             Moments::Device { m, v } => {
                 let device = table.weight().device();
-                (*m, *v) = (new_m.to_device(device)?, new_v.to_device(device)?);
+                // Copies: rows of these are changed in place.
+                (*m, *v) = (new_m.to_device(device)?.copy()?, new_v.to_device(device)?.copy()?);
             }
         }
         Ok(())
@@ -148,8 +149,12 @@ impl State {
             Rows::These(rows) => rows.iter().for_each(|row| collect(*row)),
             Rows::All => (0..weight.dim(0)? as u32).for_each(collect),
         }
-        if !due.is_empty() {
-            self.replay(weight, &due, now as usize)?;
+        if !due.is_empty()
+            && let Err(error) = self.replay(weight, &due, now as usize)
+        {
+            // What was not paid is still owed.
+            due.iter().for_each(|(row, last)| self.last[*row as usize] = *last);
+            return Err(error);
         }
         if all {
             self.history = History::new();
@@ -179,7 +184,7 @@ impl State {
                     // SAFETY: `due` names each row once, and each task has other parts of it.
                     let (weights, m, v) = unsafe { (weights.row(*row), m.row(*row), v.row(*row)) };
                     T::with_f32(weights, &mut buffer, |theta| match replay {
-                        Replay::Truncated { steps } if now - *last as usize > steps => {
+                        Replay::Truncated { steps } if history.can_jump(*last as usize + steps, now) => {
                             let cut = *last as usize + steps;
                             T::replay(theta, m, v, history, *last as usize, cut);
                             jump(theta, m, v, history, cut, now);
@@ -290,5 +295,61 @@ impl Drop for Attached {
     fn drop(&mut self) {
         _ = self.table.catch_up(Rows::All);
         self.table.detach();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Var;
+
+    /// The path for devices, run on the CPU, against the fused one.
+    #[test]
+    fn candles_operations_give_the_fused_bits() {
+        for (dtype, replay) in [
+            (DType::F32, Replay::Exact),
+            (DType::BF16, Replay::Exact),
+            (DType::F32, Replay::Truncated { steps: 5 }),
+            (DType::F32, Replay::Lazy),
+        ] {
+            let start = Tensor::randn(0f32, 0.1, (9, 5), &Device::Cpu).and_then(|t| t.to_dtype(dtype)).unwrap();
+            let tables = [0, 1].map(|_| RowTable::of(Var::from_tensor(&start.copy().unwrap()).unwrap().as_tensor()));
+            let states = tables.each_ref().map(|table| Arc::new(TableState::new(table.weight(), replay).unwrap()));
+            let zeros = || Tensor::zeros((9, 5), DType::F32, &Device::Cpu).unwrap();
+            states[1].lock().moments = Moments::Device { m: zeros(), v: zeros() };
+            for (table, state) in tables.iter().zip(&states) {
+                table.attach(state.clone()).unwrap();
+            }
+            table_steps(&tables, &states);
+            let bits = |table: &RowTable| {
+                table.catch_up(Rows::All).unwrap();
+                let values =
+                    table.weight().to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                values.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            let (host, device) = (bits(&tables[0]), bits(&tables[1]));
+            assert_eq!(host, device, "{dtype:?} {replay:?}");
+            assert_ne!(
+                host[0],
+                start.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()[0].to_bits()
+            );
+        }
+    }
+
+    fn table_steps(tables: &[Arc<RowTable>; 2], states: &[Arc<TableState>; 2]) {
+        let params = ParamsAdamW { lr: 1e-2, weight_decay: 0.1, ..Default::default() };
+        for t in 1..=40usize {
+            let rows: Vec<u32> = (0..9).filter(|row| t % (*row as usize + 1) == 0).collect();
+            let values = Tensor::randn(0f32, 1.0, (rows.len(), 5), &Device::Cpu).unwrap();
+            for (table, state) in tables.iter().zip(states) {
+                if t == 20 {
+                    let grad = Tensor::ones((9, 5), table.weight().dtype(), &Device::Cpu).unwrap();
+                    state.step_dense(table, &grad, &params, t).unwrap();
+                    continue;
+                }
+                table.push_rows(RowGradients { rows: rows.clone(), values: values.clone() }).unwrap();
+                state.step_rows(table, &params, t).unwrap();
+            }
+        }
     }
 }

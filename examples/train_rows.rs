@@ -1,0 +1,76 @@
+//! A bigram model on a text, trained twice: by candle's AdamW and by tallow's, which moves only the rows it must.
+//!
+//!     cargo run --release --example train_rows
+//!
+//! prints (times differ from run to run, and stand on standard error):
+//!
+//! ```text
+//! ```
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use candle_core::{DType, Device, Module, Tensor, Var};
+use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
+use tallow::optim::AdamW;
+use tallow::{Gradient, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
+
+const STEPS: usize = 60;
+
+/// Which of 32 classes (the next token's id, modulo) follows each token: a table, a small head, cross-entropy.
+fn train(layer: &dyn Module, head: &Var, opt: &mut impl Optimizer, ids: &[u32]) -> Result<(Vec<f32>, Duration)> {
+    let (mut losses, mut time) = (Vec::new(), Duration::ZERO);
+    for step in 0..STEPS {
+        let start = step * 7 % (ids.len() - 65);
+        let window = Tensor::from_slice(&ids[start..start + 64], 64, &Device::Cpu)?;
+        let classes: Vec<u32> = ids[start + 1..start + 65].iter().map(|id| id % 32).collect();
+        let targets = Tensor::from_vec(classes, 64, &Device::Cpu)?;
+        let begin = Instant::now();
+        let logits = layer.forward(&window)?.matmul(head.as_tensor())?;
+        let loss = candle_nn::loss::cross_entropy(&logits, &targets)?;
+        opt.backward_step(&loss)?;
+        time += begin.elapsed();
+        losses.push(loss.to_scalar::<f32>()?);
+    }
+    Ok((losses, time / STEPS as u32))
+}
+
+fn main() -> Result<()> {
+    let ids = Tokenizer::cl100k().encode(include_str!("../LICENSE-APACHE"))?;
+    let head = Tensor::from_vec(
+        (0..64 * 32).map(|i| ((i * 37 % 101) as f32 - 50.0) / 500.0).collect(),
+        (64, 32),
+        &Device::Cpu,
+    )?;
+    let make = |gradient| -> Result<(TokenEmbedding, VarMap, Var)> {
+        let varmap = VarMap::new();
+        let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+        let wte = TokenEmbedding::new(&TokenEmbeddingConfig { gradient, ..Default::default() }, vb.pp("wte"))?;
+        Ok((wte, varmap, Var::from_tensor(&head.copy()?)?))
+    };
+    let params = ParamsAdamW { lr: 1e-2, ..Default::default() };
+
+    let (stock, varmap, stock_head) = make(Gradient::Dense)?;
+    let vars = [varmap.all_vars(), vec![stock_head.clone()]].concat();
+    let mut opt = candle_nn::AdamW::new(vars, params.clone())?;
+    let (stock_losses, stock_time) = train(&stock, &stock_head, &mut opt, &ids)?;
+
+    let (ours, varmap, our_head) = make(Gradient::RowSparse)?;
+    let vars = [varmap.all_vars(), vec![our_head.clone()]].concat();
+    let mut opt = AdamW::new(vars, params)?; // the one line that changes
+    let (losses, time) = train(&ours, &our_head, &mut opt, &ids)?;
+
+    eprintln!(
+        "candle {stock_time:.2?} a step, tallow {time:.2?}: {:.0} times",
+        stock_time.as_secs_f64() / time.as_secs_f64()
+    );
+    println!("loss {:.4} -> {:.4}", losses[0], losses[STEPS - 1]);
+    ensure!(losses == stock_losses, "a loss differs");
+    let bits = |t: &Tensor| -> Result<Vec<u32>> {
+        Ok(t.flatten_all()?.to_vec1::<f32>()?.iter().map(|v| v.to_bits()).collect())
+    };
+    let (a, b) = (bits(ours.weight()?)?, bits(stock.weight()?)?);
+    let differ = a.iter().zip(&b).filter(|(a, b)| a != b).count();
+    println!("{STEPS} losses equal, {differ} of {} weights differ", a.len());
+    Ok(())
+}
