@@ -2,9 +2,11 @@
 //!
 //!     cargo run --release --example train_rows
 //!
-//! prints (times differ from run to run, and stand on standard error):
+//! prints (and on standard error, for example: candle 197.55ms a step, tallow 213.13µs: 927 times):
 //!
 //! ```text
+//! loss 3.4666 -> 2.6873
+//! 60 losses equal, 0 of 6416384 weights differ
 //! ```
 
 use std::time::{Duration, Instant};
