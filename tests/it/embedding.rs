@@ -8,7 +8,7 @@ use tallow::{Error, Init, NO_TOKEN, Scale, TokenEmbedding, TokenEmbeddingConfig,
 use crate::golden;
 
 /// The CPU always; a GPU where the feature is on and one is there.
-fn devices() -> Vec<Device> {
+pub fn devices() -> Vec<Device> {
     let mut devices = vec![Device::Cpu];
     devices.extend(Some(()).filter(|()| cfg!(feature = "cuda")).and_then(|()| Device::new_cuda(0).ok()));
     devices.extend(Some(()).filter(|()| cfg!(feature = "metal")).and_then(|()| Device::new_metal(0).ok()));

@@ -654,3 +654,44 @@ fn parallel_readers_do_not_lock_each_other_out() {
         });
     }
 }
+
+/// Row-sparse steps, gaps, a tied step, frozen rows, clipping and state on every device that is there, against candle's dense
+/// AdamW on the same device. (On the CPU the other tests ask for equal bits; a GPU's sums may differ in the last one.)
+#[test]
+fn every_device_trains_like_candle_on_it() {
+    for device in crate::embedding::devices() {
+        let varmap = VarMap::new();
+        let cfg =
+            TokenEmbeddingConfig { vocab_size: 60, d_model: 8, gradient: Gradient::RowSparse, ..Default::default() };
+        let wte = TokenEmbedding::new(&cfg, VarBuilder::from_varmap(&varmap, DType::F32, &device).pp("wte")).unwrap();
+        let (stock, stock_var) = stock_twin(&wte);
+        let mut ours = AdamW::from_varmap(&varmap, params(1e-2, 0.1)).unwrap();
+        let mut theirs = Stock::new(vec![stock_var.clone()], params(1e-2, 0.1)).unwrap();
+        let mut rng = Lcg(12);
+        for step in 0..60 {
+            let list = [ids(&mut rng, 60, 5), vec![7, 7, NO_TOKEN]].concat();
+            let ids = Tensor::from_slice(&list, list.len(), &device).unwrap();
+            let (mut x, mut y) = (wte.forward(&ids).unwrap(), stock.forward(&ids).unwrap());
+            if step % 20 == 19 {
+                x = wte.attend(&x).unwrap();
+                y = y.matmul(&stock_var.as_tensor().t().unwrap()).unwrap();
+            }
+            let mut grads = (x - 0.5).unwrap().sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            ours.clip_grad_norm(&mut grads, 1e6).unwrap();
+            ours.step(&grads).unwrap();
+            theirs.backward_step(&(y - 0.5).unwrap().sqr().unwrap().sum_all().unwrap()).unwrap();
+            if step == 30 {
+                let state = ours.state().unwrap();
+                ours.load_state(&state).unwrap();
+            }
+        }
+        let difference = (wte.weight().unwrap() - stock_var.as_tensor()).unwrap().abs().unwrap().max_all().unwrap();
+        let difference = difference.to_device(&CPU).unwrap().to_scalar::<f32>().unwrap();
+        assert!(difference < 1e-5, "{:?}: {difference}", device.location());
+        wte.freeze_rows(&[7]).unwrap();
+        let frozen = wte.weight().unwrap().get(7).unwrap().to_vec1::<f32>().unwrap();
+        let loss = wte.forward(&Tensor::new(&[7u32, 8], &device).unwrap()).unwrap().sum_all().unwrap();
+        ours.backward_step(&loss).unwrap();
+        assert_eq!(wte.weight().unwrap().get(7).unwrap().to_vec1::<f32>().unwrap(), frozen);
+    }
+}
