@@ -86,6 +86,40 @@ pub enum Error {
         byte: u64,
     },
 
+    /// A document of a corpus that cannot be used.
+    #[error("{place}: {reason} (--on-error skip leaves such documents out{})", utf8_advice(.reason))]
+    Document {
+        /// The file, and the line, byte or row where the document begins.
+        place: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// A file of shards that is not what it should be.
+    #[error("{}: {reason}", .path.display())]
+    Shard {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// An output folder in which this work cannot be done.
+    #[error("{}: {reason}", .path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+
+    /// A loader state that belongs to other data or another order.
+    #[error("this loader state does not fit: {reason}")]
+    LoaderState {
+        /// What differs.
+        reason: String,
+    },
+
     /// A value that makes no sense.
     #[error("{0}")]
     Config(String),
@@ -152,6 +186,10 @@ fn out_of_range_advice(id: i64, rows: usize) -> String {
             id + 1
         ),
     }
+}
+
+fn utf8_advice(reason: &str) -> &'static str {
+    if reason.starts_with("invalid UTF-8") { ", replace reads bad bytes as U+FFFD" } else { "" }
 }
 
 /// candle appends a captured backtrace to its messages; what comes before it, as one line, is the message.

@@ -41,13 +41,21 @@
 #![warn(missing_docs)]
 
 mod batch;
+#[cfg(feature = "prepare")]
+mod corpus;
 pub mod device;
 mod embedding;
 mod error;
+mod fingerprint;
+pub mod loader;
 mod memory;
+mod mix;
 pub mod optim;
 mod parallel;
+#[cfg(feature = "prepare")]
+pub mod prepare;
 mod rows;
+pub mod shard;
 mod tokenizer;
 #[cfg(feature = "cli")]
 pub mod view;
@@ -55,6 +63,7 @@ pub mod view;
 pub use batch::{PaddedBatch, Padding, Side};
 pub use embedding::{Gradient, Init, NO_TOKEN, Scale, TokenEmbedding, TokenEmbeddingConfig};
 pub use error::{Error, Result};
+pub use loader::{Batch, DataLoader, DataLoaderConfig, Dataset, Order};
 pub use rows::RowGradients;
 pub use tokenizer::{EncodeReader, Specials, Tokenizer};
 

@@ -1,10 +1,15 @@
 //! The command line: flags → calls of the library. No logic of its own.
 
+mod convert;
 mod decode;
 mod encode;
+mod inspect;
 mod io;
+mod prepare;
+mod progress;
 mod show;
 mod table;
+mod verify;
 
 use std::path::PathBuf;
 
@@ -32,6 +37,14 @@ enum Command {
     Encode(encode::Encode),
     /// Turn ids back into text
     Decode(decode::Decode),
+    /// Turn text files into shards of ids for training
+    Prepare(Box<prepare::Prepare>),
+    /// Say what is in a folder of shards
+    Inspect(inspect::Inspect),
+    /// Recount and checksum a folder of shards
+    Verify(verify::Verify),
+    /// Read token files of other trainers, or write them
+    Convert(convert::Convert),
 }
 
 impl Cli {
@@ -42,6 +55,10 @@ impl Cli {
             Command::Table(args) => args.run(),
             Command::Encode(args) => args.run(),
             Command::Decode(args) => args.run(),
+            Command::Prepare(args) => args.run(),
+            Command::Inspect(args) => args.run(),
+            Command::Verify(args) => args.run(),
+            Command::Convert(args) => args.run(),
         }
     }
 }
@@ -49,7 +66,7 @@ impl Cli {
 /// Which tokenizer, and what it does with special tokens.
 #[derive(Args)]
 struct TokenizerArgs {
-    /// A tokenizer.json or .tiktoken file [default: the bundled cl100k]
+    /// A tokenizer.json or .tiktoken file, or cl100k [default: the bundled cl100k]
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
     /// What text that spells a special token (<|endoftext|>) is
@@ -70,8 +87,8 @@ enum SpecialsArg {
 impl TokenizerArgs {
     fn open(&self) -> Result<Tokenizer> {
         let tokenizer = match &self.tokenizer {
-            Some(path) => Tokenizer::from_file(path)?,
-            None => Tokenizer::cl100k(),
+            Some(path) if path.as_os_str() != "cl100k" || path.exists() => Tokenizer::from_file(path)?,
+            _ => Tokenizer::cl100k(),
         };
         Ok(tokenizer.with_specials(match self.specials {
             SpecialsArg::Text => Specials::Text,

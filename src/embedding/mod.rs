@@ -275,6 +275,15 @@ impl TokenEmbedding {
         Ok(self.weight.apply_op2(&ids, Lookup { scale: self.scale, rows: self.rows.clone() })?)
     }
 
+    /// [`lookup`](Self::lookup) for ids that are known to be below `bound`, as a [`Batch`](crate::Batch) knows it of its own
+    /// ([`id_bound`](crate::Batch::id_bound)): nothing is checked again where the table has as many rows.
+    ///
+    /// # Errors
+    /// As [`lookup`](Self::lookup).
+    pub fn lookup_below(&self, ids: &Tensor, bound: usize) -> Result<Tensor> {
+        if bound <= self.vocab_size() { self.lookup_unchecked(ids) } else { self.lookup(ids) }
+    }
+
     /// The table (V, C), with every row up to date until the next step. For a table out of a VarMap this is the variable itself.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 use tokenizers::{Encoding, Tokenizer};
 
-use super::fingerprint::Fingerprint;
+use crate::fingerprint::Fingerprint;
 
 pub(super) struct File {
     pub(super) name: String,

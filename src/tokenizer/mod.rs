@@ -3,7 +3,6 @@
 //! This room knows nothing about tensors or tables.
 
 mod file;
-mod fingerprint;
 mod merge;
 mod ranks;
 mod split;
@@ -126,6 +125,11 @@ impl Tokenizer {
     pub fn with_specials(mut self, specials: Specials) -> Self {
         self.specials = specials;
         self
+    }
+
+    /// The rule for text that spells a special token.
+    pub fn specials(&self) -> Specials {
+        self.specials
     }
 
     /// The encoding's name (`cl100k_base`), or what the file is called.

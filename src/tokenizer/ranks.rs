@@ -8,10 +8,10 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bpe_openai::byte_pair_encoding::BytePairEncoding;
 
-use super::fingerprint::Fingerprint;
 use super::merge::merge;
 use super::split::{self, Splitter};
 use super::vocab::Vocab;
+use crate::fingerprint::Fingerprint;
 
 pub(super) struct Ranks {
     pub(super) name: String,
@@ -133,6 +133,11 @@ impl Ranks {
             self.piece(&text.as_bytes()[start..end], &mut ids);
             each(end, &ids).is_continue()
         });
+    }
+
+    /// [`Splitter::cuts`]
+    pub(super) fn cuts(&self, around: [u8; 3]) -> bool {
+        self.splitter.cuts(around)
     }
 
     /// Appends the ids of ordinary text.

@@ -57,6 +57,17 @@ impl Tokenizer {
     }
 }
 
+impl Tokenizer {
+    /// Where a text may be cut so that its parts, encoded by themselves, give the ids of the whole: between the second and
+    /// the third of three bytes. `None` for a `tokenizer.json`, whose rules may look arbitrarily far.
+    pub(crate) fn cuts(&self) -> Option<impl Fn([u8; 3]) -> bool + Sync + '_> {
+        match &self.engine {
+            Engine::Ranks(ranks) => Some(|around| ranks.cuts(around)),
+            Engine::File(_) => None,
+        }
+    }
+}
+
 impl<R: Read> Iterator for EncodeReader<'_, R> {
     type Item = Result<Vec<u32>>;
 

@@ -1,4 +1,4 @@
-//! A stable number that tells whether two tokenizers give the same ids.
+//! A stable number that tells whether two things are the same: tokenizers, datasets.
 
 use serde_json::Value;
 
@@ -6,23 +6,23 @@ use serde_json::Value;
 /// It guards against mistakes, not against malice.
 ///
 /// Source: Fowler, Noll and Vo's published 64-bit constants.
-pub(super) struct Fingerprint(u64);
+pub(crate) struct Fingerprint(u64);
 
 impl Fingerprint {
-    pub(super) fn new(kind: &str) -> Self {
+    pub(crate) fn new(kind: &str) -> Self {
         let mut fingerprint = Fingerprint(0xcbf2_9ce4_8422_2325);
         fingerprint.add(kind.as_bytes());
         fingerprint
     }
 
     /// Adds one part; parts cannot run into each other.
-    pub(super) fn add(&mut self, part: &[u8]) {
+    pub(crate) fn add(&mut self, part: &[u8]) {
         self.write(&(part.len() as u64).to_le_bytes());
         self.write(part);
     }
 
     /// Adds a JSON value, whatever the order of its keys and its white space were in the file.
-    pub(super) fn add_json(&mut self, value: &Value) {
+    pub(crate) fn add_json(&mut self, value: &Value) {
         match value {
             Value::Object(map) => {
                 let mut entries: Vec<_> = map.iter().collect();
@@ -43,7 +43,7 @@ impl Fingerprint {
         }
     }
 
-    pub(super) fn finish(&self) -> u64 {
+    pub(crate) fn finish(&self) -> u64 {
         self.0
     }
 

@@ -1,0 +1,115 @@
+//! `tallow convert`: token files of other trainers ⇄ a folder of shards.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+use tallow::shard::{Foreign, ForeignFile, IdType, Manifest, TokenizerInfo, export, import};
+
+use super::TokenizerArgs;
+use super::prepare::describe;
+
+#[derive(Args)]
+pub struct Convert {
+    /// Token files to read (with --from), or a folder of shards (with --to)
+    #[arg(required = true)]
+    inputs: Vec<PathBuf>,
+    /// Format of the files that are read
+    #[arg(long, value_enum, required_unless_present = "to", conflicts_with = "to")]
+    from: Option<ForeignArg>,
+    /// Format of the file that is written
+    #[arg(long, value_enum)]
+    to: Option<ForeignArg>,
+    /// The folder (with --from) or file (with --to) that is written
+    #[arg(short, long)]
+    out: PathBuf,
+    /// Which split of the folder
+    #[arg(long, default_value = "train")]
+    split: String,
+    /// How ids are stored in the foreign file [default: u16 where the table has at most 65536 rows, else u32]
+    #[arg(long, value_enum)]
+    dtype: Option<DTypeArg>,
+    /// The id that separates documents in files that are read
+    #[arg(long, value_name = "ID")]
+    separator: Option<u32>,
+    /// Rows of the table that the ids belong to, where the tokenizer is not known
+    #[arg(long)]
+    rows: Option<usize>,
+    #[command(flatten)]
+    tokenizer: TokenizerArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ForeignArg {
+    /// nanoGPT: raw ids
+    Nanogpt,
+    /// llama2.c: raw u16
+    #[value(name = "llama2c")]
+    Llama2C,
+    /// llm.c: a header and u16 or u32
+    #[value(name = "llmc")]
+    LlmC,
+    /// OLMo-core: raw ids in a file named .npy
+    Olmo,
+    /// datatrove: .ds with .ds.index
+    Datatrove,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DTypeArg {
+    U16,
+    U32,
+}
+
+impl Convert {
+    pub fn run(self) -> Result<()> {
+        let foreign = |arg| match arg {
+            ForeignArg::Nanogpt => Foreign::NanoGpt,
+            ForeignArg::Llama2C => Foreign::Llama2C,
+            ForeignArg::LlmC => Foreign::LlmC,
+            ForeignArg::Olmo => Foreign::Olmo,
+            ForeignArg::Datatrove => Foreign::Datatrove,
+        };
+        let dtype = self.dtype.map(|dtype| match dtype {
+            DTypeArg::U16 => IdType::U16,
+            DTypeArg::U32 => IdType::U32,
+        });
+        let mut out = std::io::stdout().lock();
+        if let Some(format) = self.to {
+            let [folder] = self.inputs.as_slice() else { bail!("--to writes one folder of shards: give one") };
+            let format = foreign(format);
+            let manifest = Manifest::read(folder)?;
+            let fits = match format {
+                Foreign::Llama2C => IdType::U16,
+                _ => manifest.dtype,
+            };
+            let files = export(folder, &self.split, format, dtype.unwrap_or(fits), &self.out)?;
+            for file in files {
+                let bytes = std::fs::metadata(&file).map(|about| about.len()).unwrap_or(0);
+                writeln!(out, "written    {} ({})", file.display(), super::progress::bytes(bytes))?;
+            }
+            return Ok(());
+        }
+        let Some(format) = self.from else { bail!("give --from or --to") };
+        let (table_rows, tokenizer) = match (self.rows, &self.tokenizer.tokenizer) {
+            (Some(rows), None) => (rows, None),
+            (rows, Some(_)) => {
+                let tokenizer = self.tokenizer.open()?;
+                let fingerprint = format!("{:016x}", tokenizer.fingerprint());
+                let info = TokenizerInfo { name: tokenizer.name().to_string(), fingerprint };
+                (rows.unwrap_or(tokenizer.table_rows()), Some(info))
+            }
+            (None, None) => bail!("whose ids are these? Give --tokenizer FILE (or cl100k), or only --rows N"),
+        };
+        let about = ForeignFile {
+            format: foreign(format),
+            dtype: dtype.unwrap_or(IdType::for_rows(table_rows)),
+            separator: self.separator,
+            table_rows,
+            tokenizer,
+        };
+        let manifest = import(&self.inputs, &about, &self.out, &self.split)?;
+        describe(&mut out, &manifest)
+    }
+}

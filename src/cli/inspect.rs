@@ -1,0 +1,117 @@
+//! `tallow inspect`: what is in a folder of shards.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use serde_json::json;
+use tallow::shard::{Manifest, Statistics, document};
+use tallow::view::{Align, Cell, Column, visible, write_grid};
+
+use super::TokenizerArgs;
+use super::prepare::{describe, matching};
+use super::progress::{bar, grouped};
+
+#[derive(Args)]
+pub struct Inspect {
+    /// The folder
+    folder: PathBuf,
+    /// Which split
+    #[arg(long, default_value = "train")]
+    split: String,
+    /// How many of the longest documents, most frequent tokens and samples
+    #[arg(long, default_value_t = 5)]
+    top: usize,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    tokenizer: TokenizerArgs,
+}
+
+/// Tokens of a sample that are shown.
+const SAMPLE_TOKENS: usize = 24;
+
+impl Inspect {
+    pub fn run(self) -> Result<()> {
+        let manifest = Manifest::read(&self.folder)?;
+        let tokenizer = self.tokenizer.open()?;
+        // Counts need no tokenizer; texts need the right one.
+        let known = matching(&manifest, &tokenizer, &self.folder);
+        let name = |id: u32| match known {
+            Ok(()) => tokenizer.token_bytes(id).map(|bytes| match std::str::from_utf8(&bytes) {
+                Ok(text) => visible(text),
+                Err(_) => super::table::hex(&bytes),
+            }),
+            Err(_) => None,
+        };
+        let tokens = manifest.splits.get(&self.split).map_or(0, |split| split.tokens);
+        let progress = bar(tokens * manifest.dtype.bytes() as u64);
+        let width = manifest.dtype.bytes() as u64;
+        let statistics = Statistics::read(&self.folder, &self.split, self.top, |read| progress.inc(read * width))?;
+        progress.finish_and_clear();
+        let frequent = statistics.most_frequent(self.top);
+        let split = manifest.splits.get(&self.split);
+        // Samples from places spread over the shards.
+        let shards = split.map_or(0, |split| split.shards.len());
+        let mut samples = Vec::new();
+        for i in 0..self.top.min(if known.is_ok() { usize::MAX } else { 0 }) {
+            let Some(split) = split.filter(|_| shards > 0) else { break };
+            let shard = i * shards / self.top;
+            let within = (self.top - self.top.min(shards)) as u64 + 1;
+            let documents = split.shards[shard].documents;
+            let at = (i as u64 % within) * documents / within;
+            let ids = document(&self.folder, &self.split, shard, at, SAMPLE_TOKENS)?;
+            let text = String::from_utf8_lossy(&tokenizer.decode_bytes(&ids)?).into_owned();
+            if !samples.iter().any(|(other, _, _)| *other == (shard, at)) {
+                samples.push(((shard, at), ids.len(), text));
+            }
+        }
+        let mut out = anstream::AutoStream::auto(std::io::stdout()).lock();
+        if self.json {
+            let longest = statistics.longest.iter();
+            let line = json!({
+                "manifest": manifest,
+                "split": self.split,
+                "tokens": statistics.tokens(),
+                "touched_rows": statistics.touched(),
+                "longest": longest.map(|l| json!({"tokens": l.tokens, "shard": l.shard, "document": l.document})).collect::<Vec<_>>(),
+                "frequent": frequent.iter().map(|(id, count)| json!({"id": id, "token": name(*id), "count": count})).collect::<Vec<_>>(),
+                "samples": samples.iter().map(|(_, _, text)| text).collect::<Vec<_>>(),
+            });
+            return Ok(writeln!(out, "{line}")?);
+        }
+        describe(&mut out, &manifest)?;
+        let share = |part: u64, all: u64| format!("{:.2} %", 100.0 * part as f64 / all.max(1) as f64);
+        writeln!(
+            out,
+            "touched    {} of {} table rows ({}) occur in {}",
+            grouped(statistics.touched() as u64),
+            grouped(manifest.table_rows as u64),
+            share(statistics.touched() as u64, manifest.table_rows as u64),
+            self.split
+        )?;
+        let longest: Vec<String> = statistics.longest.iter().map(|l| grouped(l.tokens)).collect();
+        writeln!(out, "longest    {} tokens\n", longest.join(", "))?;
+        let columns = ["token", "id", "times", "share"]
+            .map(|name| Column::new(name, if name == "token" { Align::Left } else { Align::Right }));
+        let row = |(id, count): &(u32, u64)| {
+            let cells =
+                [name(*id).unwrap_or_default(), id.to_string(), grouped(*count), share(*count, statistics.tokens())];
+            cells.map(Cell::plain).to_vec()
+        };
+        write_grid(&mut out, &columns, &frequent.iter().map(row).collect::<Vec<_>>())?;
+        if !samples.is_empty() {
+            writeln!(out)?;
+        }
+        for ((shard, at), tokens, text) in &samples {
+            let more = if *tokens == SAMPLE_TOKENS { " …" } else { "" };
+            writeln!(out, "shard {shard}, document {at}: {}{more}", visible(text))?;
+        }
+        if let Err(error) = known {
+            writeln!(out, "\nno texts: {error}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,90 @@
+//! Paths, folders and patterns → files, in an order that does not depend on the machine.
+
+use std::path::{Path, PathBuf};
+
+use super::{CorpusFile, Format, Packing};
+use crate::{Error, Result};
+
+/// What was found.
+pub(crate) struct Found {
+    pub(crate) files: Vec<CorpusFile>,
+    /// Files of folders whose names say nothing that we know.
+    pub(crate) ignored: u64,
+}
+
+/// The files that `inputs` name: files, folders (with everything below, sorted by name, hidden files left out), patterns with
+/// `*`, `?` and `[…]`, and `-` for standard input. `format` overrides what names say.
+pub(crate) fn find(inputs: &[PathBuf], format: Option<Format>) -> Result<Found> {
+    let mut found = Found { files: Vec::new(), ignored: 0 };
+    for input in inputs {
+        let name = input.to_string_lossy();
+        if name == "-" {
+            let file = CorpusFile {
+                path: "-".to_string(),
+                bytes: 0,
+                format: format.unwrap_or(Format::Text),
+                packing: Packing::None,
+            };
+            found.files.push(file);
+        } else if input.exists() || !name.contains(['*', '?', '[']) {
+            add(input, true, format, &mut found)?;
+        } else {
+            let bad = |e: &dyn std::fmt::Display| Error::Config(format!("{name} is not a pattern: {e}"));
+            let before = found.files.len();
+            for path in glob::glob(&name).map_err(|e| bad(&e))? {
+                add(&path.map_err(|e| bad(&e))?, true, format, &mut found)?;
+            }
+            if found.files.len() == before {
+                return Err(Error::Config(format!("no file matches {name}")));
+            }
+        }
+    }
+    if found.files.is_empty() {
+        let why = match found.ignored {
+            0 => "there is no file to read".to_string(),
+            n => format!(
+                "none of the {n} files ends in .txt, .md, .jsonl, .ndjson or .parquet (also .gz, .zst): give --format"
+            ),
+        };
+        return Err(Error::Config(why));
+    }
+    Ok(found)
+}
+
+fn add(path: &Path, named: bool, format: Option<Format>, found: &mut Found) -> Result<()> {
+    let io = |e| Error::io(path, e);
+    let about = std::fs::metadata(path).map_err(io)?;
+    if about.is_dir() {
+        let mut entries: Vec<PathBuf> = Vec::new();
+        for entry in std::fs::read_dir(path).map_err(io)? {
+            entries.push(entry.map_err(io)?.path());
+        }
+        entries.retain(|path| !path.file_name().unwrap_or_default().to_string_lossy().starts_with('.'));
+        entries.sort();
+        return entries.iter().try_for_each(|path| add(path, false, format, found));
+    }
+    let (known, packing) = kind(path);
+    let Some(format) = format.or(known).or(named.then_some(Format::Text)) else {
+        found.ignored += 1;
+        return Ok(());
+    };
+    found.files.push(CorpusFile { path: path.to_string_lossy().into_owned(), bytes: about.len(), format, packing });
+    Ok(())
+}
+
+/// What a name says of its file.
+fn kind(path: &Path) -> (Option<Format>, Packing) {
+    let ending = |path: &Path| path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let (packing, inner) = match ending(path).as_str() {
+        "gz" | "gzip" => (Packing::Gzip, ending(&path.with_extension(""))),
+        "zst" | "zstd" => (Packing::Zstd, ending(&path.with_extension(""))),
+        other => (Packing::None, other.to_string()),
+    };
+    let format = match inner.as_str() {
+        "txt" | "text" | "md" => Some(Format::Text),
+        "jsonl" | "ndjson" | "json" => Some(Format::Jsonl),
+        "parquet" => Some(Format::Parquet),
+        _ => None,
+    };
+    (format, packing)
+}

@@ -1,0 +1,224 @@
+//! Files → documents: plain text, JSON lines, Parquet, each plain or compressed.
+//!
+//! This room knows nothing of ids. It finds the files, cuts them into units of work that can be read by themselves, and
+//! gives the documents of a unit one by one: small ones whole, large ones as a stream.
+
+mod find;
+mod jsonl;
+mod open;
+#[cfg(feature = "parquet")]
+mod parquet;
+mod text;
+mod units;
+
+use std::fmt;
+use std::io::Read;
+use std::sync::atomic::AtomicU64;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+
+pub(crate) use find::find;
+pub(crate) use units::{Piece, units};
+
+/// Documents up to this size are given whole.
+const WHOLE_BYTES: u64 = 1 << 20;
+/// Bytes at the beginning of a document that tell it from others.
+const HEAD_BYTES: usize = 1 << 16;
+
+/// What a file of a corpus holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// Plain text: a file is one document, or documents stand between separator lines.
+    Text,
+    /// One JSON object a line, one of whose fields is the text.
+    Jsonl,
+    /// Parquet, with a column of text (feature `parquet`).
+    Parquet,
+}
+
+/// How a file is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Packing {
+    None,
+    Gzip,
+    Zstd,
+}
+
+/// One file of the corpus. The name `-` is standard input.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct CorpusFile {
+    pub(crate) path: String,
+    pub(crate) bytes: u64,
+    pub(crate) format: Format,
+    pub(crate) packing: Packing,
+}
+
+/// How documents are told apart and read.
+pub(crate) struct Rules<'a> {
+    /// The field of a JSON line, or the column of a Parquet file, that is the text.
+    pub(crate) field: &'a str,
+    /// The line between two documents of a text file.
+    pub(crate) split_at: Option<&'a str>,
+    /// Read bytes that are not UTF-8 as U+FFFD.
+    pub(crate) lossy: bool,
+    /// Whether a text may be cut between two bytes, given those two and the one before: both parts then give the ids of
+    /// the whole. `None`: this tokenizer's text cannot be cut.
+    pub(crate) cuts: Option<&'a Cut<'a>>,
+}
+
+pub(crate) type Cut<'a> = dyn Fn([u8; 3]) -> bool + Sync + 'a;
+
+/// Where something stands, for messages.
+#[derive(Clone, Debug)]
+pub(crate) struct Place<'a> {
+    pub(crate) file: &'a str,
+    pub(crate) at: At,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum At {
+    File,
+    Byte(u64),
+    Line(u64),
+    #[cfg_attr(not(feature = "parquet"), allow(dead_code))]
+    Row(u64),
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let file = if self.file == "-" { "standard input" } else { self.file };
+        match self.at {
+            At::File => write!(f, "{file}"),
+            At::Byte(byte) => write!(f, "{file}: byte {byte}"),
+            At::Line(line) => write!(f, "{file}: line {line}"),
+            At::Row(row) => write!(f, "{file}: row {row}"),
+        }
+    }
+}
+
+/// A document, or a part of a very long one.
+pub(crate) struct Document<'a> {
+    pub(crate) place: Place<'a>,
+    /// The first bytes of the whole document, by which it is put into a split.
+    pub(crate) head: &'a [u8],
+    /// Whether the document begins and ends here.
+    pub(crate) begins: bool,
+    pub(crate) ends: bool,
+    pub(crate) body: Body<'a>,
+}
+
+pub(crate) enum Body<'a> {
+    Text(&'a str),
+    /// Bytes of text that need not be UTF-8.
+    Stream(&'a mut dyn Read),
+}
+
+/// Something that should have been a document.
+pub(crate) struct Bad<'a> {
+    pub(crate) place: Place<'a>,
+    pub(crate) reason: String,
+}
+
+/// What is done with each document. An error ends the reading.
+pub(crate) type Each<'e> = dyn FnMut(std::result::Result<Document<'_>, Bad<'_>>) -> Result<()> + 'e;
+
+/// Reads one piece of a file. Everything that is wrong with the file goes to `each`; an error is only what `each`
+/// returned. `read` counts bytes of the file.
+pub(crate) fn documents(
+    file: &CorpusFile,
+    piece: &Piece,
+    rules: &Rules,
+    read: &AtomicU64,
+    each: &mut Each,
+) -> Result<()> {
+    let outcome = match file.format {
+        Format::Text => text::documents(file, piece, rules, read, each),
+        Format::Jsonl => jsonl::documents(file, piece, rules, read, each),
+        #[cfg(feature = "parquet")]
+        Format::Parquet => parquet::documents(file, piece, rules, read, each),
+        #[cfg(not(feature = "parquet"))]
+        Format::Parquet => Err(Stop::File("Parquet needs a build with `--features parquet`".to_string())),
+    };
+    match outcome {
+        Ok(()) => Ok(()),
+        Err(Stop::Each(error)) => Err(error),
+        Err(Stop::File(reason)) => each(Err(Bad { place: Place { file: &file.path, at: At::File }, reason })),
+    }
+}
+
+/// Why the reading of a piece ended early.
+enum Stop {
+    /// The one who gets the documents said so.
+    Each(crate::Error),
+    /// The file cannot be read on.
+    File(String),
+}
+
+impl From<std::io::Error> for Stop {
+    fn from(error: std::io::Error) -> Self {
+        Stop::File(reason(&error))
+    }
+}
+
+impl From<crate::Error> for Stop {
+    fn from(error: crate::Error) -> Self {
+        Stop::Each(error)
+    }
+}
+
+/// A read error in words: decompressors say too little.
+pub(crate) fn reason(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => format!("the compressed file is truncated ({error})"),
+        _ => error.to_string(),
+    }
+}
+
+/// Reads a document from `reader`: gives it whole if it is small. `head` (what the whole document begins with) is taken
+/// from it unless this is a later part.
+fn deliver(
+    reader: &mut dyn Read,
+    place: Place,
+    part: Option<&Part>,
+    rules: &Rules,
+    each: &mut Each,
+) -> std::result::Result<(), Stop> {
+    let mut whole = Vec::new();
+    reader.take(WHOLE_BYTES).read_to_end(&mut whole)?;
+    let short = (whole.len() as u64) < WHOLE_BYTES;
+    if short && whole.is_empty() {
+        return Ok(());
+    }
+    let (begins, ends) = part.map_or((true, true), |part| (part.begins, part.ends));
+    let head = match part {
+        Some(Part { begins: false, head, .. }) => head.clone(),
+        _ => whole[..whole.len().min(HEAD_BYTES)].to_vec(),
+    };
+    if !short {
+        let mut stream = whole.as_slice().chain(reader);
+        let body = Body::Stream(&mut stream);
+        return Ok(each(Ok(Document { place, head: &head, begins, ends, body }))?);
+    }
+    let text = match String::from_utf8(whole) {
+        Ok(text) => text,
+        Err(error) if rules.lossy => String::from_utf8_lossy(error.as_bytes()).into_owned(),
+        Err(error) => {
+            let byte = error.utf8_error().valid_up_to();
+            let reason = format!("invalid UTF-8 at byte {byte} of the document");
+            return Ok(each(Err(Bad { place, reason }))?);
+        }
+    };
+    Ok(each(Ok(Document { place, head: &head, begins, ends, body: Body::Text(&text) }))?)
+}
+
+/// Which part of a document that was cut.
+struct Part {
+    begins: bool,
+    ends: bool,
+    /// What the document begins with.
+    head: Vec<u8>,
+}

@@ -1,0 +1,93 @@
+//! A file, decompressed on the way, with its bytes counted.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flate2::bufread::MultiGzDecoder;
+use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
+use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+
+use super::{CorpusFile, Packing};
+
+/// The largest zstd window that is accepted (`zstd --long=27`): it is memory.
+const WINDOW_BYTES: u64 = 128 << 20;
+const BUFFER_BYTES: usize = 1 << 17;
+
+/// Opens a file at byte `start` (of a file that is not compressed).
+pub(super) fn open<'a>(file: &CorpusFile, start: u64, read: &'a AtomicU64) -> io::Result<Box<dyn BufRead + 'a>> {
+    if file.path == "-" {
+        return Ok(Box::new(BufReader::with_capacity(BUFFER_BYTES, Counted { inner: io::stdin().lock(), read })));
+    }
+    let mut inner = File::open(&file.path)?;
+    if start > 0 {
+        inner.seek(SeekFrom::Start(start))?;
+    }
+    let plain = BufReader::with_capacity(BUFFER_BYTES, Counted { inner, read });
+    Ok(match file.packing {
+        Packing::None => Box::new(plain),
+        Packing::Gzip => Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(plain))),
+        Packing::Zstd => Box::new(BufReader::with_capacity(BUFFER_BYTES, Zstd::new(plain))),
+    })
+}
+
+struct Counted<'a, R> {
+    inner: R,
+    read: &'a AtomicU64,
+}
+
+impl<R: Read> Read for Counted<'_, R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(bytes)?;
+        self.read.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+}
+
+/// All frames of a zstd file, one after another (ruzstd decodes one), with their checksums compared.
+struct Zstd<R> {
+    source: R,
+    decoder: FrameDecoder,
+    in_frame: bool,
+}
+
+impl<R> Zstd<R> {
+    fn new(source: R) -> Self {
+        let mut decoder = FrameDecoder::new();
+        decoder.set_max_window_size(WINDOW_BYTES);
+        Zstd { source, decoder, in_frame: false }
+    }
+}
+
+impl<R: BufRead> Read for Zstd<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let bad = |what: String| io::Error::new(io::ErrorKind::InvalidData, format!("zstd: {what}"));
+        loop {
+            if self.in_frame && self.decoder.can_collect() > 0 {
+                return self.decoder.read(bytes);
+            }
+            if self.in_frame && !self.decoder.is_finished() {
+                let blocks = self.decoder.decode_blocks(&mut self.source, BlockDecodingStrategy::UptoBlocks(1));
+                blocks.map_err(|e| bad(format!("broken or truncated: {e}")))?;
+                continue;
+            }
+            if self.in_frame {
+                self.in_frame = false;
+                let (said, found) = (self.decoder.get_checksum_from_data(), self.decoder.get_calculated_checksum());
+                if said.is_some() && said != found {
+                    return Err(bad("the checksum of a frame is wrong".to_string()));
+                }
+            }
+            if self.source.fill_buf()?.is_empty() {
+                return Ok(0);
+            }
+            match self.decoder.reset(&mut self.source) {
+                Ok(()) => self.in_frame = true,
+                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame { length, .. })) => {
+                    io::copy(&mut (&mut self.source).take(u64::from(length)), &mut io::sink())?;
+                }
+                Err(error) => return Err(bad(error.to_string())),
+            }
+        }
+    }
+}

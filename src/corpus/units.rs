@@ -1,0 +1,66 @@
+//! Files → units of work, each of which can be read by itself.
+
+use serde::{Deserialize, Serialize};
+
+use super::{CorpusFile, Format, Packing, Rules};
+use crate::Result;
+
+/// A piece of a file: bytes `start..end` of what can be cut, row groups `start..end` of Parquet, else the whole file
+/// (0 to `u64::MAX`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Piece {
+    pub(crate) file: usize,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+}
+
+/// Cuts files into units of about `unit_bytes`: large files into several, small ones together.
+///
+/// Only sizes decide (and the footers of Parquet files), so that every rank finds the same units.
+pub(crate) fn units(files: &[CorpusFile], rules: &Rules, unit_bytes: u64) -> Result<Vec<Vec<Piece>>> {
+    let mut units: Vec<Vec<Piece>> = Vec::new();
+    let mut open = 0; // bytes of the last unit, while it may take more
+    for (file, about) in files.iter().enumerate() {
+        for (piece, bytes) in pieces(file, about, rules, unit_bytes)? {
+            match units.last_mut().filter(|_| open > 0 && open + bytes <= unit_bytes) {
+                Some(unit) => unit.push(piece),
+                None => {
+                    units.push(vec![piece]);
+                    open = 0;
+                }
+            }
+            open += bytes.max(1);
+        }
+    }
+    Ok(units)
+}
+
+/// The pieces of one file, and about how many bytes each has.
+fn pieces(file: usize, about: &CorpusFile, rules: &Rules, unit_bytes: u64) -> Result<Vec<(Piece, u64)>> {
+    let whole = || vec![(Piece { file, start: 0, end: u64::MAX }, about.bytes)];
+    let can_be_cut = match about.format {
+        _ if about.packing != Packing::None || about.path == "-" => false,
+        Format::Jsonl => true,
+        Format::Text => rules.split_at.is_some() || rules.cuts.is_some(),
+        Format::Parquet => return parquet_pieces(file, about),
+    };
+    if !can_be_cut || about.bytes <= unit_bytes {
+        return Ok(whole());
+    }
+    let count = about.bytes.div_ceil(unit_bytes);
+    let at = |i: u64| (u128::from(about.bytes) * u128::from(i) / u128::from(count)) as u64;
+    Ok((0..count).map(|i| (Piece { file, start: at(i), end: at(i + 1) }, at(i + 1) - at(i))).collect())
+}
+
+#[cfg(feature = "parquet")]
+fn parquet_pieces(file: usize, about: &CorpusFile) -> Result<Vec<(Piece, u64)>> {
+    let sizes = super::parquet::row_groups(about);
+    // A file that cannot be read is a unit of its own, which then says why.
+    let sizes = if sizes.is_empty() { vec![about.bytes] } else { sizes };
+    Ok((0..).zip(sizes).map(|(i, bytes)| (Piece { file, start: i, end: i + 1 }, bytes)).collect())
+}
+
+#[cfg(not(feature = "parquet"))]
+fn parquet_pieces(_: usize, about: &CorpusFile) -> Result<Vec<(Piece, u64)>> {
+    Err(crate::Error::Config(format!("{}: Parquet needs a build with `--features parquet`", about.path)))
+}

@@ -1,0 +1,359 @@
+//! Shards, or ids in memory → batches (inputs, targets), in an order that can be resumed anywhere.
+//!
+//! Sample `s` of a run is a pure function of seed, order and `s`: nothing is built at the start (but for the orders that look
+//! at documents), resuming costs nothing, and any number of ranks cuts the same global batches. This room knows nothing of
+//! the embedding: what crosses the door is tensors of ids and a bound for them.
+
+mod batch;
+mod dataset;
+mod documents;
+mod order;
+mod prefetch;
+mod state;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use candle_core::Device;
+
+use crate::mix::mix;
+use crate::{Error, NO_TOKEN, Result};
+use batch::Builder;
+use order::{Plan, Segment};
+use prefetch::Prefetcher;
+
+pub use batch::{Batch, Documents};
+pub use dataset::{Dataset, Split};
+pub use state::LoaderState;
+
+/// In which order samples come, and what a sample is. T is the context length.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// Every window of T + 1 ids once an epoch, at random; windows of a shard follow one another without gaps, and begin at
+    /// another place in every epoch. The default.
+    #[default]
+    Permuted,
+    /// Windows that begin anywhere, drawn with replacement: nanoGPT's `get_batch`. An epoch is as many as there are
+    /// windows without overlap.
+    Random,
+    /// Every window once, from the beginning to the end: for validation.
+    Sequential,
+    /// Whole documents, put into rows by best-fit decreasing, the rest padded; longer documents are cut into pieces of T. No
+    /// target crosses into another document. Rows come at random.
+    Packed,
+    /// Every row begins with the beginning of a document and goes on through the next ones; what is left of the last is
+    /// dropped. Rows come at random.
+    BosAligned,
+}
+
+/// How batches are made.
+#[derive(Clone, Debug)]
+pub struct DataLoaderConfig {
+    /// Rows of a batch, B. With several ranks the global batch is `batch_size x world_size`.
+    pub batch_size: usize,
+    /// Columns of a batch, T.
+    pub context_length: usize,
+    /// Order of the samples.
+    pub order: Order,
+    /// Seed of that order.
+    pub seed: u64,
+    /// This process among `world_size`, from 0.
+    pub rank: usize,
+    /// Processes that train together.
+    pub world_size: usize,
+    /// How many epochs the iterator gives; `None`: it never ends.
+    pub epochs: Option<u64>,
+    /// Drop the last global batch if it is not full (the default: all ranks get the same number of batches). Else it is
+    /// given with fewer rows, none for some ranks perhaps.
+    pub drop_last: bool,
+    /// Also give document ids, positions, lengths and a loss mask: [`Batch::documents`].
+    pub documents: bool,
+    /// What stands in `inputs` where a row is not full ([`Order::Packed`]).
+    pub pad_id: u32,
+    /// For how many batches ahead a thread asks the disk; 0: no thread.
+    pub prefetch: usize,
+    /// Where the tensors are.
+    pub device: Device,
+}
+
+impl Default for DataLoaderConfig {
+    fn default() -> Self {
+        DataLoaderConfig {
+            batch_size: 4,
+            context_length: 16,
+            order: Order::default(),
+            seed: 1337,
+            rank: 0,
+            world_size: 1,
+            epochs: Some(1),
+            drop_last: true,
+            documents: false,
+            pad_id: NO_TOKEN,
+            prefetch: 2,
+            device: Device::Cpu,
+        }
+    }
+}
+
+/// Gives batches: an iterator over `Result<Batch>`.
+///
+/// # Shapes
+/// inputs and targets (B, T) u32; targets are inputs shifted by one.
+///
+/// # Cost
+/// Two copies of B x T ids out of the map a batch, on the calling thread. Memory: nothing that grows with the data, but for
+/// [`Order::Packed`] (16 bytes a document) and [`Order::BosAligned`] (16 bytes a row).
+///
+/// # Example
+/// ```
+/// use tallow::{DataLoader, DataLoaderConfig, Dataset};
+/// let ids: Vec<u32> = (0..100).collect();
+/// let dataset = Dataset::from_ids(&ids, 0.1)?; // the last tenth is the split "val"
+/// let cfg = DataLoaderConfig { batch_size: 2, context_length: 8, ..Default::default() };
+/// let mut loader = DataLoader::new(&dataset.split("train")?, cfg.clone())?;
+/// let batch = loader.next().expect("there are 11 windows of 8")?;
+/// let (x, y) = (batch.inputs.to_vec2::<u32>()?, batch.targets.to_vec2::<u32>()?);
+/// assert_eq!(x[0][1..], y[0][..7]);
+///
+/// // Later, or in another process:
+/// let state = loader.state();
+/// let mut resumed = DataLoader::new(&dataset.split("train")?, cfg)?;
+/// resumed.load_state(&state)?;
+/// assert_eq!(resumed.next().expect("more")?.inputs.to_vec2::<u32>()?, loader.next().expect("more")?.inputs.to_vec2::<u32>()?);
+/// # Ok::<(), tallow::Error>(())
+/// ```
+pub struct DataLoader {
+    cfg: DataLoaderConfig,
+    sources: Vec<Source>,
+    /// Of a mixture: the period at hand, and for each of its samples the source and which of its samples it is.
+    period: Option<(u64, Vec<(usize, u64)>)>,
+    fingerprint: u64,
+    /// Samples of all ranks that were given out.
+    consumed: u64,
+    /// The segments of the next batches, as far as the prefetcher was told.
+    ahead: VecDeque<Vec<Row>>,
+    builder: Builder,
+    prefetcher: Option<Prefetcher>,
+}
+
+/// One split with its order, and its share of a mixture.
+struct Source {
+    split: Split,
+    plan: Plan,
+    seed: u64,
+    /// Its slots of every [`SLOTS`] samples: `from..to`.
+    slots: (u64, u64),
+}
+
+/// One row of a batch: parts of shards of one source.
+type Row = (usize, Vec<Segment>);
+
+/// A mixture repeats its shares exactly every so many samples, in an order of its own each time.
+const SLOTS: u64 = 1 << 16;
+
+impl DataLoader {
+    /// Batches of one split.
+    ///
+    /// # Errors
+    /// - [`Error::Config`]: zero sizes, a rank outside the world, a split without one sample of `context_length`.
+    /// - [`Error::Io`], [`Error::Shard`] where an order looks at documents.
+    pub fn new(split: &Split, cfg: DataLoaderConfig) -> Result<Self> {
+        Self::mixed(&[(split, 1.0)], cfg)
+    }
+
+    /// Batches of several splits mixed by weight: of every 65536 samples each gets its share to 1/65536, in a random
+    /// order that depends on the seed. Each goes through its own epochs; an epoch of the mixture is as many samples as all
+    /// have together.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); [`Error::Config`] for weights that are not positive.
+    pub fn mixed(splits: &[(&Split, f64)], cfg: DataLoaderConfig) -> Result<Self> {
+        let bad = |reason: String| Err(Error::Config(reason));
+        if cfg.batch_size == 0 || cfg.context_length == 0 {
+            return bad(format!("a batch of {} x {} ids", cfg.batch_size, cfg.context_length));
+        }
+        if cfg.rank >= cfg.world_size {
+            return bad(format!("rank {} of {}: ranks count from 0", cfg.rank, cfg.world_size));
+        }
+        let total: f64 = splits.iter().map(|(_, weight)| *weight).sum();
+        if splits.is_empty() || splits.iter().any(|(_, weight)| weight.is_nan() || *weight <= 0.0) || !total.is_finite()
+        {
+            return bad("a mixture needs splits with positive weights".to_string());
+        }
+        let mut fingerprint = crate::fingerprint::Fingerprint::new("mixture");
+        let (mut sources, mut before, mut sum) = (Vec::new(), 0, 0.0);
+        for (i, (split, weight)) in splits.iter().enumerate() {
+            sum += weight / total;
+            // Every source keeps at least one slot; the last gets the rest.
+            let left = (splits.len() - 1 - i) as u64;
+            let to = if left == 0 { SLOTS } else { ((sum * SLOTS as f64) as u64).clamp(before + 1, SLOTS - left) };
+            let seed = mix(cfg.seed ^ mix(i as u64));
+            let plan = Plan::new(cfg.order, split, cfg.context_length)?;
+            if plan.samples() == 0 {
+                let tokens: u64 = split.tokens();
+                return bad(format!(
+                    "split {} has no sample of {} + 1 ids: it has {tokens} ids in {} shards; use a shorter context",
+                    split.name(),
+                    cfg.context_length,
+                    split.shards().len()
+                ));
+            }
+            fingerprint.add(&split.fingerprint().to_le_bytes());
+            fingerprint.add(&(to - before).to_le_bytes());
+            sources.push(Source { split: (*split).clone(), plan, seed, slots: (before, to) });
+            before = to;
+        }
+        let fingerprint = if sources.len() == 1 { sources[0].split.fingerprint() } else { fingerprint.finish() };
+        let prefetcher = match cfg.prefetch {
+            0 => None,
+            _ => Some(Prefetcher::new(sources.iter().map(|source| source.split.shared()).collect(), cfg.prefetch)),
+        };
+        let builder = Builder::new(&cfg);
+        Ok(DataLoader {
+            cfg,
+            sources,
+            period: None,
+            fingerprint,
+            consumed: 0,
+            ahead: VecDeque::new(),
+            builder,
+            prefetcher,
+        })
+    }
+
+    /// Samples (rows) of an epoch, of all ranks together.
+    pub fn samples_per_epoch(&self) -> u64 {
+        self.sources.iter().map(|source| source.plan.samples()).sum()
+    }
+
+    /// Global batches of an epoch; the last of them may be shared with the next epoch.
+    pub fn batches_per_epoch(&self) -> u64 {
+        let global = self.global_batch();
+        match self.cfg.drop_last {
+            true => self.samples_per_epoch() / global,
+            false => self.samples_per_epoch().div_ceil(global),
+        }
+    }
+
+    /// The epoch in which the next sample is, from 0.
+    pub fn epoch(&self) -> u64 {
+        self.consumed / self.samples_per_epoch()
+    }
+
+    /// Rows that a table needs for every id of the batches: what [`Batch::id_bound`] will be.
+    pub fn id_bound(&self) -> usize {
+        self.sources.iter().map(|source| source.split.id_bound()).max().unwrap_or(0)
+    }
+
+    /// Where the loader is: everything that was given out counts, nothing that was fetched ahead.
+    pub fn state(&self) -> LoaderState {
+        LoaderState {
+            version: 1,
+            dataset: format!("{:016x}", self.fingerprint),
+            order: self.cfg.order,
+            context_length: self.cfg.context_length,
+            seed: self.cfg.seed,
+            epoch: self.epoch(),
+            samples: self.consumed,
+        }
+    }
+
+    /// Goes to where another loader was. What follows is, bit for bit, what would have followed there, also with
+    /// another number of ranks at the same global batch.
+    ///
+    /// # Errors
+    /// [`Error::LoaderState`] that names everything that differs: data, order, context length, seed, version.
+    pub fn load_state(&mut self, state: &LoaderState) -> Result<()> {
+        state.compare_with(&self.state())?;
+        self.consumed = state.samples;
+        self.ahead.clear();
+        Ok(())
+    }
+
+    fn global_batch(&self) -> u64 {
+        (self.cfg.batch_size * self.cfg.world_size) as u64
+    }
+
+    /// This rank's samples of the global batch that begins with sample `from`.
+    fn samples(&self, from: u64) -> std::ops::Range<u64> {
+        let end = match self.cfg.epochs.map(|epochs| epochs.saturating_mul(self.samples_per_epoch())) {
+            Some(total) if from + self.global_batch() > total && self.cfg.drop_last => from,
+            Some(total) => total.max(from),
+            None => u64::MAX,
+        };
+        let first = from + (self.cfg.rank * self.cfg.batch_size) as u64;
+        first.min(end)..(first + self.cfg.batch_size as u64).min(end)
+    }
+
+    /// The rows of samples.
+    fn rows(&mut self, samples: std::ops::Range<u64>) -> Vec<Row> {
+        samples
+            .map(|sample| {
+                let (number, sample) = self.source(sample);
+                let source = &self.sources[number];
+                let (epoch, index) = (sample / source.plan.samples(), sample % source.plan.samples());
+                (number, source.plan.segments(source.seed, epoch, index))
+            })
+            .collect()
+    }
+
+    /// Which source a sample of the mixture comes from, and which of its samples it is.
+    fn source(&mut self, sample: u64) -> (usize, u64) {
+        if self.sources.len() == 1 {
+            return (0, sample);
+        }
+        let period = sample / SLOTS;
+        if self.period.as_ref().is_none_or(|(number, _)| *number != period) {
+            let key = mix(self.cfg.seed ^ mix(!period));
+            let mut next: Vec<u64> =
+                self.sources.iter().map(|source| period * (source.slots.1 - source.slots.0)).collect();
+            let take = |place| {
+                let slot = order::permute(place, SLOTS, key);
+                let number = self.sources.partition_point(|source| source.slots.1 <= slot);
+                next[number] += 1;
+                (number, next[number] - 1)
+            };
+            self.period = Some((period, (0..SLOTS).map(take).collect()));
+        }
+        self.period.as_ref().map_or((0, sample), |(_, sources)| sources[(sample % SLOTS) as usize])
+    }
+}
+
+impl Iterator for DataLoader {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        // Keep the prefetcher `prefetch` batches ahead.
+        while self.ahead.len() <= self.cfg.prefetch {
+            let from = self.consumed + self.ahead.len() as u64 * self.global_batch();
+            let samples = self.samples(from);
+            let rows = self.rows(samples);
+            if let Some(prefetcher) = &mut self.prefetcher {
+                prefetcher.ask(&rows);
+            }
+            self.ahead.push_back(rows);
+        }
+        let rows = self.ahead.pop_front()?;
+        if rows.is_empty() {
+            self.ahead.push_front(rows);
+            return None;
+        }
+        let epoch = self.epoch();
+        let shards: Vec<&[crate::shard::Shard]> = self.sources.iter().map(|source| source.split.shards()).collect();
+        let batch = self.builder.build(&rows, &shards, epoch, self.sources.iter().map(|s| s.split.id_bound()).max());
+        match batch {
+            Ok(batch) => {
+                let total = self.cfg.epochs.map_or(u64::MAX, |epochs| epochs.saturating_mul(self.samples_per_epoch()));
+                self.consumed = (self.consumed + self.global_batch()).min(total);
+                Some(Ok(batch))
+            }
+            Err(error) => {
+                self.ahead.push_front(rows);
+                Some(Err(error))
+            }
+        }
+    }
+}
+
+type Shards = Arc<Vec<crate::shard::Shard>>;

@@ -1,0 +1,335 @@
+//! Corpus × tokenizer → shards. The one room that sees those three; it does not know tensors.
+//!
+//! The work is cut into units (`plan.json`). A unit becomes one shard a split, and then one file in `units/` that says so: a
+//! process that is killed loses the units that it was at, and any number of processes can share a folder. When all units are
+//! done, `manifest.json` is written. `docs/format.md` has every file byte by byte.
+
+mod plan;
+mod rank;
+mod unit;
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::corpus::{Bad, Document, documents};
+use crate::shard::{FORMAT, MANIFEST, Manifest, ShardInfo, Skipped, SplitInfo, VERSION, remove_temporaries};
+use crate::{Error, Result, Tokenizer};
+use plan::Plan;
+
+pub use crate::corpus::Format;
+pub use rank::{Rank, rank_from_env};
+
+/// What to do with a document that cannot be used: invalid UTF-8, broken JSON, a missing field, a torn archive, an
+/// empty file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnError {
+    /// Stop with an error that says which and why (the default).
+    #[default]
+    Error,
+    /// Leave it out, and count and list it in the manifest.
+    Skip,
+    /// Read bytes that are not UTF-8 as U+FFFD; stop at everything else.
+    Replace,
+}
+
+/// What stands after each document.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SeparatorChoice {
+    /// `<|endoftext|>`, which must be a special token of the tokenizer.
+    #[default]
+    EndOfText,
+    /// Nothing.
+    None,
+    /// This token.
+    Token(String),
+}
+
+/// What to prepare, and how.
+#[derive(Clone, Debug)]
+pub struct PrepareConfig {
+    /// Files, folders, patterns, or `-` for standard input.
+    pub inputs: Vec<PathBuf>,
+    /// The folder for the shards.
+    pub out: PathBuf,
+    /// What the files hold; `None`: what their names say (and text for other names).
+    pub format: Option<Format>,
+    /// The JSON field, or Parquet column, that is the text.
+    pub field: String,
+    /// The line that stands between two documents of a text file; `None`: a file is a document.
+    pub split_at: Option<String>,
+    /// What stands after each document.
+    pub separator: SeparatorChoice,
+    /// Share of documents that become the split `val`, 0 to 1.
+    pub val: f64,
+    /// Seed of that choice. It depends on the seed and the first 64 KiB of a document alone: new files move no old
+    /// documents, and copies of a document stay together.
+    pub seed: u64,
+    /// What to do with documents that cannot be used.
+    pub on_error: OnError,
+    /// About how many bytes of input a unit has; `None`: 1/256 of the corpus, from 1 MiB to 64 MiB.
+    pub unit_bytes: Option<u64>,
+    /// Threads; 0: as many as the machine has.
+    pub jobs: usize,
+    /// This process among those that share the folder.
+    pub rank: Rank,
+}
+
+impl Default for PrepareConfig {
+    fn default() -> Self {
+        PrepareConfig {
+            inputs: Vec::new(),
+            out: PathBuf::new(),
+            format: None,
+            field: "text".to_string(),
+            split_at: None,
+            separator: SeparatorChoice::default(),
+            val: 0.0,
+            seed: 1337,
+            on_error: OnError::default(),
+            unit_bytes: None,
+            jobs: 0,
+            rank: Rank::default(),
+        }
+    }
+}
+
+/// One finished unit: the line that `--json` prints, and the file in `units/`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitReport {
+    /// Its number.
+    pub unit: usize,
+    /// Its shards.
+    pub train: ShardInfo,
+    /// Empty where nothing went to `val`.
+    pub val: ShardInfo,
+    /// Documents that could not be used.
+    pub skipped: Skipped,
+}
+
+/// What happens during [`prepare`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// The work is known.
+    Planned {
+        /// Units of all ranks.
+        units: usize,
+        /// Units that this process has to do now.
+        to_do: usize,
+        /// Bytes of these units (compressed, where they are).
+        bytes: u64,
+        /// Files that were left out because their names say nothing.
+        ignored_files: u64,
+    },
+    /// So much more was read and written.
+    Progress {
+        /// Bytes read.
+        bytes: u64,
+        /// Ids written.
+        tokens: u64,
+    },
+    /// A unit is done.
+    Unit(&'a UnitReport),
+}
+
+/// Turns text files into shards in `cfg.out`, or goes on where an earlier call was stopped. Returns the manifest if all units
+/// of all ranks are done, `None` if other ranks still have work.
+///
+/// Shards and manifest are the same bytes for any number of threads, ranks and interruptions.
+///
+/// # Errors
+/// - [`Error::Document`]: a document that cannot be used, under [`OnError::Error`].
+/// - [`Error::Folder`]: the folder is finished already, belongs to other inputs or another tokenizer, or the disk is full.
+///   Finished units are kept.
+/// - [`Error::Config`], [`Error::Io`].
+///
+/// # Cost
+/// A few MiB a thread, for any size of corpus and document. (With a `tokenizer.json` a document must fit into memory.)
+///
+/// # Example
+/// ```
+/// use tallow::Tokenizer;
+/// use tallow::prepare::{PrepareConfig, prepare};
+/// let folder = tempfile::tempdir()?;
+/// std::fs::write(folder.path().join("a.txt"), "Hello world")?;
+/// let cfg = PrepareConfig {
+///     inputs: vec![folder.path().join("a.txt")],
+///     out: folder.path().join("tokens"),
+///     ..Default::default()
+/// };
+/// let manifest = prepare(&Tokenizer::cl100k(), &cfg, &|_| ())?.expect("there is no other rank");
+/// assert_eq!(manifest.splits["train"].tokens, 3); // Hello, world, <|endoftext|>
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn prepare(tokenizer: &Tokenizer, cfg: &PrepareConfig, watch: &(dyn Fn(Event) + Sync)) -> Result<Option<Manifest>> {
+    let (plan, ignored_files) = Plan::new(tokenizer, cfg)?;
+    if cfg.out.join(MANIFEST).exists() {
+        plan.compare_with(&cfg.out)?;
+        if cfg.rank.world_size > 1 {
+            return Manifest::read(&cfg.out).map(Some); // a rank that was started again after the others had finished
+        }
+        let reason = "finished already: look at it with `tallow inspect`, or give another folder".to_string();
+        return Err(Error::Folder { path: cfg.out.clone(), reason });
+    }
+    plan.store(&cfg.out)?;
+    let mine = (0..plan.units.len()).filter(|unit| unit % cfg.rank.world_size == cfg.rank.rank);
+    let to_do: Vec<usize> = mine.filter(|unit| unit::done(&cfg.out, *unit).is_none()).collect();
+    let bytes = to_do.iter().map(|unit| plan.unit_bytes(*unit)).sum();
+    watch(Event::Planned { units: plan.units.len(), to_do: to_do.len(), bytes, ignored_files });
+
+    let (next, failed, first_error) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(None));
+    let work = || {
+        while !failed.load(Ordering::Relaxed) {
+            let Some(unit) = to_do.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
+            match unit::encode(tokenizer, &plan, *unit, &cfg.out, watch, &failed) {
+                Ok(report) => watch(Event::Unit(&report)),
+                Err(error) => {
+                    failed.store(true, Ordering::Relaxed);
+                    let mut first = first_error.lock().unwrap_or_else(|e| e.into_inner());
+                    first.get_or_insert(error);
+                }
+            }
+        }
+    };
+    let threads = match cfg.jobs {
+        0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        jobs => jobs,
+    };
+    std::thread::scope(|scope| (0..threads.min(to_do.len())).for_each(|_| _ = scope.spawn(work)));
+    match first_error.into_inner().unwrap_or_else(|e| e.into_inner()) {
+        Some(Error::Io { path, cause }) if cause.kind() == std::io::ErrorKind::StorageFull => {
+            let done = (0..plan.units.len()).filter(|unit| unit::done(&cfg.out, *unit).is_some()).count();
+            let reason = format!(
+                "the disk is full ({done} of {} units are finished and kept): make room and run the same command again",
+                plan.units.len()
+            );
+            Err(Error::Folder { path, reason })
+        }
+        Some(error) => Err(error),
+        None if (0..plan.units.len()).all(|unit| unit::done(&cfg.out, unit).is_some()) => {
+            manifest(&plan, &cfg.out).map(Some)
+        }
+        None => Ok(None),
+    }
+}
+
+/// Writes the manifest of a folder all of whose units are done: the last step, which [`prepare`] takes by itself.
+///
+/// # Errors
+/// [`Error::Folder`] that names the units which are missing, or says that this is no such folder.
+pub fn finish(out: &Path) -> Result<Manifest> {
+    let plan = Plan::read(out)?.ok_or_else(|| Error::Folder {
+        path: out.to_path_buf(),
+        reason: "there is no plan.json: `tallow prepare` has not begun here".to_string(),
+    })?;
+    let missing: Vec<String> =
+        (0..plan.units.len()).filter(|unit| unit::done(out, *unit).is_none()).map(|unit| unit.to_string()).collect();
+    if missing.is_empty() {
+        return manifest(&plan, out);
+    }
+    let (count, shown) = (missing.len(), missing[..missing.len().min(8)].join(", "));
+    let more = if count > 8 { ", …" } else { "" };
+    Err(Error::Folder {
+        path: out.to_path_buf(),
+        reason: format!(
+            "{count} of {} units are not done ({shown}{more}): run the ranks that have them, or `tallow prepare` with one rank",
+            plan.units.len()
+        ),
+    })
+}
+
+fn manifest(plan: &Plan, out: &Path) -> Result<Manifest> {
+    let (mut train, mut val) = (SplitInfo::default(), SplitInfo::default());
+    let mut skipped = Skipped::default();
+    for unit in 0..plan.units.len() {
+        let path = out.to_path_buf();
+        let reason = || format!("unit {unit} is not done any more");
+        let report = unit::done(out, unit).ok_or_else(|| Error::Folder { path, reason: reason() })?;
+        train.add(report.train);
+        val.add(report.val);
+        skipped.count += report.skipped.count;
+        skipped.reasons.extend(report.skipped.reasons);
+    }
+    let manifest = Manifest {
+        format: FORMAT.to_string(),
+        version: VERSION,
+        tokenizer: Some(plan.tokenizer.clone()),
+        table_rows: plan.table_rows,
+        largest_id: train.shards.iter().chain(&val.shards).filter_map(|shard| shard.largest_id).max(),
+        separator: plan.separator.clone(),
+        dtype: plan.dtype,
+        val: plan.val,
+        seed: plan.seed,
+        skipped,
+        splits: [("train".to_string(), train), ("val".to_string(), val)].into(),
+    };
+    manifest.write(out)?;
+    for folder in ["", "units", "train", "val"] {
+        remove_temporaries(&out.join(folder))?;
+    }
+    Ok(manifest)
+}
+
+/// What a run would make, as far as a sample tells.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Estimate {
+    /// Files.
+    pub files: usize,
+    /// Files whose names say nothing, left out.
+    pub ignored_files: u64,
+    /// Bytes of the files.
+    pub bytes: u64,
+    /// Units of work.
+    pub units: usize,
+    /// Ids, about.
+    pub tokens: u64,
+    /// Bytes on disk, about.
+    pub shard_bytes: u64,
+}
+
+/// Reads a little at several places and says what to expect. Writes nothing.
+///
+/// # Errors
+/// As [`prepare`]; what is wrong with the documents of the sample counts for nothing.
+pub fn estimate(tokenizer: &Tokenizer, cfg: &PrepareConfig) -> Result<Estimate> {
+    const PLACES: usize = 8;
+    const SAMPLE_BYTES: u64 = 256 << 10;
+    let (plan, ignored_files) = Plan::new(tokenizer, cfg)?;
+    let (mut read_bytes, mut tokens) = (0, 0);
+    let step = plan.units.len().div_ceil(PLACES).max(1);
+    for unit in (0..plan.units.len()).step_by(step) {
+        let Some(piece) = plan.units[unit].first().filter(|piece| plan.files[piece.file].path != "-") else { continue };
+        let file = &plan.files[piece.file];
+        let read = AtomicU64::new(0);
+        let mut found = (0, 0); // bytes of the file and ids, as of the last document
+        let cuts = tokenizer.cuts();
+        let rules = plan.rules(cuts.as_ref().map(|cuts| cuts as _));
+        let mut each = |document: std::result::Result<Document, Bad>| {
+            if let Ok(document) = document {
+                found.1 += unit::count(tokenizer, document, SAMPLE_BYTES)?;
+                found.0 = read.load(Ordering::Relaxed);
+            }
+            if found.0 >= SAMPLE_BYTES { Err(Error::Config(String::new())) } else { Ok(()) }
+        };
+        match documents(file, piece, &rules, &read, &mut each) {
+            Err(Error::Config(end)) if end.is_empty() => (),
+            result => result?,
+        }
+        read_bytes += found.0;
+        tokens += found.1;
+    }
+    let bytes = plan.files.iter().map(|file| file.bytes).sum();
+    let tokens = (u128::from(bytes) * u128::from(tokens) / u128::from(read_bytes.max(1))) as u64;
+    Ok(Estimate {
+        files: plan.files.len(),
+        ignored_files,
+        bytes,
+        units: plan.units.len(),
+        tokens,
+        shard_bytes: tokens * plan.dtype.bytes() as u64,
+    })
+}

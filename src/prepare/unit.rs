@@ -1,0 +1,205 @@
+//! One unit of work: documents of a few pieces of files → one shard a split, and the file that says it is done.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::plan::Plan;
+use super::{Event, OnError, UnitReport};
+use crate::corpus::{Body, Document, documents, reason};
+use crate::shard::{ShardWriter, Skipped, write_whole};
+use crate::{Error, Result, Tokenizer};
+
+/// How many documents that were left out are listed, a unit.
+const LISTED: u64 = 100;
+/// Bytes between two words on progress.
+const PROGRESS_BYTES: u64 = 1 << 20;
+
+fn marker(out: &Path, unit: usize) -> PathBuf {
+    out.join("units").join(format!("{unit:06}.json"))
+}
+
+/// The report of a unit that is done: its file is there, and so are its shards, in full length.
+pub(super) fn done(out: &Path, unit: usize) -> Option<UnitReport> {
+    let report: UnitReport = serde_json::from_slice(&std::fs::read(marker(out, unit)).ok()?).ok()?;
+    let there = |split: &str, tokens: u64, stem: &str| {
+        let bytes = std::fs::metadata(out.join(split).join(format!("{stem}.bin"))).map(|about| about.len());
+        tokens == 0 || bytes.is_ok_and(|bytes| bytes == tokens * 2 || bytes == tokens * 4)
+    };
+    let whole =
+        there("train", report.train.tokens, &report.train.name) && there("val", report.val.tokens, &report.val.name);
+    whole.then_some(report)
+}
+
+/// Encodes a unit. `stop` is set when another thread has failed.
+pub(super) fn encode(
+    tokenizer: &Tokenizer,
+    plan: &Plan,
+    unit: usize,
+    out: &Path,
+    watch: &(dyn Fn(Event) + Sync),
+    stop: &AtomicBool,
+) -> Result<UnitReport> {
+    let create = |split: &str| ShardWriter::create(out.join(split).join(format!("{unit:06}")), plan.dtype);
+    let mut encoder = Encoder {
+        tokenizer,
+        plan,
+        shards: [Split::new(create("train")?), Split::new(create("val")?)],
+        skipped: Skipped::default(),
+        ids: Vec::new(),
+    };
+    let read = AtomicU64::new(0);
+    let mut said = (0, 0);
+    let cuts = tokenizer.cuts();
+    let rules = plan.rules(cuts.as_ref().map(|cuts| cuts as _));
+    for piece in &plan.units[unit] {
+        documents(&plan.files[piece.file], piece, &rules, &read, &mut |document| {
+            match document {
+                Ok(document) => encoder.document(document)?,
+                Err(bad) => encoder.skip(bad.place.to_string(), bad.reason)?,
+            }
+            let bytes = read.load(Ordering::Relaxed);
+            if bytes - said.0 >= PROGRESS_BYTES {
+                let tokens = encoder.tokens();
+                watch(Event::Progress { bytes: bytes - said.0, tokens: tokens - said.1 });
+                said = (bytes, tokens);
+            }
+            match stop.load(Ordering::Relaxed) {
+                true => Err(Error::Config("stopped".to_string())), // nobody sees it: the first error counts
+                false => Ok(()),
+            }
+        })?;
+    }
+    watch(Event::Progress { bytes: read.load(Ordering::Relaxed) - said.0, tokens: encoder.tokens() - said.1 });
+    let Encoder { shards: [train, val], skipped, .. } = encoder;
+    let report = UnitReport { unit, train: train.finish()?, val: val.finish()?, skipped };
+    write_whole(&marker(out, unit), &serde_json::to_vec(&report).expect("a report is JSON"))?;
+    Ok(report)
+}
+
+/// Ids of a document, or of about so many bytes of it: for estimates.
+pub(super) fn count(tokenizer: &Tokenizer, document: Document, bytes: u64) -> Result<u64> {
+    match document.body {
+        Body::Text(text) => Ok(tokenizer.count(text)? as u64 + 1),
+        Body::Stream(reader) => {
+            let mut tokens = 0;
+            for ids in tokenizer.encode_reader(std::io::Read::take(reader, bytes.max(1 << 20)), true) {
+                tokens += ids?.len() as u64;
+            }
+            Ok(tokens)
+        }
+    }
+}
+
+struct Encoder<'a> {
+    tokenizer: &'a Tokenizer,
+    plan: &'a Plan,
+    /// train and val
+    shards: [Split; 2],
+    skipped: Skipped,
+    ids: Vec<u32>,
+}
+
+struct Split {
+    writer: ShardWriter,
+    text_bytes: u64,
+    continues: bool,
+}
+
+impl Split {
+    fn new(writer: ShardWriter) -> Self {
+        Split { writer, text_bytes: 0, continues: false }
+    }
+
+    fn finish(self) -> Result<crate::shard::ShardInfo> {
+        let info = self.writer.finish()?;
+        Ok(crate::shard::ShardInfo { text_bytes: self.text_bytes, continues: self.continues, ..info })
+    }
+}
+
+impl Encoder<'_> {
+    fn tokens(&self) -> u64 {
+        self.shards.iter().map(|split| split.writer.tokens()).sum()
+    }
+
+    fn document(&mut self, document: Document) -> Result<()> {
+        let split = usize::from(is_validation(self.plan.seed, self.plan.val, document.head));
+        let place = document.place.to_string();
+        let Split { writer, text_bytes, continues } = &mut self.shards[split];
+        let bytes = match document.body {
+            Body::Text(text) => {
+                self.ids.clear();
+                if let Err(error) = self.tokenizer.encode_into(text, &mut self.ids) {
+                    return self.skip(place, error.to_string());
+                }
+                writer.push(&self.ids)?;
+                text.len() as u64
+            }
+            Body::Stream(reader) => {
+                let mut counted = Counted { reader, bytes: 0 };
+                let lossy = self.plan.on_error == OnError::Replace;
+                let mut bad = None;
+                for ids in self.tokenizer.encode_reader(&mut counted, lossy) {
+                    match ids {
+                        Ok(ids) => writer.push(&ids)?,
+                        Err(error) => bad = Some(error),
+                    }
+                }
+                let bytes = counted.bytes;
+                if let Some(error) = bad {
+                    writer.undo_document()?;
+                    let why = match error {
+                        Error::Io { cause, .. } => reason(&cause),
+                        Error::InvalidUtf8 { byte } => format!("invalid UTF-8 at byte {byte} of the document"),
+                        other => other.to_string(),
+                    };
+                    return self.skip(place, why);
+                }
+                bytes
+            }
+        };
+        *text_bytes += bytes;
+        if writer.document_tokens() == 0 {
+            return Ok(());
+        }
+        *continues |= !document.begins;
+        if let (true, Some(separator)) = (document.ends, &self.plan.separator) {
+            writer.push(&[separator.id])?;
+        }
+        writer.end_document()
+    }
+
+    /// What happens to a document that cannot be used.
+    fn skip(&mut self, place: String, reason: String) -> Result<()> {
+        if self.plan.on_error != OnError::Skip {
+            return Err(Error::Document { place, reason });
+        }
+        self.skipped.count += 1;
+        if self.skipped.count <= LISTED {
+            self.skipped.reasons.push(format!("{place}: {reason}"));
+        }
+        Ok(())
+    }
+}
+
+struct Counted<'a> {
+    reader: &'a mut dyn std::io::Read,
+    bytes: u64,
+}
+
+impl std::io::Read for Counted<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.reader.read(bytes)?;
+        self.bytes += count as u64;
+        Ok(count)
+    }
+}
+
+/// Whether a document that begins with `head` belongs to the validation split.
+fn is_validation(seed: u64, share: f64, head: &[u8]) -> bool {
+    if share <= 0.0 {
+        return false;
+    }
+    let mixed = crate::mix::mix(seed ^ u64::from(crc32fast::hash(head)));
+    // The upper 53 bits as a number from 0 to 1.
+    ((mixed >> 11) as f64 / (1u64 << 53) as f64) < share
+}
