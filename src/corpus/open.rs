@@ -17,13 +17,13 @@ const BUFFER_BYTES: usize = 1 << 17;
 /// Opens a file at byte `start` (of a file that is not compressed).
 pub(super) fn open<'a>(file: &CorpusFile, start: u64, read: &'a AtomicU64) -> io::Result<Box<dyn BufRead + 'a>> {
     if file.path == "-" {
-        return Ok(Box::new(BufReader::with_capacity(BUFFER_BYTES, Counted { inner: io::stdin().lock(), read })));
+        return Ok(Box::new(Counted { inner: BufReader::with_capacity(BUFFER_BYTES, io::stdin().lock()), read }));
     }
     let mut inner = File::open(&file.path)?;
     if start > 0 {
         inner.seek(SeekFrom::Start(start))?;
     }
-    let plain = BufReader::with_capacity(BUFFER_BYTES, Counted { inner, read });
+    let plain = Counted { inner: BufReader::with_capacity(BUFFER_BYTES, inner), read };
     Ok(match file.packing {
         Packing::None => Box::new(plain),
         Packing::Gzip => Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(plain))),
@@ -31,16 +31,28 @@ pub(super) fn open<'a>(file: &CorpusFile, start: u64, read: &'a AtomicU64) -> io
     })
 }
 
+/// Counts what is taken, not what is buffered.
 struct Counted<'a, R> {
     inner: R,
     read: &'a AtomicU64,
 }
 
-impl<R: Read> Read for Counted<'_, R> {
+impl<R: BufRead> Read for Counted<'_, R> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(bytes)?;
         self.read.fetch_add(count as u64, Ordering::Relaxed);
         Ok(count)
+    }
+}
+
+impl<R: BufRead> BufRead for Counted<'_, R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.inner.fill_buf()
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.read.fetch_add(count as u64, Ordering::Relaxed);
+        self.inner.consume(count);
     }
 }
 
@@ -86,7 +98,7 @@ impl<R: BufRead> Read for Zstd<R> {
                 Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame { length, .. })) => {
                     io::copy(&mut (&mut self.source).take(u64::from(length)), &mut io::sink())?;
                 }
-                Err(error) => return Err(bad(error.to_string())),
+                Err(error) => return Err(bad(format!("broken or truncated: {error}"))),
             }
         }
     }

@@ -202,7 +202,7 @@ fn gather<T: WithDType, I: Id>(table: &[T], ids: &[I], d_model: usize, scale: Op
         for (i, (id, out)) in ids.iter().zip(space.chunks_exact_mut(d_model)).enumerate() {
             let next = ids.get(i + ahead).and_then(|id| id.row()).filter(|row| *row < rows);
             if let Some(row) = next {
-                prefetch(&table[row * d_model..]);
+                memory::prefetch(&table[row * d_model..], 256);
             }
             match id.row() {
                 Some(row) if row < rows => {
@@ -238,16 +238,3 @@ fn gather<T: WithDType, I: Id>(table: &[T], ids: &[I], d_model: usize, scale: Op
         index => Err(candle_core::Error::InvalidIndex { op: "token-embedding", index, size: rows }),
     }
 }
-
-/// Asks for the first 256 bytes of a row that will be copied soon. A hint: it reads nothing.
-#[cfg(target_arch = "x86_64")]
-fn prefetch<T>(row: &[T]) {
-    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    for line in 0..4 {
-        // SAFETY: a prefetch does not access memory, whatever the address; wrapping_add makes any address.
-        unsafe { _mm_prefetch(row.as_ptr().cast::<i8>().wrapping_add(64 * line), _MM_HINT_T0) };
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn prefetch<T>(_row: &[T]) {}

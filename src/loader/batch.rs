@@ -45,6 +45,8 @@ pub(super) struct Builder {
     documents: bool,
     device: Device,
     scratch: Vec<u32>,
+    /// The last target of each segment.
+    last: Vec<u32>,
 }
 
 impl Builder {
@@ -55,6 +57,7 @@ impl Builder {
             documents: cfg.documents,
             device: cfg.device.clone(),
             scratch: Vec::new(),
+            last: Vec::new(),
         }
     }
 
@@ -65,27 +68,47 @@ impl Builder {
         epoch: u64,
         id_bound: Option<usize>,
     ) -> Result<Batch> {
+        // Inputs and targets are two halves of one buffer: one upload for a GPU, and on the host a buffer that malloc
+        // gives back warm, where two smaller ones were unmapped at every batch (107 µs instead of 45).
         let size = rows.len() * self.context;
-        let (mut inputs, mut targets) = (Vec::with_capacity(size), Vec::with_capacity(size));
+        let mut both = Vec::with_capacity(2 * size);
+        self.last.clear();
+        let ask = |row: usize| {
+            if let Some((source, segments)) = rows.get(row) {
+                segments.iter().for_each(|s| shards[*source][s.shard as usize].prefetch(s.start, s.len as usize + 1));
+            }
+        };
+        ask(0);
         for (row, (source, segments)) in rows.iter().enumerate() {
+            ask(row + 1);
             for segment in segments {
-                let shard = &shards[*source][segment.shard as usize];
-                shard.with(segment.start, segment.len as usize + 1, &mut self.scratch, |ids| {
-                    inputs.extend_from_slice(&ids[..ids.len() - 1]);
-                    targets.extend_from_slice(&ids[1..]);
+                let (shard, len) = (&shards[*source][segment.shard as usize], segment.len as usize);
+                shard.with(segment.start, len + 1, &mut self.scratch, |ids| {
+                    both.extend_from_slice(&ids[..len]);
+                    self.last.push(ids[len]);
                 })?;
             }
-            inputs.resize((row + 1) * self.context, self.pad_id);
-            targets.resize((row + 1) * self.context, NO_TOKEN);
+            both.resize((row + 1) * self.context, self.pad_id);
         }
-        let shape = (rows.len(), self.context);
+        // The targets are the inputs, shifted, and one more id a segment: what was just read is still in the cache.
+        let mut last = self.last.iter();
+        for (row, (_, segments)) in rows.iter().enumerate() {
+            let mut at = row * self.context;
+            for segment in segments {
+                both.extend_from_within(at + 1..at + segment.len as usize);
+                both.extend(last.next());
+                at += segment.len as usize;
+            }
+            both.resize(size + (row + 1) * self.context, NO_TOKEN);
+        }
+        let both = Tensor::from_vec(both, (2, rows.len(), self.context), &self.device)?;
         let documents = match self.documents {
             true => Some(self.documents(rows, shards)?),
             false => None,
         };
         Ok(Batch {
-            inputs: Tensor::from_vec(inputs, shape, &self.device)?,
-            targets: Tensor::from_vec(targets, shape, &self.device)?,
+            inputs: both.get(0)?,
+            targets: both.get(1)?,
             documents,
             id_bound: id_bound.unwrap_or(0),
             epoch,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::Shards;
 use crate::fingerprint::Fingerprint;
-use crate::shard::{Io, Manifest, Shard};
+use crate::shard::{Io, Manifest, Shard, ShardInfo};
 use crate::{Error, Result, Tokenizer};
 
 /// Data by splits: `train` and `val`.
@@ -47,7 +47,7 @@ impl Dataset {
         let manifest = Manifest::read(folder)?;
         let mut splits = BTreeMap::new();
         for (name, info) in &manifest.splits {
-            let open = |shard| Shard::open(folder.join(name).join(&info_name(shard)), shard, manifest.dtype, io);
+            let open = |shard: &ShardInfo| Shard::open(folder.join(name).join(&shard.name), shard, manifest.dtype, io);
             let shards = info.shards.iter().map(open).collect::<Result<Vec<Shard>>>()?;
             let split = Split {
                 name: name.clone(),
@@ -115,10 +115,6 @@ impl Dataset {
     pub fn manifest(&self) -> Option<&Manifest> {
         self.manifest.as_ref()
     }
-}
-
-fn info_name(shard: &crate::shard::ShardInfo) -> &str {
-    &shard.name
 }
 
 impl Split {

@@ -110,7 +110,7 @@ impl Room {
                 if node <= 1 {
                     return None;
                 }
-                if node % 2 == 0 && self.tree[node + 1] {
+                if node.is_multiple_of(2) && self.tree[node + 1] {
                     node += 1;
                     break;
                 }

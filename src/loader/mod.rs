@@ -90,7 +90,7 @@ impl Default for DataLoaderConfig {
             drop_last: true,
             documents: false,
             pad_id: NO_TOKEN,
-            prefetch: 2,
+            prefetch: 4,
             device: Device::Cpu,
         }
     }

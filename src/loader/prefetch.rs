@@ -18,8 +18,8 @@ impl Prefetcher {
         let (sender, receiver) = sync_channel::<Vec<(usize, Segment)>>(depth + 1);
         let work = move || {
             while let Ok(wanted) = receiver.recv() {
-                for (source, Segment { shard, len, start }) in wanted {
-                    sources[source][shard as usize].advise(start, len as usize + 1);
+                for (source, Segment { shard, len, start }) in &wanted {
+                    sources[*source][*shard as usize].advise(*start, *len as usize + 1);
                 }
             }
         };

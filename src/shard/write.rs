@@ -183,6 +183,7 @@ pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+#[cfg(feature = "prepare")]
 /// Removes what killed processes left in `folder`.
 pub(crate) fn remove_temporaries(folder: &Path) -> Result<()> {
     for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {

@@ -52,7 +52,7 @@ impl Splitter {
         let space = |byte: u8| byte.is_ascii_whitespace() || byte == 0x0B || matches!(byte, 0xC2 | 0xE1..=0xE3);
         // What may be the last byte of such a character.
         let after_space = |byte: u8| byte.is_ascii_whitespace() || byte == 0x0B || byte >= 0x80;
-        let starts_character = after < 0x80 || after >= 0xC0;
+        let starts_character = !(0x80..0xC0).contains(&after);
         feed == b'\n' && after != b'/' && starts_character && !space(after) && !(self.gives_back && after_space(before))
     }
 

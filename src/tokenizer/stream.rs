@@ -59,8 +59,16 @@ impl Tokenizer {
 
 impl Tokenizer {
     /// Where a text may be cut so that its parts, encoded by themselves, give the ids of the whole: between the second and
-    /// the third of three bytes. `None` for a `tokenizer.json`, whose rules may look arbitrarily far.
-    pub(crate) fn cuts(&self) -> Option<impl Fn([u8; 3]) -> bool + Sync + '_> {
+    /// the third of three bytes. (`tallow prepare` cuts a document of gigabytes so.) `None` for a `tokenizer.json`, whose
+    /// rules may look arbitrarily far.
+    ///
+    /// # Example
+    /// ```
+    /// let tokenizer = tallow::Tokenizer::cl100k();
+    /// let cuts = tokenizer.cuts().expect("not a tokenizer.json");
+    /// assert!(cuts(*b"a\nb") && !cuts(*b"a\n\n") && !cuts(*b"abc"));
+    /// ```
+    pub fn cuts(&self) -> Option<impl Fn([u8; 3]) -> bool + Sync + '_> {
         match &self.engine {
             Engine::Ranks(ranks) => Some(|around| ranks.cuts(around)),
             Engine::File(_) => None,

@@ -5,9 +5,14 @@ mod batch;
 mod cli;
 mod embedding;
 mod init;
+mod interop;
+mod loader;
 mod optim;
+#[cfg(feature = "prepare")]
+mod prepare;
 #[cfg(all(feature = "cli", unix))]
 mod readme;
+mod shard;
 mod stream;
 mod tokenizer;
 mod tokenizer_file;

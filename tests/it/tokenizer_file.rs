@@ -70,7 +70,7 @@ fn the_fingerprint_of_a_file_is_that_of_its_meaning() {
 }
 
 /// `base64 rank` lines for the ids that `bytes` knows.
-fn rank_file(path: &Path, ids: u32, bytes: impl Fn(u32) -> Option<Vec<u8>>) {
+pub fn rank_file(path: &Path, ids: u32, bytes: impl Fn(u32) -> Option<Vec<u8>>) {
     let mut text = String::new();
     for id in 0..ids {
         if let Some(bytes) = bytes(id) {

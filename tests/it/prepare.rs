@@ -1,0 +1,598 @@
+//! Files → shards, as a library call and as the binary.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use proptest::prelude::*;
+use sha2::{Digest, Sha256};
+use tallow::prepare::{
+    Format, OnError, PrepareConfig, Rank, SeparatorChoice, estimate, finish, prepare, rank_from_env,
+};
+use tallow::shard::{IdType, Manifest, document, verify};
+use tallow::{Dataset, Error, Specials, Tokenizer};
+
+use crate::{Lcg, PIECES, golden, golden_json};
+
+const SEPARATOR: u32 = 100_257;
+
+fn config(inputs: &[&Path], out: &Path) -> PrepareConfig {
+    let inputs = inputs.iter().map(|path| path.to_path_buf()).collect();
+    PrepareConfig { inputs, out: out.to_path_buf(), ..Default::default() }
+}
+
+/// All ids of a split, in order.
+pub fn ids(folder: &Path, split: &str) -> Vec<u32> {
+    let dataset = Dataset::open(folder).unwrap();
+    let mut all = Vec::new();
+    for shard in dataset.split(split).unwrap().shards() {
+        let mut ids = vec![0; shard.tokens() as usize];
+        shard.read(0, &mut ids).unwrap();
+        all.extend(ids);
+    }
+    all
+}
+
+/// The documents of a split, without their separators.
+fn documents(folder: &Path, split: &str) -> Vec<Vec<u32>> {
+    let manifest = Manifest::read(folder).unwrap();
+    let mut all = Vec::new();
+    for (number, shard) in manifest.splits[split].shards.iter().enumerate() {
+        for at in 0..shard.documents {
+            let mut ids = document(folder, split, number, at, usize::MAX).unwrap();
+            assert_eq!(ids.pop(), Some(SEPARATOR));
+            all.push(ids);
+        }
+    }
+    all
+}
+
+/// Every file of a folder and what is in it.
+pub fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(contents(&path).into_iter().map(|(inner, bytes)| (path.join(inner), bytes)));
+        } else {
+            files.insert(path.strip_prefix(folder).unwrap().to_path_buf(), std::fs::read(&path).unwrap());
+        }
+    }
+    files.into_iter().map(|(path, bytes)| (path.strip_prefix(folder).unwrap_or(&path).to_path_buf(), bytes)).collect()
+}
+
+fn sha256(numbers: impl IntoIterator<Item = u32>) -> String {
+    let mut hash = Sha256::new();
+    numbers.into_iter().for_each(|number| hash.update(number.to_le_bytes()));
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A text of `lines` lines that meet badly, with blank lines among them.
+fn text(seed: u64, lines: usize) -> String {
+    let mut rng = Lcg(seed);
+    let mut text = String::new();
+    for _ in 0..lines {
+        (0..rng.below(12)).for_each(|_| text += PIECES[rng.below(26) as usize]);
+        text.push('\n');
+    }
+    text
+}
+
+#[test]
+fn ids_are_tiktokens_however_the_corpus_is_stored() {
+    let folder = tempfile::tempdir().unwrap();
+    let jsonl = std::fs::read(golden("corpus.jsonl")).unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::write(path("a.jsonl"), &jsonl).unwrap();
+    // Two members in one gzip file, as `cat a.gz b.gz` makes them.
+    let cut = jsonl.iter().enumerate().filter(|(_, byte)| **byte == b'\n').nth(40).unwrap().0 + 1;
+    let mut gz = Vec::new();
+    for part in [&jsonl[..cut], &jsonl[cut..]] {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(part).unwrap();
+        gz.extend(encoder.finish().unwrap());
+    }
+    std::fs::write(path("b.jsonl.gz"), gz).unwrap();
+    // Frames made by another program (zstd 1.5 through Python), two of them and a skippable one.
+    std::fs::copy(golden("corpus.jsonl.zst"), path("c.jsonl.zst")).unwrap();
+    // Text files, one a document; one folder.
+    std::fs::create_dir_all(path("d/.hidden")).unwrap();
+    std::fs::write(path("d/.hidden/x.txt"), "not me").unwrap();
+    for (number, line) in jsonl.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
+        let value: serde_json::Value = serde_json::from_slice(line).unwrap();
+        let text = value["text"].as_str().unwrap();
+        if !text.is_empty() {
+            std::fs::write(path(&format!("d/{number:03}.txt")), text).unwrap();
+        }
+    }
+    let expected = golden_json("corpus.json");
+    let mut inputs = vec!["a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d"];
+    if cfg!(feature = "parquet") {
+        std::fs::copy(golden("corpus.parquet"), path("e.parquet")).unwrap();
+        inputs.push("e.parquet");
+    }
+    for name in inputs {
+        for unit_bytes in [None, Some(1000)] {
+            let out = tempfile::tempdir().unwrap();
+            let cfg = PrepareConfig { unit_bytes, jobs: 2, ..config(&[&path(name)], out.path()) };
+            let manifest = prepare(&Tokenizer::cl100k(), &cfg, &|_| ()).unwrap().unwrap();
+            let train = &manifest.splits["train"];
+            assert_eq!(train.tokens, expected["tokens"].as_u64().unwrap(), "{name}");
+            assert_eq!(train.documents, expected["documents"].as_u64().unwrap(), "{name}");
+            assert_eq!(sha256(ids(out.path(), "train")), expected["sha256"].as_str().unwrap(), "{name}");
+            let lengths = documents(out.path(), "train").into_iter().map(|ids| ids.len() as u32 + 1);
+            assert_eq!(sha256(lengths), expected["lengths_sha256"].as_str().unwrap(), "{name}");
+            assert_eq!(verify(out.path(), |_| ()).unwrap(), [""; 0], "{name}");
+            assert_eq!(
+                (manifest.table_rows, manifest.dtype, manifest.largest_id),
+                (100_277, IdType::U32, Some(SEPARATOR))
+            );
+        }
+    }
+}
+
+#[test]
+fn a_document_that_is_cut_has_the_ids_of_the_whole() {
+    let tokenizer = Tokenizer::cl100k();
+    let folder = tempfile::tempdir().unwrap();
+    let (input, long) = (folder.path().join("long.txt"), text(11, 60_000));
+    std::fs::write(&input, &long).unwrap();
+    let mut whole = tokenizer.encode(&long).unwrap();
+    whole.push(SEPARATOR);
+    for unit_bytes in [20_000, 300_000, 1 << 30] {
+        let out = tempfile::tempdir().unwrap();
+        let cfg = PrepareConfig { unit_bytes: Some(unit_bytes), ..config(&[&input], out.path()) };
+        let manifest = prepare(&tokenizer, &cfg, &|_| ()).unwrap().unwrap();
+        let train = &manifest.splits["train"];
+        assert_eq!((train.documents, train.text_bytes), (1, long.len() as u64));
+        assert_eq!(train.shards.len() as u64 > 1, unit_bytes < long.len() as u64);
+        assert!(train.shards.iter().skip(1).all(|shard| shard.continues) && !train.shards[0].continues);
+        assert!(ids(out.path(), "train") == whole, "{unit_bytes}");
+        assert_eq!(verify(out.path(), |_| ()).unwrap(), [""; 0]);
+    }
+    // One document that cannot be cut: a line of 5 MB, and the same in a JSON line too long to hold.
+    let line = "the table ".repeat(500_000);
+    std::fs::write(&input, &line).unwrap();
+    let json = folder.path().join("long.jsonl");
+    let before = serde_json::json!({"id": 1, "meta": {"text": "no"}}).to_string();
+    let content =
+        format!("{}, \"text\": {}}}\n{{\"text\":\"b\"}}\n", &before[..before.len() - 1], serde_json::json!(line));
+    std::fs::write(&json, content).unwrap();
+    let expected = tokenizer.encode(&line).unwrap();
+    for input in [&input, &json] {
+        let out = tempfile::tempdir().unwrap();
+        let cfg = PrepareConfig { unit_bytes: Some(100_000), ..config(&[input], out.path()) };
+        prepare(&tokenizer, &cfg, &|_| ()).unwrap().unwrap();
+        let found = documents(out.path(), "train");
+        assert!(found[0] == expected, "{}", input.display());
+        assert_eq!(found.len(), if input == &json { 2 } else { 1 });
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+    /// Wherever `cuts` allows it, a text may be cut.
+    #[test]
+    fn cuts_change_no_ids(picks in prop::collection::vec(0usize..40, 0..60), which in 0usize..3) {
+        static TOKENIZERS: std::sync::LazyLock<Vec<Tokenizer>> = std::sync::LazyLock::new(|| {
+            let folder = tempfile::tempdir().unwrap();
+            let mut all = vec![Tokenizer::cl100k()];
+            let o200k = bpe_openai::o200k_base();
+            let r50k = tiktoken_rs::r50k_base().unwrap();
+            let path = folder.path().join("x.tiktoken");
+            crate::tokenizer_file::rank_file(&path, 199_998, |id| Some(o200k.bpe.token_bytes(id).to_vec()));
+            all.push(Tokenizer::from_file(&path).unwrap());
+            crate::tokenizer_file::rank_file(&path, 50_256, |id| r50k.decode_bytes(&[id]).ok());
+            all.push(Tokenizer::from_file(&path).unwrap());
+            assert_eq!((all[1].name(), all[2].name()), ("o200k_base", "r50k_base"));
+            all
+        });
+        let more = ["\n", "\n", "/", "\n/", "!\n", " \n", "\u{85}", "\u{1680}", "\u{2028}", "\u{0B}", "\r", "A", "数", "\n\n \n"];
+        let text: String = picks.iter().map(|i| PIECES.get(*i).copied().unwrap_or_else(|| more[i - 26])).collect();
+        let tokenizer = TOKENIZERS[which].clone().with_specials(if picks.len() % 2 == 0 { Specials::Text } else { Specials::Allow });
+        let whole = tokenizer.encode(&text).unwrap();
+        let cuts = tokenizer.cuts().unwrap();
+        let bytes = text.as_bytes();
+        for at in 2..bytes.len().max(2) {
+            if cuts([bytes[at - 2], bytes[at - 1], bytes[at]]) {
+                prop_assert!(text.is_char_boundary(at));
+                let parts = [tokenizer.encode(&text[..at]).unwrap(), tokenizer.encode(&text[at..]).unwrap()].concat();
+                prop_assert_eq!(&parts, &whole, "{:?} cut at {}", &text, at);
+            }
+        }
+    }
+
+    /// Documents between separator lines, against a split of the whole text.
+    #[test]
+    fn separator_lines_split_a_text(picks in prop::collection::vec(0usize..7, 0..40), unit_bytes in 1u64..60) {
+        let parts = ["---\n", "---\r\n", "a line\n", "--- \n", "\n", "数字", "---"];
+        let text: String = picks.iter().map(|i| parts[*i]).collect();
+        prop_assume!(!text.is_empty());
+        let mut expected = vec![String::new()];
+        for line in text.split_inclusive('\n') {
+            let content = line.strip_suffix('\n').unwrap_or(line);
+            match content.strip_suffix('\r').unwrap_or(content) == "---" {
+                true => expected.push(String::new()),
+                false => *expected.last_mut().unwrap() += line,
+            }
+        }
+        expected.retain(|document| !document.is_empty());
+        let folder = tempfile::tempdir().unwrap();
+        let input = folder.path().join("x.txt");
+        std::fs::write(&input, &text).unwrap();
+        let out = folder.path().join("out");
+        let cfg = PrepareConfig { split_at: Some("---".into()), unit_bytes: Some(unit_bytes), ..config(&[&input], &out) };
+        let tokenizer = Tokenizer::cl100k();
+        prepare(&tokenizer, &cfg, &|_| ()).unwrap().unwrap();
+        let found: Vec<String> = documents(&out, "train").iter().map(|ids| tokenizer.decode(ids).unwrap()).collect();
+        prop_assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn the_split_is_stable_and_of_the_right_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = |i: usize| format!("{{\"text\":\"document number {i}\"}}\n");
+    let (old, new) = (folder.path().join("b.jsonl"), folder.path().join("a.jsonl"));
+    std::fs::write(&old, (0..4000).map(line).collect::<String>()).unwrap();
+    std::fs::write(&new, (3900..5000).map(line).collect::<String>()).unwrap();
+    let tokenizer = Tokenizer::cl100k();
+    let run = |inputs: &[&Path], seed: u64, unit_bytes| {
+        let out = tempfile::tempdir().unwrap();
+        let cfg = PrepareConfig { val: 0.1, seed, unit_bytes: Some(unit_bytes), ..config(inputs, out.path()) };
+        prepare(&tokenizer, &cfg, &|_| ()).unwrap().unwrap();
+        let texts = |split| documents(out.path(), split).iter().map(|ids| tokenizer.decode(ids).unwrap()).collect();
+        let (train, val): (Vec<String>, Vec<String>) = (texts("train"), texts("val"));
+        (train, val)
+    };
+    let (train, val) = run(&[&old], 1, 1 << 20);
+    assert_eq!(train.len() + val.len(), 4000);
+    assert!((320..480).contains(&val.len()), "{}", val.len()); // 400, four standard deviations
+    let (_, more) = run(&[&new, &old], 1, 5000);
+    assert!(val.iter().all(|document| more.contains(document)), "an old document moved");
+    assert!(more.iter().all(|document| !train.contains(document)), "an old document moved, or a copy was divided");
+    assert_ne!(run(&[&old], 2, 1 << 20).1, val);
+}
+
+#[test]
+fn separators_are_chosen_and_recorded() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("x.txt");
+    std::fs::write(&input, "a<|endoftext|>b").unwrap();
+    let tokenizer = Tokenizer::cl100k();
+    let run = |separator, tokenizer: &Tokenizer| {
+        let out = tempfile::tempdir().unwrap();
+        let cfg = PrepareConfig { separator, ..config(&[&input], out.path()) };
+        prepare(tokenizer, &cfg, &|_| ()).map(|manifest| (ids(out.path(), "train"), manifest.unwrap().separator))
+    };
+    let text = tokenizer.encode("a<|endoftext|>b").unwrap();
+    assert!(!text.contains(&SEPARATOR), "text never becomes a separator");
+    assert_eq!(run(SeparatorChoice::None, &tokenizer).unwrap(), (text.clone(), None));
+    let (ids, separator) = run(SeparatorChoice::Token("<|fim_prefix|>".into()), &tokenizer).unwrap();
+    assert_eq!((ids, separator.unwrap().id), ([text, vec![100_258]].concat(), 100_258));
+    let unigram = Tokenizer::from_file(golden("unigram.json")).unwrap();
+    let error = run(SeparatorChoice::EndOfText, &unigram).unwrap_err().to_string();
+    assert!(error.contains("unigram has no token \"<|endoftext|>\"") && error.contains("--separator"), "{error}");
+    // A small vocabulary is written as u16.
+    let byte_level = Tokenizer::from_file(golden("byte_level.json")).unwrap();
+    let out = folder.path().join("u16");
+    let manifest = prepare(&byte_level, &config(&[&input], &out), &|_| ()).unwrap().unwrap();
+    assert_eq!(manifest.dtype, IdType::U16);
+    assert_eq!(self::ids(&out, "train"), [byte_level.encode("a<|endoftext|>b").unwrap(), vec![0]].concat());
+    assert_eq!(verify(&out, |_| ()).unwrap(), [""; 0]);
+}
+
+#[test]
+fn bad_input_is_named_skipped_or_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let good = "{\"text\":\"good\"}\n";
+    let jsonl = |bad: &[u8]| [good.as_bytes(), bad, b"\n", good.as_bytes()].concat();
+    let mut gz = GzEncoder::new(Vec::new(), Compression::fast());
+    gz.write_all(good.repeat(3000).as_bytes()).unwrap();
+    let gz = gz.finish().unwrap();
+    let zst = std::fs::read(golden("corpus.jsonl.zst")).unwrap();
+    let mut damaged = zst.clone();
+    let middle = damaged.len() / 3;
+    damaged[middle] ^= 0x55;
+    let long = 9 << 20;
+    let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+        ("utf8.txt", b"abc\xFFdef".to_vec(), "utf8.txt: invalid UTF-8 at byte 3 of the document"),
+        ("empty.txt", Vec::new(), "empty.txt: the file is empty"),
+        ("empty.jsonl", Vec::new(), "empty.jsonl: the file is empty"),
+        ("utf8.jsonl", jsonl(b"{\"text\":\"\xE6\xB2\"}"), "utf8.jsonl: line 2: invalid UTF-8 at byte 9 of the line"),
+        ("broken.jsonl", jsonl(b"{\"text\":\"a"), "broken.jsonl: line 2: broken JSON at column"),
+        ("array.jsonl", jsonl(b"[1]"), "array.jsonl: line 2: broken JSON at column"),
+        ("after.jsonl", jsonl(b"{\"text\":\"a\"} x"), "after.jsonl: line 2: broken JSON"),
+        (
+            "field.jsonl",
+            jsonl(b"{\"txt\":\"a\",\"id\":1}"),
+            "line 2: no field \"text\", only txt, id: name it with --field",
+        ),
+        ("type.jsonl", jsonl(b"{\"text\":[\"a\"]}"), "type.jsonl: line 2: broken JSON at column"),
+        ("surrogate.jsonl", jsonl(b"{\"text\":\"\\ud800\"}"), "surrogate.jsonl: line 2: broken JSON"),
+        ("torn.jsonl.gz", gz[..gz.len() - 30].to_vec(), "torn.jsonl.gz: the compressed file is truncated"),
+        ("no.jsonl.gz", good.as_bytes().to_vec(), "no.jsonl.gz: invalid gzip header"),
+        ("torn.jsonl.zst", zst[..zst.len() / 2].to_vec(), "torn.jsonl.zst: zstd: broken or truncated"),
+        ("damaged.jsonl.zst", damaged, "damaged.jsonl.zst: "),
+        ("no.jsonl.zst", good.as_bytes().to_vec(), "no.jsonl.zst: zstd: "),
+        ("torn.txt.gz", gz[..gz.len() - 30].to_vec(), "torn.txt.gz: the compressed file is truncated"),
+        (
+            "long.jsonl",
+            jsonl(format!("{{\"text\":\"{}", "a".repeat(long)).as_bytes()),
+            "long.jsonl: line 2: broken JSON",
+        ),
+        (
+            "longtype.jsonl",
+            jsonl(format!("{{\"x\":\"{}\",\"text\":3}}", "a".repeat(long)).as_bytes()),
+            "is not a string",
+        ),
+        (
+            "longfield.jsonl",
+            jsonl(format!("{{\"x\":\"{}\"}}", "a".repeat(long)).as_bytes()),
+            "no field \"text\", only x",
+        ),
+        ("longutf8.txt", [&b"a".repeat(long)[..], b"\xFF"].concat(), "invalid UTF-8 at byte 9437184 of the document"),
+        ("deep.jsonl", jsonl(format!("{{\"x\":{}", "[".repeat(100_000)).as_bytes()), "deep.jsonl: line 2: broken JSON"),
+    ];
+    let tokenizer = Tokenizer::cl100k();
+    for (name, bytes, expected) in cases {
+        std::fs::write(path(name), bytes).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let cfg = config(&[&path(name)], out.path());
+        match prepare(&tokenizer, &cfg, &|_| ()).unwrap_err() {
+            Error::Document { place, reason } => {
+                let message = format!("{place}: {reason}");
+                assert!(message.contains(expected), "{message}, not {expected}");
+            }
+            other => panic!("{name}: {other}"),
+        }
+        assert!(!out.path().join("manifest.json").exists());
+        // Left out, it is counted, and the rest is there.
+        let out = tempfile::tempdir().unwrap();
+        let cfg = PrepareConfig { on_error: OnError::Skip, ..config(&[&path(name)], out.path()) };
+        let manifest = prepare(&tokenizer, &cfg, &|_| ()).unwrap().unwrap();
+        assert_eq!((manifest.skipped.count, manifest.skipped.reasons.len()), (1, 1), "{name}: {:?}", manifest.skipped);
+        assert!(manifest.skipped.reasons[0].contains(expected), "{:?}", manifest.skipped);
+        if name.ends_with(".jsonl") && !name.starts_with("empty") {
+            assert_eq!(ids(out.path(), "train"), [19045, SEPARATOR, 19045, SEPARATOR], "{name}");
+        }
+        assert_eq!(verify(out.path(), |_| ()).unwrap(), [""; 0], "{name}");
+    }
+    // Replaced, bytes are read as U+FFFD.
+    for (name, document) in [("utf8.txt", "abc\u{FFFD}def"), ("utf8.jsonl", "\u{FFFD}")] {
+        let out = tempfile::tempdir().unwrap();
+        let cfg = PrepareConfig { on_error: OnError::Replace, ..config(&[&path(name)], out.path()) };
+        prepare(&tokenizer, &cfg, &|_| ()).unwrap().unwrap();
+        let expected = tokenizer.encode(document).unwrap();
+        assert!(documents(out.path(), "train").contains(&expected), "{name}");
+    }
+    let out = tempfile::tempdir().unwrap();
+    let cfg = PrepareConfig { on_error: OnError::Replace, ..config(&[&path("broken.jsonl")], out.path()) };
+    assert!(matches!(prepare(&tokenizer, &cfg, &|_| ()), Err(Error::Document { .. })), "broken JSON is not replaced");
+}
+
+#[test]
+fn folders_are_not_mixed_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("x.jsonl");
+    std::fs::write(&input, "{\"text\":\"a\"}\n").unwrap();
+    let out = folder.path().join("out");
+    let tokenizer = Tokenizer::cl100k();
+    let cfg = config(&[&input], &out);
+    prepare(&tokenizer, &cfg, &|_| ()).unwrap().unwrap();
+    let before = contents(&out);
+    let refused = |tokenizer: &Tokenizer, cfg: &PrepareConfig, expected: &str| {
+        let error = prepare(tokenizer, cfg, &|_| ()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    refused(&tokenizer, &cfg, "finished already");
+    refused(&tokenizer, &PrepareConfig { val: 0.5, ..cfg.clone() }, "begun with another val (there 0.0, now 0.5)");
+    refused(&Tokenizer::from_file(golden("byte_level.json")).unwrap(), &cfg, "tokenizer");
+    std::fs::write(&input, "{\"text\":\"ab\"}\n").unwrap();
+    refused(&tokenizer, &cfg, "begun with another files");
+    assert!(contents(&out) == before, "nothing was touched");
+    // Values that make no sense.
+    let nothing = folder.path().join("nothing");
+    std::fs::create_dir(&nothing).unwrap();
+    std::fs::write(nothing.join("a.bin"), "x").unwrap();
+    for (cfg, expected) in [
+        (config(&[], &out), "no file"),
+        (config(&[&folder.path().join("none.txt")], &out), "none.txt: "),
+        (config(&[&folder.path().join("*.none")], &out), "no file matches"),
+        (config(&[&nothing], &out), "none of the 1 files ends in"),
+        (PrepareConfig { val: 1.5, ..cfg.clone() }, "1.5"),
+        (PrepareConfig { val: f64::NAN, ..cfg.clone() }, "NaN"),
+        (PrepareConfig { unit_bytes: Some(0), ..cfg.clone() }, "units of 0 bytes"),
+        (PrepareConfig { rank: Rank { rank: 2, world_size: 2 }, ..cfg.clone() }, "rank 2 of 2"),
+        (PrepareConfig { rank: Rank { rank: 0, world_size: 2 }, ..config(&[Path::new("-")], &out) }, "standard input"),
+    ] {
+        refused(&tokenizer, &cfg, expected);
+    }
+    let parquet = PrepareConfig { format: Some(Format::Parquet), ..config(&[&input], &folder.path().join("p")) };
+    if cfg!(feature = "parquet") {
+        assert!(matches!(prepare(&tokenizer, &parquet, &|_| ()), Err(Error::Document { .. })));
+    } else {
+        refused(&tokenizer, &parquet, "--features parquet");
+    }
+    assert!(finish(&nothing).unwrap_err().to_string().contains("has not begun here"));
+}
+
+#[test]
+fn schedulers_say_which_rank_this_is() {
+    let from = |set: &[(&str, &str)], world_size| {
+        let set: BTreeMap<String, String> = set.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        rank_from_env(|name| set.get(name).cloned(), world_size)
+    };
+    let is = |rank, world_size, name| Ok(Some((Rank { rank, world_size }, name)));
+    assert_eq!(from(&[("RANK", "1"), ("WORLD_SIZE", "4")], None), is(1, 4, "torchrun"));
+    assert_eq!(from(&[("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "2")], None), is(0, 2, "OpenMPI"));
+    assert_eq!(from(&[("PMI_RANK", "2"), ("PMI_SIZE", "3")], None), is(2, 3, "PMI"));
+    let array = [("SLURM_ARRAY_TASK_ID", "12"), ("SLURM_ARRAY_TASK_COUNT", "4"), ("SLURM_ARRAY_TASK_MIN", "10")];
+    assert_eq!(from(&array, None), is(2, 4, "a SLURM job array"));
+    // A job array of single tasks: the task's own rank says nothing.
+    let both = [&array[..], &[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "1")]].concat();
+    assert_eq!(from(&both, None), is(2, 4, "a SLURM job array"));
+    assert_eq!(from(&[("JOB_COMPLETION_INDEX", "3")], Some(8)), is(3, 8, "a Kubernetes indexed job"));
+    assert!(from(&[("JOB_COMPLETION_INDEX", "3")], None).unwrap_err().contains("--world-size"));
+    assert!(from(&[("RANK", "x"), ("WORLD_SIZE", "4")], None).unwrap_err().contains("RANK=x"));
+    assert!(from(&[("RANK", "4"), ("WORLD_SIZE", "4")], None).unwrap_err().contains("not one of 4"));
+    assert_eq!(from(&[("RANK", "0"), ("WORLD_SIZE", "1")], None), Ok(None));
+}
+
+#[test]
+fn an_estimate_is_near() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("x.txt");
+    std::fs::write(&input, text(3, 40_000)).unwrap();
+    let out = folder.path().join("out");
+    let cfg = PrepareConfig { unit_bytes: Some(100_000), ..config(&[&input], &out) };
+    let estimate = estimate(&Tokenizer::cl100k(), &cfg).unwrap();
+    assert!(!out.exists());
+    let tokens = prepare(&Tokenizer::cl100k(), &cfg, &|_| ()).unwrap().unwrap().splits["train"].tokens;
+    let ratio = estimate.tokens as f64 / tokens as f64;
+    assert!((0.9..1.1).contains(&ratio), "{estimate:?}, really {tokens}");
+}
+
+/// A corpus of many small units: 6 MB of JSON lines, some of them for validation.
+#[cfg(all(feature = "cli", unix))]
+fn corpus(folder: &Path) -> PathBuf {
+    let mut rng = Lcg(17);
+    let mut lines = String::new();
+    for _ in 0..9000 {
+        let words: String = (0..rng.below(120)).map(|_| PIECES[rng.below(26) as usize]).collect();
+        lines += &format!("{}\n", serde_json::json!({"text": words + &text(rng.below(1 << 20), 10)}));
+    }
+    let input = folder.join("corpus.jsonl");
+    std::fs::write(&input, lines).unwrap();
+    input
+}
+
+#[cfg(all(feature = "cli", unix))]
+fn command(input: &Path, out: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tallow"));
+    command.arg("prepare").arg(input).arg("--out").arg(out).args(["--val", "0.1", "--unit-bytes", "60000"]).args(more);
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+#[cfg(all(feature = "cli", unix))]
+#[test]
+fn killed_at_any_moment_it_goes_on_to_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = corpus(folder.path());
+    let undisturbed = folder.path().join("undisturbed");
+    let started = std::time::Instant::now();
+    assert!(command(&input, &undisturbed, &["--jobs", "1"]).status().unwrap().success());
+    let whole = started.elapsed();
+    let expected = contents(&undisturbed);
+    assert!(expected.len() > 200, "{} files", expected.len());
+
+    let mut rng = Lcg(99);
+    let (mut kills, mut finished, mut round) = (0, 0, 0);
+    while kills < 50 {
+        let out = folder.path().join(format!("killed-{round}"));
+        round += 1;
+        loop {
+            let mut child = command(&input, &out, &["--jobs", "2"]).spawn().unwrap();
+            std::thread::sleep(whole.mul_f64(rng.below(1000) as f64 / 4000.0));
+            child.kill().unwrap(); // SIGKILL
+            let status = child.wait().unwrap();
+            if status.success() || out.join("manifest.json").exists() {
+                finished += 1;
+                break;
+            }
+            kills += 1;
+            if kills == 50 {
+                assert!(command(&input, &out, &[]).status().unwrap().success());
+                break;
+            }
+        }
+        if let Err(error) = finish(&out) {
+            panic!("{error}");
+        }
+        let found = contents(&out);
+        assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+        assert!(found == expected, "round {round}: other bytes");
+        std::fs::remove_dir_all(&out).unwrap();
+    }
+    println!("{kills} kills, {finished} runs that ended before");
+}
+
+#[cfg(all(feature = "cli", unix))]
+#[test]
+fn any_number_of_ranks_gives_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = corpus(folder.path());
+    let mut expected = None;
+    for ranks in 1..=4 {
+        let out = folder.path().join(format!("ranks-{ranks}"));
+        let children: Vec<_> = (0..ranks)
+            .map(|rank| {
+                // Half by flags, half as a scheduler does it.
+                let mut command = match rank % 2 {
+                    0 => command(
+                        &input,
+                        &out,
+                        &["--jobs", "1", "--rank", &rank.to_string(), "--world-size", &ranks.to_string()],
+                    ),
+                    _ => command(&input, &out, &["--jobs", "1"]),
+                };
+                command.env("SLURM_PROCID", rank.to_string()).env("SLURM_NTASKS", ranks.to_string()).spawn().unwrap()
+            })
+            .collect();
+        for child in children {
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        }
+        let found = contents(&out);
+        assert!(found.contains_key(Path::new("manifest.json")), "the last rank writes the manifest");
+        let expected = expected.get_or_insert_with(|| found.clone());
+        assert!(found == *expected, "{ranks} ranks: other bytes");
+    }
+    // A rank that is missing is named.
+    let out = folder.path().join("half");
+    assert!(command(&input, &out, &["--rank", "1", "--world-size", "2"]).status().unwrap().success());
+    let error = finish(&out).unwrap_err().to_string();
+    assert!(error.contains("units are not done (0, 2, 4"), "{error}");
+    assert!(Dataset::open(&out).err().unwrap().to_string().contains("has not finished"));
+    let flags = ["--rank", "0", "--world-size", "2"];
+    assert!(command(&input, &out, &flags).status().unwrap().success());
+    assert!(contents(&out) == expected.unwrap());
+}
+
+/// Needs a small file system of its own: a tmpfs, which only root may mount.
+#[cfg(all(feature = "cli", target_os = "linux"))]
+#[test]
+fn a_full_disk_keeps_what_is_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    let mount = |options: &str| {
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&disk).output();
+        mounted.is_ok_and(|output| output.status.success())
+    };
+    if !mount("size=2m") {
+        println!("SKIPPED: no tmpfs can be mounted here");
+        return;
+    }
+    let input = corpus(folder.path());
+    let out = disk.join("out");
+    let output = command(&input, &out, &[]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let done = std::fs::read_dir(out.join("units")).map_or(0, |units| units.count());
+    let more_room = Command::new("mount").args(["-o", "remount,size=200m"]).arg(&disk).status();
+    let again = command(&input, &out, &[]).output().unwrap();
+    let reference = folder.path().join("reference");
+    assert!(command(&input, &reference, &[]).status().unwrap().success());
+    let (found, expected) = (contents(&out), contents(&reference));
+    Command::new("umount").arg(&disk).status().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("the disk is full (") && stderr.lines().count() == 1, "{stderr}");
+    assert!(done > 0, "nothing was kept");
+    assert!(more_room.unwrap().success() && again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    assert!(found == expected);
+}

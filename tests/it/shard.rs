@@ -1,0 +1,152 @@
+//! The format to the byte, and other trainers' files.
+
+use tallow::shard::{
+    Foreign, ForeignFile, IdType, Io, Manifest, Shard, ShardWriter, TokenizerInfo, export, import, verify,
+};
+
+/// Every byte of a small shard, by hand from docs/format.md.
+#[test]
+fn the_bytes_are_those_of_the_document() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = ShardWriter::create(folder.path().join("x"), IdType::U16).unwrap();
+    writer.push(&[1, 2, 3]).unwrap();
+    writer.end_document().unwrap();
+    writer.push(&[9, 9, 9]).unwrap();
+    writer.undo_document().unwrap();
+    writer.end_document().unwrap(); // nothing: leaves no trace
+    writer.push(&[0x1234]).unwrap();
+    let info = writer.finish().unwrap();
+    assert_eq!((info.tokens, info.documents, info.largest_id), (4, 2, Some(0x1234)));
+    let bin = std::fs::read(folder.path().join("x.bin")).unwrap();
+    assert_eq!(bin, [1, 0, 2, 0, 3, 0, 0x34, 0x12]);
+    let idx = std::fs::read(folder.path().join("x.idx")).unwrap();
+    let mut expected = b"MMIDIDX\0\0".to_vec();
+    expected.extend(1u64.to_le_bytes()); // version
+    expected.push(8); // u16
+    expected.extend(2u64.to_le_bytes()); // sequences
+    expected.extend(3u64.to_le_bytes()); // documents + 1
+    [3i32, 1].iter().for_each(|length| expected.extend(length.to_le_bytes()));
+    [0i64, 6].iter().for_each(|pointer| expected.extend(pointer.to_le_bytes()));
+    [0i64, 1, 2].iter().for_each(|end| expected.extend(end.to_le_bytes()));
+    assert_eq!(idx, expected);
+    // zlib's crc32 of both, from Python: binascii.crc32(bytes).
+    assert_eq!((info.crc32, info.index_crc32), (0xBE66_53AD, 0x466D_201F));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "no temporary file is left");
+    let shard = Shard::open(folder.path().join("x"), &info, IdType::U16, Io::Map).unwrap();
+    let mut ids = [0; 4];
+    shard.read(0, &mut ids).unwrap();
+    assert_eq!(ids, [1, 2, 3, 0x1234]);
+    // A writer that is dropped leaves nothing.
+    let mut writer = ShardWriter::create(folder.path().join("y"), IdType::U32).unwrap();
+    writer.push(&[1]).unwrap();
+    drop(writer);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+}
+
+fn about(format: Foreign, dtype: IdType, separator: Option<u32>) -> ForeignFile {
+    let tokenizer = Some(TokenizerInfo { name: "x".into(), fingerprint: "0".into() });
+    ForeignFile { format, dtype, separator, table_rows: 50_257, tokenizer }
+}
+
+#[test]
+fn foreign_files_come_back_as_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let raw = |ids: &[u16]| ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<u8>>();
+    let after = [5, 6, 50_256, 7, 50_256, 50_256, 8];
+    let before = [50_256, 5, 6, 50_256, 7, 50_256, 50_256, 8];
+    let mut header = vec![0u8; 1024];
+    header[..12].copy_from_slice(&[20_240_520i32, 1, 8].iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>());
+    let llmc = [header, raw(&before)].concat();
+    for (name, format, bytes, documents) in [
+        ("nanogpt.bin", Foreign::NanoGpt, raw(&after), vec![3, 2, 1, 1]),
+        ("llama2c.bin", Foreign::Llama2C, raw(&before), vec![3, 2, 1, 2]),
+        ("llmc.bin", Foreign::LlmC, llmc, vec![3, 2, 1, 2]),
+        ("olmo.npy", Foreign::Olmo, raw(&after), vec![3, 2, 1, 1]),
+    ] {
+        std::fs::write(path(name), &bytes).unwrap();
+        let out = path(&format!("{name}.folder"));
+        let manifest = import(&[path(name)], &about(format, IdType::U16, Some(50_256)), &out, "train").unwrap();
+        let train = &manifest.splits["train"];
+        assert_eq!((train.documents, manifest.largest_id), (documents.len() as u64, Some(50_256)), "{name}");
+        for (number, length) in documents.iter().enumerate() {
+            let ids = tallow::shard::document(&out, "train", 0, number as u64, 99).unwrap();
+            assert_eq!(ids.len(), *length, "{name}");
+        }
+        if format != Foreign::NanoGpt && format != Foreign::Olmo {
+            assert_eq!(verify(&out, |_| ()).unwrap(), [""; 0], "{name}");
+        }
+        let back = path(&format!("back-{name}"));
+        assert_eq!(export(&out, "train", format, IdType::U16, &back).unwrap(), std::slice::from_ref(&back));
+        assert!(std::fs::read(&back).unwrap() == bytes, "{name}");
+        // A second split joins the folder; the same one does not.
+        import(&[path(name)], &about(format, IdType::U16, Some(50_256)), &out, "val").unwrap();
+        assert_eq!(Manifest::read(&out).unwrap().splits.len(), 2);
+        let again = import(&[path(name)], &about(format, IdType::U16, Some(50_256)), &out, "val").unwrap_err();
+        assert!(again.to_string().contains("has a split val already"), "{again}");
+        let other = import(&[path(name)], &about(format, IdType::U16, None), &out, "test").unwrap_err();
+        assert!(other.to_string().contains("another tokenizer or separator"), "{other}");
+    }
+    // datatrove through its own index, also with empty documents in it.
+    std::fs::write(path("x.ds"), raw(&after)).unwrap();
+    let ends = |ends: &[u64]| ends.iter().flat_map(|end| end.to_le_bytes()).collect::<Vec<u8>>();
+    std::fs::write(path("x.ds.index"), ends(&[3, 3, 5, 7])).unwrap();
+    let out = path("ds.folder");
+    let datatrove = about(Foreign::Datatrove, IdType::U16, None);
+    assert_eq!(import(&[path("x.ds")], &datatrove, &out, "train").unwrap().splits["train"].documents, 3);
+    let files = export(&out, "train", Foreign::Datatrove, IdType::U16, &path("y.ds")).unwrap();
+    assert_eq!(files, [path("y.ds"), path("y.ds.index"), path("y.ds.metadata")]);
+    assert_eq!(std::fs::read(path("y.ds.index")).unwrap(), ends(&[3, 5, 7]));
+    assert_eq!(std::fs::read_to_string(path("y.ds.metadata")).unwrap(), "x|2\n7\n7 T");
+    // What cannot be exported.
+    let no = export(&out, "val", Foreign::NanoGpt, IdType::U32, &path("z")).unwrap_err();
+    assert!(no.to_string().contains("no split \"val\"; there are train"), "{no}");
+    assert!(export(&out, "train", Foreign::Llama2C, IdType::U32, &path("z")).is_err());
+}
+
+#[test]
+fn foreign_files_that_lie_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let refused = |bytes: &[u8], index: Option<&[u64]>, format, dtype, expected: &str| {
+        std::fs::write(path("x.ds"), bytes).unwrap();
+        if let Some(ends) = index {
+            std::fs::write(path("x.ds.index"), ends.iter().flat_map(|end| end.to_le_bytes()).collect::<Vec<u8>>())
+                .unwrap();
+        }
+        let error = import(&[path("x.ds")], &about(format, dtype, Some(0)), &path("out"), "train").unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+        assert!(!path("out/manifest.json").exists());
+        assert_eq!(std::fs::read_dir(path("out/train")).unwrap().count(), 0, "nothing half-written is left");
+    };
+    let header = |magic: i32, version: i32, count: i32| {
+        let mut header = vec![0u8; 1024];
+        header[..12]
+            .copy_from_slice(&[magic, version, count].iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<u8>>());
+        header
+    };
+    refused(b"abc", None, Foreign::NanoGpt, IdType::U16, "3 bytes are no whole number of 2-byte ids");
+    refused(b"", None, Foreign::NanoGpt, IdType::U16, "0 bytes");
+    refused(
+        b"\xff\xff",
+        None,
+        Foreign::NanoGpt,
+        IdType::U16,
+        "id 65535 at position 0 is outside a table of 50257 rows",
+    );
+    refused(b"\x93NUMPY\x01\x00", None, Foreign::Olmo, IdType::U16, "a real .npy with a header");
+    refused(b"short", None, Foreign::LlmC, IdType::U16, "too short for llm.c's header");
+    refused(&header(1, 1, 0), None, Foreign::LlmC, IdType::U16, "magic 1, version 1");
+    refused(
+        &header(20_240_520, 1, 5),
+        None,
+        Foreign::LlmC,
+        IdType::U16,
+        "the header promises 5 ids, but 0 bytes follow",
+    );
+    refused(&header(20_240_520, 1, -1), None, Foreign::LlmC, IdType::U16, "the header promises -1 ids");
+    refused(&header(20_240_801, 7, i32::MAX), None, Foreign::LlmC, IdType::U16, "the file is torn");
+    refused(&[1, 0, 2, 0], Some(&[1]), Foreign::Datatrove, IdType::U16, "it ends at id 1 of 2: the file is torn");
+    refused(&[1, 0, 2, 0], Some(&[1, 3]), Foreign::Datatrove, IdType::U16, "a document runs from 1 to 3, of 2 ids");
+    refused(&[1, 0, 2, 0], Some(&[2, 1]), Foreign::NanoGpt, IdType::U32, "outside a table");
+}
