@@ -63,7 +63,13 @@ impl Inspect {
             let documents = split.shards[shard].documents;
             let at = (i as u64 % within) * documents / within;
             let ids = document(&self.folder, &self.split, shard, at, SAMPLE_TOKENS)?;
-            let text = String::from_utf8_lossy(&tokenizer.decode_bytes(&ids)?).into_owned();
+            let mut bytes = tokenizer.decode_bytes(&ids)?;
+            if let Err(error) = std::str::from_utf8(&bytes)
+                && error.error_len().is_none()
+            {
+                bytes.truncate(error.valid_up_to()); // half a character at the cut
+            }
+            let text = String::from_utf8_lossy(&bytes).into_owned();
             if !samples.iter().any(|(other, _, _)| *other == (shard, at)) {
                 samples.push(((shard, at), ids.len(), text));
             }

@@ -45,11 +45,9 @@ pub(super) fn documents(
     }
     match rules.cuts.filter(|_| file.packing == Packing::None && file.path != "-") {
         Some(cuts) if !begins_file || piece.end < file.bytes => {
-            let start = cut(file, piece.start, cuts)?;
-            let end = cut(file, piece.end, cuts)?;
-            if start == end {
-                return Ok(());
-            }
+            // A part belongs to the piece in which it begins, so that long stretches without a cut are searched once.
+            let Some(start) = cut(file, piece.start, piece.end, cuts)? else { return Ok(()) };
+            let end = cut(file, piece.end, file.bytes, cuts)?.unwrap_or(file.bytes);
             let mut head = Vec::new();
             File::open(&file.path)?.take(HEAD_BYTES as u64).read_to_end(&mut head)?;
             let part = Part { begins: begins_file, ends: end == file.bytes, head };
@@ -60,10 +58,10 @@ pub(super) fn documents(
     }
 }
 
-/// The first place from `from` on where the text may be cut; the end of the file if there is none.
-fn cut(file: &CorpusFile, from: u64, cuts: &Cut) -> io::Result<u64> {
-    if from == 0 || from >= file.bytes {
-        return Ok(from.min(file.bytes));
+/// The first place in `from..until` where the text may be cut; it always may where it begins.
+fn cut(file: &CorpusFile, from: u64, until: u64, cuts: &Cut) -> io::Result<Option<u64>> {
+    if from == 0 {
+        return Ok(Some(0));
     }
     let before = from.min(2);
     let mut source = File::open(&file.path)?;
@@ -72,14 +70,14 @@ fn cut(file: &CorpusFile, from: u64, cuts: &Cut) -> io::Result<u64> {
     // The three bytes around the place: two before it (a line feed where the file begins), one after it.
     let mut around = [b'\n'; 3];
     reader.read_exact(&mut around[2 - before as usize..2])?;
-    for (at, byte) in (from..).zip(reader.bytes()) {
+    for (at, byte) in (from..until).zip(reader.bytes()) {
         around[2] = byte?;
         if cuts(around) {
-            return Ok(at);
+            return Ok(Some(at));
         }
         around = [around[1], around[2], 0];
     }
-    Ok(file.bytes)
+    Ok(None)
 }
 
 /// Reads up to the next line that is the separator.

@@ -106,13 +106,7 @@ impl Builder {
             true => Some(self.documents(rows, shards)?),
             false => None,
         };
-        Ok(Batch {
-            inputs: both.get(0)?,
-            targets: both.get(1)?,
-            documents,
-            id_bound: id_bound.unwrap_or(0),
-            epoch,
-        })
+        Ok(Batch { inputs: both.get(0)?, targets: both.get(1)?, documents, id_bound: id_bound.unwrap_or(0), epoch })
     }
 
     fn documents(&self, rows: &[Row], shards: &[&[Shard]]) -> Result<Documents> {

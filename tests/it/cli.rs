@@ -10,7 +10,7 @@ use crate::{golden, golden_json};
 
 const LESSON: &str = "小沈阳江西演唱会邀请了,";
 
-fn tallow(args: &[&str], stdin: &[u8]) -> Output {
+pub fn tallow(args: &[&str], stdin: &[u8]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tallow"));
     let mut child = command
         .args(args)
@@ -30,14 +30,14 @@ fn tallow(args: &[&str], stdin: &[u8]) -> Output {
 }
 
 /// Standard output of a run that must succeed.
-fn stdout(args: &[&str], stdin: &[u8]) -> String {
+pub fn stdout(args: &[&str], stdin: &[u8]) -> String {
     let output = tallow(args, stdin);
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// The one line on standard error of a run that must be refused.
-fn refusal(args: &[&str], stdin: &[u8]) -> String {
+pub fn refusal(args: &[&str], stdin: &[u8]) -> String {
     let output = tallow(args, stdin);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");

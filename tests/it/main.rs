@@ -3,6 +3,8 @@
 mod batch;
 #[cfg(feature = "cli")]
 mod cli;
+#[cfg(feature = "cli")]
+mod cli_shards;
 mod embedding;
 mod init;
 mod interop;

@@ -323,7 +323,7 @@ fn bad_input_is_named_skipped_or_replaced() {
         (
             "long.jsonl",
             jsonl(format!("{{\"text\":\"{}", "a".repeat(long)).as_bytes()),
-            "long.jsonl: line 2: broken JSON",
+            "long.jsonl: line 2: JSON syntax error",
         ),
         (
             "longtype.jsonl",

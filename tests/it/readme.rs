@@ -22,6 +22,12 @@ fn the_readmes_print_what_they_say() {
     for name in ["README.md", "README.zh-CN.md"] {
         let readme = std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
         let commands = commands(&readme);
+        // A folder that looks like the repository, so that what commands write stays out of it.
+        let folder = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(env!("CARGO_MANIFEST_DIR")).unwrap() {
+            let path = entry.unwrap().path();
+            std::os::unix::fs::symlink(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+        }
         assert!(commands.len() >= 6, "{name}: {commands:?}");
         for (command, expected) in commands {
             if command == "cargo test" {
@@ -29,8 +35,9 @@ fn the_readmes_print_what_they_say() {
             }
             // `cargo run --release -- …` and `tallow …` both mean the binary under test.
             let script = format!("tallow() {{ \"$BIN\" \"$@\"; }}; cargo() {{ shift 3; tallow \"$@\"; }}; {command}");
-            let output =
-                Command::new("sh").args(["-c", &script]).env("BIN", env!("CARGO_BIN_EXE_tallow")).output().unwrap();
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &script]).env("BIN", env!("CARGO_BIN_EXE_tallow")).current_dir(folder.path());
+            let output = shell.output().unwrap();
             let printed = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
             assert_eq!(printed.trim_end(), expected.trim_end(), "{name}: {command}");
         }
