@@ -96,7 +96,8 @@ impl Default for DataLoaderConfig {
     }
 }
 
-/// Gives batches: an iterator over `Result<Batch>`.
+/// Gives batches: an iterator over `Result<Batch>`. Nothing follows an error; [`state`](Self::state) is then where the
+/// failed batch begins, and [`load_state`](Self::load_state) with it tries again.
 ///
 /// # Shapes
 /// inputs and targets (B, T) u32; targets are inputs shifted by one.
@@ -135,6 +136,7 @@ pub struct DataLoader {
     ahead: VecDeque<Vec<Row>>,
     builder: Builder,
     prefetcher: Option<Prefetcher>,
+    failed: bool,
 }
 
 /// One split with its order, and its share of a mixture.
@@ -219,6 +221,7 @@ impl DataLoader {
             ahead: VecDeque::new(),
             builder,
             prefetcher,
+            failed: false,
         })
     }
 
@@ -268,6 +271,7 @@ impl DataLoader {
         state.compare_with(&self.state())?;
         self.consumed = state.samples;
         self.ahead.clear();
+        self.failed = false;
         Ok(())
     }
 
@@ -324,6 +328,9 @@ impl Iterator for DataLoader {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
         // Keep the prefetcher `prefetch` batches ahead.
         while self.ahead.len() <= self.cfg.prefetch {
             let from = self.consumed + self.ahead.len() as u64 * self.global_batch();
@@ -349,7 +356,7 @@ impl Iterator for DataLoader {
                 Some(Ok(batch))
             }
             Err(error) => {
-                self.ahead.push_front(rows);
+                self.failed = true;
                 Some(Err(error))
             }
         }

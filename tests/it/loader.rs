@@ -65,8 +65,10 @@ fn all(loader: DataLoader) -> Vec<(Vec<u32>, Vec<u32>)> {
     loader.flat_map(|batch| rows(&batch.unwrap())).collect()
 }
 
+type Bits = (Vec<Vec<u32>>, Vec<Vec<u32>>, Option<(Vec<Vec<u32>>, Vec<u32>)>);
+
 /// What a resumed run must repeat to the bit.
-fn bits(batch: &Batch) -> (Vec<Vec<u32>>, Vec<Vec<u32>>, Option<(Vec<Vec<u32>>, Vec<u32>)>) {
+fn bits(batch: &Batch) -> Bits {
     let documents = batch.documents.as_ref();
     let documents = documents.map(|d| (d.positions.to_vec2().unwrap(), d.cumulative_lengths.to_vec1().unwrap()));
     (batch.inputs.to_vec2().unwrap(), batch.targets.to_vec2().unwrap(), documents)
@@ -484,7 +486,7 @@ fn torn_swapped_and_foreign_files_are_named() {
         for order in ORDERS {
             let cfg = DataLoaderConfig { documents: true, ..config(order, 2, 8) };
             if let Ok(loader) = DataLoader::new(&split, cfg) {
-                loader.for_each(|batch| drop(batch));
+                loader.for_each(drop);
             }
         }
         assert_eq!(tallow::shard::verify(out.path(), |_| ()).unwrap().len(), 1);
@@ -497,6 +499,11 @@ fn torn_swapped_and_foreign_files_are_named() {
     std::fs::write(path("train/000000.bin"), &bin[..16]).unwrap();
     let error = loader.next().unwrap().unwrap_err().to_string();
     assert!(error.contains("000000.bin: it became shorter"), "{error}");
+    assert!(loader.next().is_none(), "nothing follows an error");
+    assert_eq!(loader.state().samples, 1, "the batch that failed was not given out");
+    std::fs::write(path("train/000000.bin"), &bin).unwrap();
+    loader.load_state(&loader.state()).unwrap();
+    assert!(loader.next().unwrap().is_ok(), "and it can be tried again");
 }
 
 #[test]
