@@ -2,31 +2,21 @@
 
 use std::borrow::Cow;
 use std::io::{self, BufRead, Read};
-use std::sync::atomic::AtomicU64;
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use struson::reader::{JsonReader, JsonStreamReader, ReaderError, ValueType};
 
 use super::open::open;
-use super::units::Piece;
-use super::{At, Bad, CorpusFile, Each, Place, Rules, Stop, WHOLE_BYTES, deliver};
+use super::{At, Bad, Each, Place, Rules, Source, Stop, WHOLE_BYTES, deliver};
 
 /// Longer lines are parsed as a stream.
 const LINE_BYTES: u64 = 4 * WHOLE_BYTES;
 
-pub(super) fn documents(
-    file: &CorpusFile,
-    piece: &Piece,
-    rules: &Rules,
-    read: &AtomicU64,
-    each: &mut Each,
-) -> Result<(), Stop> {
+pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
+    let Source { file, piece, rules, read } = source;
     let mut at = piece.start;
     let mut number = 0;
-    if file.bytes == 0 && file.path != "-" {
-        return Err(Stop::File("the file is empty".to_string()));
-    }
     let mut reader = open(file, at.saturating_sub(1), read)?;
     if at > 0 {
         at = at - 1 + reader.skip_until(b'\n')? as u64; // a line belongs to the piece in which it begins
@@ -40,7 +30,7 @@ pub(super) fn documents(
         }
         number += 1;
         // Lines can be counted only from the beginning of a file.
-        let place = Place { file: &file.path, at: if piece.start == 0 { At::Line(number) } else { At::Byte(at) } };
+        let place = source.place(if piece.start == 0 { At::Line(number) } else { At::Byte(at) });
         at += taken;
         if taken == LINE_BYTES && !line.ends_with(b"\n") {
             let mut rest = Rest { reader: &mut reader, read: 0, done: false };

@@ -126,27 +126,38 @@ pub(crate) struct Bad<'a> {
 /// What is done with each document. An error ends the reading.
 pub(crate) type Each<'e> = dyn FnMut(std::result::Result<Document<'_>, Bad<'_>>) -> Result<()> + 'e;
 
+/// A piece of a file, to be read by some rules.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub(crate) file: &'a CorpusFile,
+    pub(crate) piece: &'a Piece,
+    pub(crate) rules: &'a Rules<'a>,
+    /// Counts the bytes of the file that were read.
+    pub(crate) read: &'a AtomicU64,
+}
+
+impl<'a> Source<'a> {
+    fn place(&self, at: At) -> Place<'a> {
+        Place { file: &self.file.path, at }
+    }
+}
+
 /// Reads one piece of a file. Everything that is wrong with the file goes to `each`; an error is only what `each`
-/// returned. `read` counts bytes of the file.
-pub(crate) fn documents(
-    file: &CorpusFile,
-    piece: &Piece,
-    rules: &Rules,
-    read: &AtomicU64,
-    each: &mut Each,
-) -> Result<()> {
-    let outcome = match file.format {
-        Format::Text => text::documents(file, piece, rules, read, each),
-        Format::Jsonl => jsonl::documents(file, piece, rules, read, each),
+/// returned.
+pub(crate) fn documents(source: Source, each: &mut Each) -> Result<()> {
+    let outcome = match source.file.format {
+        _ if source.file.bytes == 0 && source.file.path != "-" => Err(Stop::File("the file is empty".to_string())),
+        Format::Text => text::documents(source, each),
+        Format::Jsonl => jsonl::documents(source, each),
         #[cfg(feature = "parquet")]
-        Format::Parquet => parquet::documents(file, piece, rules, read, each),
+        Format::Parquet => parquet::documents(source, each),
         #[cfg(not(feature = "parquet"))]
         Format::Parquet => Err(Stop::File("Parquet needs a build with `--features parquet`".to_string())),
     };
     match outcome {
         Ok(()) => Ok(()),
         Err(Stop::Each(error)) => Err(error),
-        Err(Stop::File(reason)) => each(Err(Bad { place: Place { file: &file.path, at: At::File }, reason })),
+        Err(Stop::File(reason)) => each(Err(Bad { place: source.place(At::File), reason })),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use parquet::basic::Type;
 use parquet::column::reader::ColumnReader;
@@ -10,8 +10,8 @@ use parquet::data_type::ByteArray;
 use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
-use super::units::Piece;
-use super::{At, Bad, CorpusFile, Each, Place, Rules, Stop, WHOLE_BYTES, deliver};
+use super::open::open;
+use super::{At, Bad, CorpusFile, Each, Packing, Source, Stop, WHOLE_BYTES, deliver};
 
 impl From<ParquetError> for Stop {
     fn from(error: ParquetError) -> Self {
@@ -26,14 +26,18 @@ pub(super) fn row_groups(file: &CorpusFile) -> Vec<u64> {
     reader.metadata().row_groups().iter().map(|group| group.compressed_size().max(0) as u64).collect()
 }
 
-pub(super) fn documents(
-    file: &CorpusFile,
-    piece: &Piece,
-    rules: &Rules,
-    read: &AtomicU64,
-    each: &mut Each,
-) -> Result<(), Stop> {
-    let reader = guard(|| SerializedFileReader::new(File::open(&file.path)?))?;
+pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
+    let Source { file, piece, rules, read } = source;
+    let opened = match file.packing {
+        Packing::None => File::open(&file.path)?,
+        // Parquet is read from its end: one that was compressed again is unpacked first, into a file without a name.
+        _ => {
+            let mut unpacked = tempfile::tempfile()?;
+            std::io::copy(&mut open(file, 0, read)?, &mut unpacked)?;
+            unpacked
+        }
+    };
+    let reader = guard(|| SerializedFileReader::new(opened))?;
     let metadata = reader.metadata();
     let schema = metadata.file_metadata().schema_descr();
     let Some(column) = schema.columns().iter().position(|column| column.path().string() == rules.field) else {
@@ -74,7 +78,7 @@ pub(super) fn documents(
             }
             let mut next = texts.iter();
             for i in 0..records {
-                let place = Place { file: &file.path, at: At::Row(row) };
+                let place = source.place(At::Row(row));
                 row += 1;
                 let there = levels.get(i).is_none_or(|level| *level == about.max_def_level());
                 match there.then(|| next.next()).flatten() {
@@ -86,7 +90,9 @@ pub(super) fn documents(
                 }
             }
         }
-        read.fetch_add(about_group.compressed_size().max(0) as u64, Ordering::Relaxed);
+        if file.packing == Packing::None {
+            read.fetch_add(about_group.compressed_size().max(0) as u64, Ordering::Relaxed);
+        }
     }
     Ok(())
 }

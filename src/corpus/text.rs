@@ -2,24 +2,13 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
-use std::sync::atomic::AtomicU64;
 
 use super::open::open;
-use super::units::Piece;
-use super::{At, Bad, CorpusFile, Cut, Each, HEAD_BYTES, Packing, Part, Place, Rules, Stop, deliver};
+use super::{At, CorpusFile, Cut, Each, HEAD_BYTES, Packing, Part, Source, Stop, deliver};
 
-pub(super) fn documents(
-    file: &CorpusFile,
-    piece: &Piece,
-    rules: &Rules,
-    read: &AtomicU64,
-    each: &mut Each,
-) -> Result<(), Stop> {
-    let place = |at| Place { file: &file.path, at };
+pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
+    let Source { file, piece, rules, read } = source;
     let begins_file = piece.start == 0;
-    if file.bytes == 0 && file.path != "-" {
-        return Ok(each(Err(Bad { place: place(At::File), reason: "the file is empty".to_string() }))?);
-    }
     if let Some(separator) = rules.split_at {
         let mut reader = open(file, piece.start.saturating_sub(1), read)?;
         let mut at = piece.start;
@@ -35,7 +24,7 @@ pub(super) fn documents(
         }
         loop {
             let mut document = Separated::new(&mut reader, separator, at);
-            deliver(&mut document, place(At::Byte(at)), None, rules, each)?;
+            deliver(&mut document, source.place(At::Byte(at)), None, rules, each)?;
             io::copy(&mut document, &mut io::sink())?; // what nobody wanted
             match document.ended {
                 Some((start, end)) if start < piece.end => at = end,
@@ -52,9 +41,9 @@ pub(super) fn documents(
             File::open(&file.path)?.take(HEAD_BYTES as u64).read_to_end(&mut head)?;
             let part = Part { begins: begins_file, ends: end == file.bytes, head };
             let mut reader = open(file, start, read)?.take(end - start);
-            deliver(&mut reader, place(At::Byte(start)), Some(&part), rules, each)
+            deliver(&mut reader, source.place(At::Byte(start)), Some(&part), rules, each)
         }
-        _ => deliver(&mut open(file, 0, read)?, place(At::File), None, rules, each),
+        _ => deliver(&mut open(file, 0, read)?, source.place(At::File), None, rules, each),
     }
 }
 

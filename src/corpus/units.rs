@@ -39,6 +39,7 @@ pub(crate) fn units(files: &[CorpusFile], rules: &Rules, unit_bytes: u64) -> Res
 fn pieces(file: usize, about: &CorpusFile, rules: &Rules, unit_bytes: u64) -> Result<Vec<(Piece, u64)>> {
     let whole = || vec![(Piece { file, start: 0, end: u64::MAX }, about.bytes)];
     let can_be_cut = match about.format {
+        Format::Parquet if cfg!(not(feature = "parquet")) => return parquet_pieces(file, about),
         _ if about.packing != Packing::None || about.path == "-" => false,
         Format::Jsonl => true,
         Format::Text => rules.split_at.is_some() || rules.cuts.is_some(),

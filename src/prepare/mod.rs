@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::corpus::{Bad, Document, documents};
+use crate::corpus::{Bad, Document, Source, documents};
 use crate::shard::{FORMAT, MANIFEST, Manifest, ShardInfo, Skipped, SplitInfo, VERSION, remove_temporaries};
 use crate::{Error, Result, Tokenizer};
 use plan::Plan;
@@ -315,7 +315,7 @@ pub fn estimate(tokenizer: &Tokenizer, cfg: &PrepareConfig) -> Result<Estimate> 
             }
             if found.0 >= SAMPLE_BYTES { Err(Error::Config(String::new())) } else { Ok(()) }
         };
-        match documents(file, piece, &rules, &read, &mut each) {
+        match documents(Source { file, piece, rules: &rules, read: &read }, &mut each) {
             Err(Error::Config(end)) if end.is_empty() => (),
             result => result?,
         }

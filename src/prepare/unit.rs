@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::plan::Plan;
 use super::{Event, OnError, UnitReport};
-use crate::corpus::{Body, Document, documents, reason};
+use crate::corpus::{Body, Document, Source, documents, reason};
 use crate::shard::{ShardWriter, Skipped, write_whole};
 use crate::{Error, Result, Tokenizer};
 
@@ -52,7 +52,8 @@ pub(super) fn encode(
     let cuts = tokenizer.cuts();
     let rules = plan.rules(cuts.as_ref().map(|cuts| cuts as _));
     for piece in &plan.units[unit] {
-        documents(&plan.files[piece.file], piece, &rules, &read, &mut |document| {
+        let source = Source { file: &plan.files[piece.file], piece, rules: &rules, read: &read };
+        documents(source, &mut |document| {
             match document {
                 Ok(document) => encoder.document(document)?,
                 Err(bad) => encoder.skip(bad.place.to_string(), bad.reason)?,

@@ -112,7 +112,11 @@ fn ids_are_tiktokens_however_the_corpus_is_stored() {
     let mut inputs = vec!["a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d"];
     if cfg!(feature = "parquet") {
         std::fs::copy(golden("corpus.parquet"), path("e.parquet")).unwrap();
-        inputs.push("e.parquet");
+        // Compressed a second time.
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(&std::fs::read(golden("corpus.parquet")).unwrap()).unwrap();
+        std::fs::write(path("f.parquet.gz"), encoder.finish().unwrap()).unwrap();
+        inputs.extend(["e.parquet", "f.parquet.gz"]);
     }
     for name in inputs {
         for unit_bytes in [None, Some(1000)] {
