@@ -175,13 +175,20 @@ impl DataLoader {
         if cfg.batch_size == 0 || cfg.context_length == 0 {
             return bad(format!("a batch of {} x {} ids", cfg.batch_size, cfg.context_length));
         }
+        let ids = cfg.batch_size.checked_mul(cfg.context_length);
+        if ids.is_none_or(|ids| ids > u32::MAX as usize) || cfg.batch_size.checked_mul(cfg.world_size).is_none() {
+            return bad(format!("a batch of {} x {} ids is too large", cfg.batch_size, cfg.context_length));
+        }
         if cfg.rank >= cfg.world_size {
             return bad(format!("rank {} of {}: ranks count from 0", cfg.rank, cfg.world_size));
         }
         let total: f64 = splits.iter().map(|(_, weight)| *weight).sum();
-        if splits.is_empty() || splits.iter().any(|(_, weight)| weight.is_nan() || *weight <= 0.0) || !total.is_finite()
+        if splits.is_empty()
+            || splits.len() > 1000
+            || splits.iter().any(|(_, weight)| weight.is_nan() || *weight <= 0.0)
+            || !total.is_finite()
         {
-            return bad("a mixture needs splits with positive weights".to_string());
+            return bad("a mixture needs 1 to 1000 splits with positive weights".to_string());
         }
         let mut fingerprint = crate::fingerprint::Fingerprint::new("mixture");
         let (mut sources, mut before, mut sum) = (Vec::new(), 0, 0.0);
@@ -269,6 +276,9 @@ impl DataLoader {
     /// [`Error::LoaderState`] that names everything that differs: data, order, context length, seed, version.
     pub fn load_state(&mut self, state: &LoaderState) -> Result<()> {
         state.compare_with(&self.state())?;
+        if state.samples > 1 << 62 {
+            return Err(Error::LoaderState { reason: format!("{} samples are more than any run has", state.samples) });
+        }
         self.consumed = state.samples;
         self.ahead.clear();
         self.failed = false;

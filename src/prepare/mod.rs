@@ -201,6 +201,8 @@ pub fn prepare(tokenizer: &Tokenizer, cfg: &PrepareConfig, watch: &(dyn Fn(Event
     };
     std::thread::scope(|scope| (0..threads.min(to_do.len())).for_each(|_| _ = scope.spawn(work)));
     match first_error.into_inner().unwrap_or_else(|e| e.into_inner()) {
+        // Another process did the same work, was first, and cleaned up.
+        Some(Error::Io { .. }) if cfg.out.join(MANIFEST).exists() => Manifest::read(&cfg.out).map(Some),
         Some(Error::Io { path, cause }) if cause.kind() == std::io::ErrorKind::StorageFull => {
             let done = (0..plan.units.len()).filter(|unit| unit::done(&cfg.out, *unit).is_some()).count();
             let reason = format!(
@@ -267,7 +269,11 @@ fn manifest(plan: &Plan, out: &Path) -> Result<Manifest> {
         skipped,
         splits: [("train".to_string(), train), ("val".to_string(), val)].into(),
     };
-    manifest.write(out)?;
+    // Ranks that end together write the same bytes; one may clean up what the other is writing.
+    manifest.write(out).or_else(|error| match Manifest::read(out) {
+        Ok(there) if there == manifest => Ok(()),
+        _ => Err(error),
+    })?;
     for folder in ["", "units", "train", "val"] {
         remove_temporaries(&out.join(folder))?;
     }

@@ -189,7 +189,10 @@ pub(crate) fn remove_temporaries(folder: &Path) -> Result<()> {
     for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
         let entry = entry.map_err(|e| Error::io(folder, e))?;
         if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
-            std::fs::remove_file(entry.path()).map_err(|e| Error::io(entry.path(), e))?;
+            match std::fs::remove_file(entry.path()) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(entry.path(), e)),
+                _ => (),
+            }
         }
     }
     Ok(())

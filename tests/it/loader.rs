@@ -208,6 +208,7 @@ fn resuming_anywhere_changes_nothing() {
     refused(LoaderState { seed: 1, ..state.clone() }, "the seed is 1 in the state and 1337 here");
     refused(LoaderState { context_length: 9, ..state.clone() }, "the context length");
     refused(LoaderState { order: Order::Random, ..state.clone() }, "the order is Random");
+    refused(LoaderState { samples: u64::MAX, ..state.clone() }, "more than any run has");
     refused(LoaderState { version: 2, ..state.clone() }, "the version");
     // One id of the data changed: another dataset.
     folder(out.path(), &numbered(&[&[50, 3, 1, 70, 20], &[9], &[200, 31, 5, 5, 5, 64, 3]]));
@@ -526,6 +527,8 @@ fn the_lesson_in_memory() {
         (config(Order::Permuted, 1, 900), "has no sample of 900 + 1 ids"),
         (config(Order::Permuted, 0, 8), "a batch of 0 x 8"),
         (config(Order::Permuted, 8, 0), "a batch of 8 x 0"),
+        (config(Order::Permuted, usize::MAX, 2), "is too large"),
+        (config(Order::Permuted, 1 << 20, 1 << 20), "is too large"),
         (DataLoaderConfig { rank: 3, world_size: 3, ..config(Order::Permuted, 1, 8) }, "rank 3 of 3"),
     ] {
         let error = DataLoader::new(&train, cfg).err().unwrap().to_string();

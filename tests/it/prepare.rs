@@ -600,3 +600,37 @@ fn a_full_disk_keeps_what_is_done() {
     assert!(more_room.unwrap().success() && again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
     assert!(found == expected);
 }
+
+#[cfg(feature = "parquet")]
+#[test]
+fn a_torn_or_hostile_parquet_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("x.parquet");
+    let whole = std::fs::read(golden("corpus.parquet")).unwrap();
+    let tokenizer = Tokenizer::cl100k();
+    let run = |bytes: &[u8], on_error, field: &str| {
+        std::fs::write(&input, bytes).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let cfg = PrepareConfig { on_error, field: field.to_string(), jobs: 1, ..config(&[&input], out.path()) };
+        prepare(&tokenizer, &cfg, &|_| ()).map(|manifest| manifest.unwrap())
+    };
+    for (bytes, field, expected) in [
+        (&whole[..whole.len() - 9], "text", "x.parquet: Parquet: "),
+        (&whole[..100], "text", "x.parquet: Parquet: "),
+        (&b"PAR1"[..], "text", "x.parquet: Parquet: "),
+        (&whole[..], "body", "no column \"body\", only id, text"),
+        (&whole[..], "id", "is not a column of text"),
+    ] {
+        let error = run(bytes, OnError::Error, field).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    // Any byte of the file may be wrong: what comes is an error, or fewer or other documents, never a panic.
+    let mut rng = Lcg(31);
+    for at in (0..whole.len()).step_by(29).chain(whole.len() - 200..whole.len()) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1 << rng.below(8);
+        if let Err(error) = run(&bytes, OnError::Skip, "text") {
+            panic!("byte {at}: {error}");
+        }
+    }
+}
