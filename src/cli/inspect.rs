@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::json;
 use tallow::shard::{Manifest, Statistics, document};
@@ -36,6 +36,11 @@ const SAMPLE_TOKENS: usize = 24;
 impl Inspect {
     pub fn run(self) -> Result<()> {
         let manifest = Manifest::read(&self.folder)?;
+        if manifest.splits.get(&self.split).is_none_or(|split| split.tokens == 0) {
+            let with: Vec<&str> =
+                manifest.splits.iter().filter(|(_, split)| split.tokens > 0).map(|(name, _)| name.as_str()).collect();
+            bail!("{} has no tokens in a split {:?}, only in: {}", self.folder.display(), self.split, with.join(", "));
+        }
         let tokenizer = self.tokenizer.open()?;
         // Counts need no tokenizer; texts need the right one.
         let known = matching(&manifest, &tokenizer, &self.folder);
@@ -98,6 +103,9 @@ impl Inspect {
             share(statistics.touched() as u64, manifest.table_rows as u64),
             self.split
         )?;
+        if self.top == 0 {
+            return Ok(());
+        }
         let longest: Vec<String> = statistics.longest.iter().map(|l| grouped(l.tokens)).collect();
         writeln!(out, "longest    {} tokens\n", longest.join(", "))?;
         let columns = ["token", "id", "times", "share"]

@@ -135,7 +135,10 @@ impl Prepare {
         progress.finish_and_clear();
         let manifest = outcome.map_err(|error| match error {
             tallow::Error::Document { .. } | tallow::Error::Folder { .. } | tallow::Error::Config(_) => anyhow!(error),
-            error => anyhow!("{error} (finished units are kept: run the same command again)"),
+            error if self.out.join("plan.json").exists() => {
+                anyhow!("{error} (finished units are kept: run the same command again)")
+            }
+            error => anyhow!(error),
         })?;
         if let Some(error) = failed_write.into_inner().unwrap_or_else(|e| e.into_inner()) {
             return Err(error.into());
@@ -253,6 +256,9 @@ impl Prepare {
 /// What a folder holds, in a few lines.
 pub fn describe(out: &mut impl Write, manifest: &Manifest) -> Result<()> {
     for (name, split) in &manifest.splits {
+        if split.tokens == 0 && name == "val" && manifest.val == 0.0 {
+            continue; // nobody asked for one
+        }
         let text = match split.text_bytes {
             0 => String::new(),
             text => format!(", {:.2} bytes of text a token", text as f64 / split.tokens.max(1) as f64),

@@ -12,7 +12,7 @@ pub(crate) struct Found {
     pub(crate) ignored: u64,
 }
 
-/// The files that `inputs` name: files, folders (with everything below, sorted by name, hidden files left out), patterns with
+/// The files that `inputs` name: files, folders (with everything below, sorted by name, hidden files and links to folders left out), patterns with
 /// `*`, `?` and `[…]`, and `-` for standard input. `format` overrides what names say.
 pub(crate) fn find(inputs: &[PathBuf], format: Option<Format>) -> Result<Found> {
     let mut found = Found { files: Vec::new(), ignored: 0 };
@@ -55,6 +55,10 @@ fn add(path: &Path, named: bool, format: Option<Format>, found: &mut Found) -> R
     let io = |e| Error::io(path, e);
     let about = std::fs::metadata(path).map_err(io)?;
     if about.is_dir() {
+        // A link to a folder could lead round in circles; one that was named is meant.
+        if !named && std::fs::symlink_metadata(path).map_err(io)?.is_symlink() {
+            return Ok(());
+        }
         let mut entries: Vec<PathBuf> = Vec::new();
         for entry in std::fs::read_dir(path).map_err(io)? {
             entries.push(entry.map_err(io)?.path());
@@ -62,6 +66,12 @@ fn add(path: &Path, named: bool, format: Option<Format>, found: &mut Found) -> R
         entries.retain(|path| !path.file_name().unwrap_or_default().to_string_lossy().starts_with('.'));
         entries.sort();
         return entries.iter().try_for_each(|path| add(path, false, format, found));
+    }
+    if !about.is_file() {
+        let name = path.display();
+        return Err(Error::Config(format!(
+            "{name} is not a regular file: its size is not known; give it as standard input (-)"
+        )));
     }
     let (known, packing) = kind(path);
     let Some(format) = format.or(known).or(named.then_some(Format::Text)) else {
@@ -82,7 +92,7 @@ fn kind(path: &Path) -> (Option<Format>, Packing) {
     };
     let format = match inner.as_str() {
         "txt" | "text" | "md" => Some(Format::Text),
-        "jsonl" | "ndjson" | "json" => Some(Format::Jsonl),
+        "jsonl" | "ndjson" => Some(Format::Jsonl),
         "parquet" => Some(Format::Parquet),
         _ => None,
     };

@@ -43,6 +43,10 @@ fn from_files_to_batches_by_commands() {
     let most: u64 = report["frequent"][0]["count"].as_u64().unwrap();
     assert!(most >= report["frequent"][1]["count"].as_u64().unwrap() && most > 100);
     assert_eq!(report["samples"].as_array().unwrap().len(), 3);
+    assert!(
+        refusal(&["inspect", out, "--split", "test"], b"")
+            .contains("has no tokens in a split \"test\", only in: train")
+    );
     // Another tokenizer: counts, but no texts.
     let other = golden("byte_level.json");
     let blind = stdout(&["inspect", out, "--tokenizer", text(&other)], b"");

@@ -101,6 +101,9 @@ fn ids_are_tiktokens_however_the_corpus_is_stored() {
     // Text files, one a document; one folder.
     std::fs::create_dir_all(path("d/.hidden")).unwrap();
     std::fs::write(path("d/.hidden/x.txt"), "not me").unwrap();
+    std::fs::write(path("d/manifest.json"), "nor me").unwrap();
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(path("d"), path("d/round")).unwrap();
     for (number, line) in jsonl.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
         let value: serde_json::Value = serde_json::from_slice(line).unwrap();
         let text = value["text"].as_str().unwrap();
