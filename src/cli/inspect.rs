@@ -52,7 +52,7 @@ impl Inspect {
             Err(_) => None,
         };
         let tokens = manifest.splits.get(&self.split).map_or(0, |split| split.tokens);
-        let progress = bar(tokens * manifest.dtype.bytes() as u64);
+        let progress = bar(tokens.saturating_mul(manifest.dtype.bytes() as u64));
         let width = manifest.dtype.bytes() as u64;
         let statistics = Statistics::read(&self.folder, &self.split, self.top, |read| progress.inc(read * width))?;
         progress.finish_and_clear();

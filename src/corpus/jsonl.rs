@@ -19,7 +19,8 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
     let mut number = 0;
     let mut reader = open(file, at.saturating_sub(1), read)?;
     if at > 0 {
-        at = at - 1 + reader.skip_until(b'\n')? as u64; // a line belongs to the piece in which it begins
+        // A line belongs to the piece in which it begins; one that ends beyond this piece is not looked for here.
+        at = at - 1 + (&mut reader).take(piece.end - at + 1).skip_until(b'\n')? as u64;
     }
     let mut line = Vec::new();
     while at < piece.end {

@@ -211,24 +211,23 @@ impl DocumentEnds {
 
     /// The next end. After the last document: as many ids as nobody has.
     fn next(&mut self) -> Result<u64> {
-        if self.last == self.total {
-            return Ok(u64::MAX);
-        }
-        let mut bytes = [0; 8];
         let bad = |reason: String| Error::Shard { path: self.path.clone(), reason };
-        let end = match self.reader.read_exact(&mut bytes) {
-            Ok(()) => u64::from_le_bytes(bytes),
-            Err(_) => return Err(bad(format!("it ends at id {} of {}: the file is torn", self.last, self.total))),
-        };
-        if end < self.last || end > self.total {
-            return Err(bad(format!("a document runs from {} to {end}, of {} ids", self.last, self.total)));
+        let mut bytes = [0; 8];
+        while self.last < self.total {
+            let end = match self.reader.read_exact(&mut bytes) {
+                Ok(()) => u64::from_le_bytes(bytes),
+                Err(_) => return Err(bad(format!("it ends at id {} of {}: the file is torn", self.last, self.total))),
+            };
+            if end < self.last || end > self.total {
+                return Err(bad(format!("a document runs from {} to {end}, of {} ids", self.last, self.total)));
+            }
+            // A document without ids ends where the one before it does.
+            if end > self.last {
+                self.last = end;
+                return Ok(end);
+            }
         }
-        // A document without ids ends where the one before it does.
-        if end == self.last {
-            return self.next();
-        }
-        self.last = end;
-        Ok(end)
+        Ok(u64::MAX)
     }
 }
 

@@ -12,6 +12,8 @@ use crate::{Error, Result};
 pub(crate) const MANIFEST: &str = "manifest.json";
 pub(crate) const FORMAT: &str = "tallow-shards";
 pub(crate) const VERSION: u32 = 1;
+/// A manifest that says more is not believed: it would cost memory.
+const MOST_ROWS: usize = 1 << 28;
 
 /// Everything that is known of a folder of shards.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -145,6 +147,9 @@ impl Manifest {
             )));
         }
         let manifest: Self = serde_json::from_slice(&bytes).map_err(|e| bad(format!("not a manifest: {e}")))?;
+        if manifest.table_rows > MOST_ROWS {
+            return Err(bad(format!("{} table rows: no vocabulary is that large", manifest.table_rows)));
+        }
         // Names from strangers must not lead out of the folder.
         let plain = |name: &str| !name.is_empty() && !name.contains(['/', '\\', ':']) && !name.starts_with('.');
         for (split, info) in &manifest.splits {

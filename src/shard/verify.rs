@@ -29,7 +29,7 @@ pub fn verify(folder: impl AsRef<Path>, mut progress: impl FnMut(u64)) -> Result
                 findings.push(error.to_string());
             }
         }
-        let sum = |of: fn(&ShardInfo) -> u64| split.shards.iter().map(of).sum::<u64>();
+        let sum = |of: fn(&ShardInfo) -> u64| split.shards.iter().map(of).fold(0u64, u64::saturating_add);
         let documents = sum(|s| s.documents - u64::from(s.continues).min(s.documents));
         if (sum(|s| s.tokens), documents) != (split.tokens, split.documents) {
             findings.push(format!(

@@ -90,7 +90,7 @@ fn foreign_files_come_back_as_they_were() {
     // datatrove through its own index, also with empty documents in it.
     std::fs::write(path("x.ds"), raw(&after)).unwrap();
     let ends = |ends: &[u64]| ends.iter().flat_map(|end| end.to_le_bytes()).collect::<Vec<u8>>();
-    std::fs::write(path("x.ds.index"), ends(&[3, 3, 5, 7])).unwrap();
+    std::fs::write(path("x.ds.index"), [ends(&[3]), ends(&[3; 300_000]), ends(&[5, 7, 7])].concat()).unwrap();
     let out = path("ds.folder");
     let datatrove = about(Foreign::Datatrove, IdType::U16, None);
     assert_eq!(import(&[path("x.ds")], &datatrove, &out, "train").unwrap().splits["train"].documents, 3);
