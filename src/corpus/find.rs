@@ -12,9 +12,11 @@ pub(crate) struct Found {
     pub(crate) ignored: u64,
 }
 
-/// The files that `inputs` name: files, folders (with everything below, sorted by name, hidden files and links to folders left out), patterns with
+/// The files that `inputs` name: files, folders (with everything below but `out`, sorted by name, hidden files and links to folders left out), patterns with
 /// `*`, `?` and `[…]`, and `-` for standard input. `format` overrides what names say.
-pub(crate) fn find(inputs: &[PathBuf], format: Option<Format>) -> Result<Found> {
+pub(crate) fn find(inputs: &[PathBuf], format: Option<Format>, out: &Path) -> Result<Found> {
+    let out = std::fs::canonicalize(out).ok(); // no input, where it lies in a folder that is one
+    let out = out.as_deref();
     let mut found = Found { files: Vec::new(), ignored: 0 };
     for input in inputs {
         let name = input.to_string_lossy();
@@ -27,12 +29,13 @@ pub(crate) fn find(inputs: &[PathBuf], format: Option<Format>) -> Result<Found> 
             };
             found.files.push(file);
         } else if input.exists() || !name.contains(['*', '?', '[']) {
-            add(input, true, format, &mut found)?;
+            add(input, true, format, out, &mut found)?;
         } else {
             let bad = |e: &dyn std::fmt::Display| Error::Config(format!("{name} is not a pattern: {e}"));
             let before = found.files.len();
-            for path in glob::glob(&name).map_err(|e| bad(&e))? {
-                add(&path.map_err(|e| bad(&e))?, true, format, &mut found)?;
+            let options = glob::MatchOptions { require_literal_leading_dot: true, ..Default::default() };
+            for path in glob::glob_with(&name, options).map_err(|e| bad(&e))? {
+                add(&path.map_err(|e| bad(&e))?, true, format, out, &mut found)?;
             }
             if found.files.len() == before {
                 return Err(Error::Config(format!("no file matches {name}")));
@@ -51,12 +54,21 @@ pub(crate) fn find(inputs: &[PathBuf], format: Option<Format>) -> Result<Found> 
     Ok(found)
 }
 
-fn add(path: &Path, named: bool, format: Option<Format>, found: &mut Found) -> Result<()> {
+fn add(path: &Path, named: bool, format: Option<Format>, out: Option<&Path>, found: &mut Found) -> Result<()> {
     let io = |e| Error::io(path, e);
-    let about = std::fs::metadata(path).map_err(io)?;
+    let about = match std::fs::metadata(path) {
+        Err(_) if !named => {
+            found.ignored += 1; // a link to nothing
+            return Ok(());
+        }
+        about => about.map_err(io)?,
+    };
     if about.is_dir() {
         // A link to a folder could lead round in circles; one that was named is meant.
         if !named && std::fs::symlink_metadata(path).map_err(io)?.is_symlink() {
+            return Ok(());
+        }
+        if !named && out.is_some() && std::fs::canonicalize(path).ok().as_deref() == out {
             return Ok(());
         }
         let mut entries: Vec<PathBuf> = Vec::new();
@@ -65,7 +77,11 @@ fn add(path: &Path, named: bool, format: Option<Format>, found: &mut Found) -> R
         }
         entries.retain(|path| !path.file_name().unwrap_or_default().to_string_lossy().starts_with('.'));
         entries.sort();
-        return entries.iter().try_for_each(|path| add(path, false, format, found));
+        return entries.iter().try_for_each(|path| add(path, false, format, out, found));
+    }
+    if !about.is_file() && !named {
+        found.ignored += 1;
+        return Ok(());
     }
     if !about.is_file() {
         let name = path.display();
@@ -78,7 +94,10 @@ fn add(path: &Path, named: bool, format: Option<Format>, found: &mut Found) -> R
         found.ignored += 1;
         return Ok(());
     };
-    found.files.push(CorpusFile { path: path.to_string_lossy().into_owned(), bytes: about.len(), format, packing });
+    let Some(path) = path.to_str() else {
+        return Err(Error::Config(format!("the name of {} is not UTF-8: rename it", path.display())));
+    };
+    found.files.push(CorpusFile { path: path.to_string(), bytes: about.len(), format, packing });
     Ok(())
 }
 

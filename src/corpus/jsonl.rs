@@ -11,7 +11,7 @@ use super::open::open;
 use super::{At, Bad, Each, Place, Rules, Source, Stop, WHOLE_BYTES, deliver};
 
 /// Longer lines are parsed as a stream.
-const LINE_BYTES: u64 = 4 * WHOLE_BYTES;
+const LINE_BYTES: u64 = WHOLE_BYTES;
 
 pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
     let Source { file, piece, rules, read } = source;
@@ -35,11 +35,16 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
         at += taken;
         if taken == LINE_BYTES && !line.ends_with(b"\n") {
             let mut rest = Rest { reader: &mut reader, read: 0, done: false };
-            let outcome = long_line(line.as_slice().chain(&mut rest), &place, rules, each);
-            if let Err(Stop::File(reason)) = outcome {
-                each(Err(Bad { place, reason }))?;
-            } else {
-                outcome?;
+            let whole = line.as_slice().chain(&mut rest);
+            let outcome = match rules.lossy {
+                true => long_line(Lossy::new(whole), &place, rules, each),
+                false => long_line(whole, &place, rules, each),
+            };
+            match outcome {
+                Err(Stop::File(reason)) => each(Err(Bad { place, reason, retracts: false }))?,
+                Ok(Some(reason)) => each(Err(Bad { place, reason, retracts: true }))?,
+                Ok(None) => (),
+                Err(stop) => return Err(stop),
             }
             io::copy(&mut rest, &mut io::sink())?;
             at += rest.read;
@@ -53,13 +58,13 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
             Err(_) if rules.lossy => String::from_utf8_lossy(&line),
             Err(error) => {
                 let reason = format!("invalid UTF-8 at byte {} of the line", error.valid_up_to());
-                each(Err(Bad { place, reason }))?;
+                each(Err(Bad { place, reason, retracts: false }))?;
                 continue;
             }
         };
         match field(&text, rules.field) {
             Ok(text) => deliver(&mut text.as_bytes(), place, None, rules, each)?,
-            Err(reason) => each(Err(Bad { place, reason }))?,
+            Err(reason) => each(Err(Bad { place, reason, retracts: false }))?,
         }
     }
     Ok(())
@@ -129,25 +134,27 @@ fn missing(field: &str, others: &[String]) -> String {
     format!("no field {field:?}, only {}: name it with --field", others.join(", "))
 }
 
-/// A line too long to hold: its text is given as a stream.
-fn long_line(line: impl Read, place: &Place, rules: &Rules, each: &mut Each) -> Result<(), Stop> {
+/// A line too long to hold: its text is given as a stream. Returns what is wrong after the text, if anything is.
+fn long_line(line: impl Read, place: &Place, rules: &Rules, each: &mut Each) -> Result<Option<String>, Stop> {
     let bad = |e: ReaderError| Stop::File(format!("broken JSON: {e}"));
     let mut json = JsonStreamReader::new(line);
     json.begin_object().map_err(bad)?;
-    let (mut found, mut others) = (false, Vec::new());
+    let mut others = Vec::new();
     while json.has_next().map_err(bad)? {
         let name = json.next_name().map_err(bad)?;
-        if name == rules.field && !found {
-            found = true;
+        if name == rules.field {
             if json.peek().map_err(bad)? != ValueType::String {
                 return Err(Stop::File(format!("field {:?} is not a string", rules.field)));
             }
-            let mut text = json.next_string_reader().map_err(bad)?;
-            deliver(&mut text, place.clone(), None, rules, each)?;
-            // To the end of the string, whatever was wanted of it. What is broken in there its reader has said.
-            if io::copy(&mut text, &mut io::sink()).is_err() {
-                return Ok(());
+            {
+                let mut text = json.next_string_reader().map_err(bad)?;
+                deliver(&mut text, place.clone(), None, rules, each)?;
+                // To the end of the string, whatever was wanted of it. What is broken in there its reader has said.
+                if io::copy(&mut text, &mut io::sink()).is_err() {
+                    return Ok(None);
+                }
             }
+            return Ok(rest_of_object(json).err().map(|error| format!("broken JSON: {error}")));
         } else {
             if others.len() < 8 {
                 others.push(name.to_string());
@@ -155,9 +162,16 @@ fn long_line(line: impl Read, place: &Place, rules: &Rules, each: &mut Each) -> 
             json.skip_value().map_err(bad)?;
         }
     }
-    json.end_object().map_err(bad)?;
-    json.consume_trailing_whitespace().map_err(bad)?;
-    if found { Ok(()) } else { Err(Stop::File(missing(rules.field, &others))) }
+    Err(Stop::File(missing(rules.field, &others)))
+}
+
+fn rest_of_object<R: Read>(mut json: JsonStreamReader<R>) -> Result<(), ReaderError> {
+    while json.has_next()? {
+        json.next_name()?;
+        json.skip_value()?;
+    }
+    json.end_object()?;
+    json.consume_trailing_whitespace()
 }
 
 /// The rest of a line.
@@ -179,6 +193,48 @@ impl<R: BufRead> Read for Rest<'_, R> {
         self.done = count == 0 || bytes[count - 1] == b'\n';
         self.reader.consume(count);
         self.read += count as u64;
+        Ok(count)
+    }
+}
+
+/// Bytes that are not UTF-8 become U+FFFD on the way.
+struct Lossy<R> {
+    inner: R,
+    /// Bytes read that may be the beginning of a character.
+    raw: Vec<u8>,
+    text: Vec<u8>,
+    given: usize,
+    end: bool,
+}
+
+impl<R: Read> Lossy<R> {
+    fn new(inner: R) -> Self {
+        Lossy { inner, raw: Vec::new(), text: Vec::new(), given: 0, end: false }
+    }
+}
+
+impl<R: Read> Read for Lossy<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        while self.given == self.text.len() && !self.end {
+            self.end = (&mut self.inner).take(1 << 16).read_to_end(&mut self.raw)? == 0;
+            self.text.clear();
+            self.given = 0;
+            let mut taken = 0;
+            for chunk in self.raw.utf8_chunks() {
+                let unfinished = taken + chunk.valid().len() + chunk.invalid().len() == self.raw.len() && !self.end;
+                self.text.extend_from_slice(chunk.valid().as_bytes());
+                taken += chunk.valid().len();
+                let waits = unfinished && chunk.invalid().len() < 4;
+                if !chunk.invalid().is_empty() && !waits {
+                    self.text.extend_from_slice("\u{FFFD}".as_bytes());
+                    taken += chunk.invalid().len();
+                }
+            }
+            self.raw.drain(..taken);
+        }
+        let count = bytes.len().min(self.text.len() - self.given);
+        bytes[..count].copy_from_slice(&self.text[self.given..self.given + count]);
+        self.given += count;
         Ok(count)
     }
 }

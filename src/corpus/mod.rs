@@ -121,6 +121,8 @@ pub(crate) enum Body<'a> {
 pub(crate) struct Bad<'a> {
     pub(crate) place: Place<'a>,
     pub(crate) reason: String,
+    /// Whether it is the document that was given last: what came after its text is wrong.
+    pub(crate) retracts: bool,
 }
 
 /// What is done with each document. An error ends the reading.
@@ -145,6 +147,11 @@ impl<'a> Source<'a> {
 /// Reads one piece of a file. Everything that is wrong with the file goes to `each`; an error is only what `each`
 /// returned.
 pub(crate) fn documents(source: Source, each: &mut Each) -> Result<()> {
+    let nothing = std::cell::Cell::new(true);
+    let each: &mut Each = &mut |document| {
+        nothing.set(false);
+        each(document)
+    };
     let outcome = match source.file.format {
         _ if source.file.bytes == 0 && source.file.path != "-" => Err(Stop::File("the file is empty".to_string())),
         Format::Text => text::documents(source, each),
@@ -155,9 +162,13 @@ pub(crate) fn documents(source: Source, each: &mut Each) -> Result<()> {
         Format::Parquet => Err(Stop::File("Parquet needs a build with `--features parquet`".to_string())),
     };
     match outcome {
+        Ok(()) if nothing.get() && source.piece.start == 0 && source.piece.end == u64::MAX => {
+            let reason = "there is no text in it: it is empty".to_string();
+            each(Err(Bad { place: source.place(At::File), reason, retracts: false }))
+        }
         Ok(()) => Ok(()),
         Err(Stop::Each(error)) => Err(error),
-        Err(Stop::File(reason)) => each(Err(Bad { place: source.place(At::File), reason })),
+        Err(Stop::File(reason)) => each(Err(Bad { place: source.place(At::File), reason, retracts: false })),
     }
 }
 
@@ -171,8 +182,15 @@ enum Stop {
 
 impl From<std::io::Error> for Stop {
     fn from(error: std::io::Error) -> Self {
-        Stop::File(reason(&error))
+        if of_the_machine(&error) { Stop::Each(crate::Error::io("input", error)) } else { Stop::File(reason(&error)) }
     }
+}
+
+/// Whether an error says something of the machine at this moment, not of the file: then no document is to blame.
+pub(crate) fn of_the_machine(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{OutOfMemory, QuotaExceeded, StorageFull};
+    let code = error.raw_os_error().filter(|_| cfg!(unix));
+    matches!(error.kind(), OutOfMemory | QuotaExceeded | StorageFull) || matches!(code, Some(5 | 23 | 24)) // EIO, ENFILE, EMFILE
 }
 
 impl From<crate::Error> for Stop {
@@ -206,8 +224,8 @@ fn deliver(
     }
     let (begins, ends) = part.map_or((true, true), |part| (part.begins, part.ends));
     let head = match part {
-        Some(Part { begins: false, head, .. }) => head.clone(),
-        _ => whole[..whole.len().min(HEAD_BYTES)].to_vec(),
+        Some(part) => part.head.clone(),
+        None => whole[..whole.len().min(HEAD_BYTES)].to_vec(),
     };
     if !short {
         let mut stream = whole.as_slice().chain(reader);
@@ -220,7 +238,7 @@ fn deliver(
         Err(error) => {
             let byte = error.utf8_error().valid_up_to();
             let reason = format!("invalid UTF-8 at byte {byte} of the document");
-            return Ok(each(Err(Bad { place, reason }))?);
+            return Ok(each(Err(Bad { place, reason, retracts: false }))?);
         }
     };
     Ok(each(Ok(Document { place, head: &head, begins, ends, body: Body::Text(&text) }))?)

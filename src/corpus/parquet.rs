@@ -56,13 +56,16 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
     if groups == 0 {
         return Err(Stop::File("the file is empty".to_string()));
     }
-    let mut row: u64 =
-        metadata.row_groups()[..groups.min(piece.start as usize)].iter().map(|group| group.num_rows() as u64).sum();
+    let mut row: u64 = metadata.row_groups()[..groups.min(piece.start as usize)]
+        .iter()
+        .fold(0u64, |rows, group| rows.saturating_add(group.num_rows().max(0) as u64));
     for number in piece.start as usize..groups.min(piece.end as usize) {
         let about_group = metadata.row_group(number);
         // Few rows at a time where they are long.
         let bytes = about_group.column(column).uncompressed_size().max(0) as u64;
-        let rows = (WHOLE_BYTES * about_group.num_rows().max(1) as u64 / bytes.max(1)).clamp(1, 1024) as usize;
+        let all_rows = about_group.num_rows().max(1) as u64;
+        let rows = (WHOLE_BYTES.saturating_mul(all_rows) / bytes.max(1)).clamp(1, 1024) as usize;
+        let row_bytes = about_group.compressed_size().max(0) as u64 / all_rows;
         let ColumnReader::ByteArrayColumnReader(mut values) =
             guard(|| reader.get_row_group(number)?.get_column_reader(column))?
         else {
@@ -76,6 +79,9 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
             if records == 0 {
                 break;
             }
+            if file.packing == Packing::None {
+                read.fetch_add(row_bytes.saturating_mul(records as u64), Ordering::Relaxed);
+            }
             let mut next = texts.iter();
             for i in 0..records {
                 let place = source.place(At::Row(row));
@@ -85,13 +91,10 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
                     Some(text) => deliver(&mut text.data(), place, None, rules, each)?,
                     None => {
                         let reason = format!("column {:?} is null", rules.field);
-                        each(Err(Bad { place, reason }))?;
+                        each(Err(Bad { place, reason, retracts: false }))?;
                     }
                 }
             }
-        }
-        if file.packing == Packing::None {
-            read.fetch_add(about_group.compressed_size().max(0) as u64, Ordering::Relaxed);
         }
     }
     Ok(())

@@ -12,6 +12,8 @@ pub(crate) struct Piece {
     pub(crate) file: usize,
     pub(crate) start: u64,
     pub(crate) end: u64,
+    /// About how many bytes of the file it is.
+    pub(crate) bytes: u64,
 }
 
 /// Cuts files into units of about `unit_bytes`: large files into several, small ones together.
@@ -21,23 +23,24 @@ pub(crate) fn units(files: &[CorpusFile], rules: &Rules, unit_bytes: u64) -> Res
     let mut units: Vec<Vec<Piece>> = Vec::new();
     let mut open = 0; // bytes of the last unit, while it may take more
     for (file, about) in files.iter().enumerate() {
-        for (piece, bytes) in pieces(file, about, rules, unit_bytes)? {
-            match units.last_mut().filter(|_| open > 0 && open + bytes <= unit_bytes) {
+        for piece in pieces(file, about, rules, unit_bytes)? {
+            let bytes = piece.bytes.max(1);
+            match units.last_mut().filter(|_| open > 0 && bytes.saturating_add(open) <= unit_bytes) {
                 Some(unit) => unit.push(piece),
                 None => {
                     units.push(vec![piece]);
                     open = 0;
                 }
             }
-            open += bytes.max(1);
+            open = bytes.saturating_add(open);
         }
     }
     Ok(units)
 }
 
-/// The pieces of one file, and about how many bytes each has.
-fn pieces(file: usize, about: &CorpusFile, rules: &Rules, unit_bytes: u64) -> Result<Vec<(Piece, u64)>> {
-    let whole = || vec![(Piece { file, start: 0, end: u64::MAX }, about.bytes)];
+/// The pieces of one file.
+fn pieces(file: usize, about: &CorpusFile, rules: &Rules, unit_bytes: u64) -> Result<Vec<Piece>> {
+    let whole = || vec![Piece { file, start: 0, end: u64::MAX, bytes: about.bytes }];
     let can_be_cut = match about.format {
         Format::Parquet if cfg!(not(feature = "parquet")) => return parquet_pieces(file, about),
         _ if about.packing != Packing::None || about.path == "-" => false,
@@ -50,18 +53,18 @@ fn pieces(file: usize, about: &CorpusFile, rules: &Rules, unit_bytes: u64) -> Re
     }
     let count = about.bytes.div_ceil(unit_bytes);
     let at = |i: u64| (u128::from(about.bytes) * u128::from(i) / u128::from(count)) as u64;
-    Ok((0..count).map(|i| (Piece { file, start: at(i), end: at(i + 1) }, at(i + 1) - at(i))).collect())
+    Ok((0..count).map(|i| Piece { file, start: at(i), end: at(i + 1), bytes: at(i + 1) - at(i) }).collect())
 }
 
 #[cfg(feature = "parquet")]
-fn parquet_pieces(file: usize, about: &CorpusFile) -> Result<Vec<(Piece, u64)>> {
+fn parquet_pieces(file: usize, about: &CorpusFile) -> Result<Vec<Piece>> {
     let sizes = super::parquet::row_groups(about);
     // A file that cannot be read is a unit of its own, which then says why.
     let sizes = if sizes.is_empty() { vec![about.bytes] } else { sizes };
-    Ok((0..).zip(sizes).map(|(i, bytes)| (Piece { file, start: i, end: i + 1 }, bytes)).collect())
+    Ok((0..).zip(sizes).map(|(i, bytes)| Piece { file, start: i, end: i + 1, bytes }).collect())
 }
 
 #[cfg(not(feature = "parquet"))]
-fn parquet_pieces(_: usize, about: &CorpusFile) -> Result<Vec<(Piece, u64)>> {
+fn parquet_pieces(_: usize, about: &CorpusFile) -> Result<Vec<Piece>> {
     Err(crate::Error::Config(format!("{}: Parquet needs a build with `--features parquet`", about.path)))
 }

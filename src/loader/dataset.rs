@@ -63,10 +63,13 @@ impl Dataset {
     /// Ids in memory, as one document; the last `val` (a share, 0 to 1) of them are the split `val`.
     ///
     /// # Errors
-    /// [`Error::Config`] if `val` is no share.
+    /// [`Error::Config`] if `val` is no share, or an id is [`NO_TOKEN`](crate::NO_TOKEN).
     pub fn from_ids(ids: &[u32], val: f64) -> Result<Self> {
         if !(0.0..=1.0).contains(&val) {
             return Err(Error::Config(format!("the share of validation ids is {val}, not a number from 0 to 1")));
+        }
+        if let Some(at) = ids.iter().position(|id| *id == crate::NO_TOKEN) {
+            return Err(Error::Config(format!("the id at position {at} is u32::MAX, which marks padding")));
         }
         let cut = ids.len() - (ids.len() as f64 * val).round() as usize;
         let split = |name: &str, ids: &[u32]| {
@@ -138,7 +141,7 @@ impl Split {
         self.id_bound
     }
 
-    /// A number that changes when any id does.
+    /// A number that changes when the manifest's checksums do (of ids in memory: when any id does).
     pub fn fingerprint(&self) -> u64 {
         self.fingerprint
     }

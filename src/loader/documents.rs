@@ -28,13 +28,18 @@ impl Packed {
 /// Source: Ding et al., "Fewer Truncations Improve Language Modeling", 2024.
 ///
 /// # Cost
-/// O(n log T) for n documents; memory of 16 bytes a piece and 8 a row.
+/// O(n log T) for n documents; while it runs 40 bytes a document and 1 to 30 a column, afterwards 16 a document.
 pub(super) fn pack(split: &Split, context: u64) -> Result<Packed> {
     let mut pieces: Vec<Segment> = Vec::new();
     for (number, shard) in split.shards().iter().enumerate() {
         let index = shard.index()?;
+        let mut after = 0;
         for document in 0..index.documents() {
             let (mut start, end) = (index.start(document), index.start(document + 1));
+            if start < after || end < start {
+                return Err(shard.bad(format!("document {document} runs from {start} to {end}: the index is torn")));
+            }
+            after = end;
             while start + 1 < end {
                 let len = (end - 1 - start).min(context);
                 pieces.push(Segment { shard: number as u32, len: len as u32, start });
@@ -44,7 +49,7 @@ pub(super) fn pack(split: &Split, context: u64) -> Result<Packed> {
     }
     // Stable: pieces of one length stay in the order of the corpus.
     pieces.sort_by_key(|piece| std::cmp::Reverse(piece.len));
-    let mut room = Room::new(context as usize);
+    let mut room = Room::new(pieces.first().map_or(0, |_| context as usize));
     let mut row_of = vec![0u32; pieces.len()];
     let mut rows = 0u32;
     for (piece, row) in pieces.iter().zip(&mut row_of) {
@@ -142,6 +147,9 @@ pub(super) fn bos_aligned(split: &Split, context: u64) -> Result<Vec<(u32, u64)>
         let mut free = 0;
         for document in 0..index.documents() {
             let start = index.start(document);
+            if document == 0 && shard.continues() {
+                continue; // it began in an earlier shard
+            }
             if start >= free && start + context < shard.tokens() {
                 rows.push((number as u32, start));
                 free = start + context;

@@ -179,6 +179,9 @@ impl DataLoader {
         if ids.is_none_or(|ids| ids > u32::MAX as usize) || cfg.batch_size.checked_mul(cfg.world_size).is_none() {
             return bad(format!("a batch of {} x {} ids is too large", cfg.batch_size, cfg.context_length));
         }
+        if cfg.prefetch > 1000 || (cfg.order == Order::Packed && cfg.context_length > 1 << 24) {
+            return bad("at most 1000 batches are prefetched, and packed rows have at most 16777216 ids".to_string());
+        }
         if cfg.rank >= cfg.world_size {
             return bad(format!("rank {} of {}: ranks count from 0", cfg.rank, cfg.world_size));
         }
@@ -216,7 +219,7 @@ impl DataLoader {
         let fingerprint = if sources.len() == 1 { sources[0].split.fingerprint() } else { fingerprint.finish() };
         let prefetcher = match cfg.prefetch {
             0 => None,
-            _ => Some(Prefetcher::new(sources.iter().map(|source| source.split.shared()).collect(), cfg.prefetch)),
+            depth => Some(Prefetcher::new(sources.iter().map(|source| source.split.shared()).collect(), depth)),
         };
         let builder = Builder::new(&cfg);
         Ok(DataLoader {
@@ -253,7 +256,9 @@ impl DataLoader {
 
     /// Rows that a table needs for every id of the batches: what [`Batch::id_bound`] will be.
     pub fn id_bound(&self) -> usize {
-        self.sources.iter().map(|source| source.split.id_bound()).max().unwrap_or(0)
+        let padded = self.cfg.order == Order::Packed && self.cfg.pad_id != NO_TOKEN;
+        let padding = if padded { self.cfg.pad_id as usize + 1 } else { 0 };
+        self.sources.iter().map(|source| source.split.id_bound()).max().unwrap_or(0).max(padding)
     }
 
     /// Where the loader is: everything that was given out counts, nothing that was fetched ahead.
@@ -352,16 +357,20 @@ impl Iterator for DataLoader {
             self.ahead.push_back(rows);
         }
         let rows = self.ahead.pop_front()?;
+        let total = self.cfg.epochs.map_or(u64::MAX, |epochs| epochs.saturating_mul(self.samples_per_epoch()));
         if rows.is_empty() {
             self.ahead.push_front(rows);
+            if !self.cfg.drop_last {
+                self.consumed = total; // other ranks have the last rows
+            }
             return None;
         }
         let epoch = self.epoch();
         let shards: Vec<&[crate::shard::Shard]> = self.sources.iter().map(|source| source.split.shards()).collect();
-        let batch = self.builder.build(&rows, &shards, epoch, self.sources.iter().map(|s| s.split.id_bound()).max());
+        let id_bound = self.id_bound();
+        let batch = self.builder.build(&rows, &shards, epoch, id_bound);
         match batch {
             Ok(batch) => {
-                let total = self.cfg.epochs.map_or(u64::MAX, |epochs| epochs.saturating_mul(self.samples_per_epoch()));
                 self.consumed = (self.consumed + self.global_batch()).min(total);
                 Some(Ok(batch))
             }

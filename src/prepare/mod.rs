@@ -169,6 +169,7 @@ pub fn prepare(tokenizer: &Tokenizer, cfg: &PrepareConfig, watch: &(dyn Fn(Event
     let (plan, ignored_files) = Plan::new(tokenizer, cfg)?;
     if cfg.out.join(MANIFEST).exists() {
         plan.compare_with(&cfg.out)?;
+        clean(&cfg.out)?;
         if cfg.rank.world_size > 1 {
             return Manifest::read(&cfg.out).map(Some); // a rank that was started again after the others had finished
         }
@@ -177,7 +178,7 @@ pub fn prepare(tokenizer: &Tokenizer, cfg: &PrepareConfig, watch: &(dyn Fn(Event
     }
     plan.store(&cfg.out)?;
     let mine = (0..plan.units.len()).filter(|unit| unit % cfg.rank.world_size == cfg.rank.rank);
-    let to_do: Vec<usize> = mine.filter(|unit| unit::done(&cfg.out, *unit).is_none()).collect();
+    let to_do: Vec<usize> = mine.filter(|unit| unit::done(&cfg.out, *unit, plan.dtype).is_none()).collect();
     let bytes = to_do.iter().map(|unit| plan.unit_bytes(*unit)).sum();
     watch(Event::Planned { units: plan.units.len(), to_do: to_do.len(), bytes, ignored_files });
 
@@ -188,9 +189,9 @@ pub fn prepare(tokenizer: &Tokenizer, cfg: &PrepareConfig, watch: &(dyn Fn(Event
             match unit::encode(tokenizer, &plan, *unit, &cfg.out, watch, &failed) {
                 Ok(report) => watch(Event::Unit(&report)),
                 Err(error) => {
-                    failed.store(true, Ordering::Relaxed);
-                    let mut first = first_error.lock().unwrap_or_else(|e| e.into_inner());
-                    first.get_or_insert(error);
+                    // In this order: who sees `failed` comes too late to be the first.
+                    first_error.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
+                    failed.store(true, Ordering::Release);
                 }
             }
         }
@@ -203,8 +204,8 @@ pub fn prepare(tokenizer: &Tokenizer, cfg: &PrepareConfig, watch: &(dyn Fn(Event
     match first_error.into_inner().unwrap_or_else(|e| e.into_inner()) {
         // Another process did the same work, was first, and cleaned up.
         Some(Error::Io { .. }) if cfg.out.join(MANIFEST).exists() => Manifest::read(&cfg.out).map(Some),
-        Some(Error::Io { path, cause }) if cause.kind() == std::io::ErrorKind::StorageFull => {
-            let done = (0..plan.units.len()).filter(|unit| unit::done(&cfg.out, *unit).is_some()).count();
+        Some(Error::Io { path, cause }) if is_full(&cause) => {
+            let done = (0..plan.units.len()).filter(|unit| unit::done(&cfg.out, *unit, plan.dtype).is_some()).count();
             let reason = format!(
                 "the disk is full ({done} of {} units are finished and kept): make room and run the same command again",
                 plan.units.len()
@@ -212,11 +213,15 @@ pub fn prepare(tokenizer: &Tokenizer, cfg: &PrepareConfig, watch: &(dyn Fn(Event
             Err(Error::Folder { path, reason })
         }
         Some(error) => Err(error),
-        None if (0..plan.units.len()).all(|unit| unit::done(&cfg.out, unit).is_some()) => {
+        None if (0..plan.units.len()).all(|unit| unit::done(&cfg.out, unit, plan.dtype).is_some()) => {
             manifest(&plan, &cfg.out).map(Some)
         }
         None => Ok(None),
     }
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
 }
 
 /// Writes the manifest of a folder all of whose units are done: the last step, which [`prepare`] takes by itself.
@@ -228,8 +233,10 @@ pub fn finish(out: &Path) -> Result<Manifest> {
         path: out.to_path_buf(),
         reason: "there is no plan.json: `tallow prepare` has not begun here".to_string(),
     })?;
-    let missing: Vec<String> =
-        (0..plan.units.len()).filter(|unit| unit::done(out, *unit).is_none()).map(|unit| unit.to_string()).collect();
+    let missing: Vec<String> = (0..plan.units.len())
+        .filter(|unit| unit::done(out, *unit, plan.dtype).is_none())
+        .map(|unit| unit.to_string())
+        .collect();
     if missing.is_empty() {
         return manifest(&plan, out);
     }
@@ -250,7 +257,7 @@ fn manifest(plan: &Plan, out: &Path) -> Result<Manifest> {
     for unit in 0..plan.units.len() {
         let path = out.to_path_buf();
         let reason = || format!("unit {unit} is not done any more");
-        let report = unit::done(out, unit).ok_or_else(|| Error::Folder { path, reason: reason() })?;
+        let report = unit::done(out, unit, plan.dtype).ok_or_else(|| Error::Folder { path, reason: reason() })?;
         train.add(report.train);
         val.add(report.val);
         skipped.count += report.skipped.count;
@@ -274,10 +281,13 @@ fn manifest(plan: &Plan, out: &Path) -> Result<Manifest> {
         Ok(there) if there == manifest => Ok(()),
         _ => Err(error),
     })?;
-    for folder in ["", "units", "train", "val"] {
-        remove_temporaries(&out.join(folder))?;
-    }
+    clean(out)?;
     Ok(manifest)
+}
+
+/// Removes what killed runs left in a finished folder.
+fn clean(out: &Path) -> Result<()> {
+    ["", "units", "train", "val"].iter().try_for_each(|folder| remove_temporaries(&out.join(folder)))
 }
 
 /// What a run would make, as far as a sample tells.
@@ -316,7 +326,7 @@ pub fn estimate(tokenizer: &Tokenizer, cfg: &PrepareConfig) -> Result<Estimate> 
         let rules = plan.rules(cuts.as_ref().map(|cuts| cuts as _));
         let mut each = |document: std::result::Result<Document, Bad>| {
             if let Ok(document) = document {
-                found.1 += unit::count(tokenizer, document, SAMPLE_BYTES)?;
+                found.1 += unit::count(tokenizer, document, SAMPLE_BYTES).unwrap_or(0);
                 found.0 = read.load(Ordering::Relaxed);
             }
             if found.0 >= SAMPLE_BYTES { Err(Error::Config(String::new())) } else { Ok(()) }

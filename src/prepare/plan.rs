@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{OnError, PrepareConfig, SeparatorChoice};
 use crate::corpus::{CorpusFile, Cut, Format, Piece, Rules, find, units};
-use crate::shard::{IdType, Separator, TokenizerInfo, write_whole};
+use crate::shard::{IdType, Separator, TokenizerInfo, write_new};
 use crate::{Error, Result, Specials, Tokenizer};
 
 const NAME: &str = "plan.json";
@@ -47,7 +47,7 @@ impl Plan {
         if cfg.split_at.as_ref().is_some_and(|line| line.contains('\n')) {
             return bad("the separator between documents of a text is one line".to_string());
         }
-        let found = find(&cfg.inputs, cfg.format)?;
+        let found = find(&cfg.inputs, cfg.format, &cfg.out)?;
         if cfg.rank.world_size > 1 && found.files.iter().any(|file| file.path == "-") {
             return bad("standard input cannot be shared by several ranks".to_string());
         }
@@ -84,19 +84,18 @@ impl Plan {
     }
 
     pub(super) fn rules<'a>(&'a self, cuts: Option<&'a Cut<'a>>) -> Rules<'a> {
-        Rules { field: &self.field, split_at: self.split_at.as_deref(), lossy: self.on_error == OnError::Replace, cuts }
+        Rules {
+            field: &self.field,
+            split_at: self.split_at.as_deref(),
+            lossy: self.on_error == OnError::Replace,
+            // A document that may be left out must be seen as a whole.
+            cuts: cuts.filter(|_| self.on_error != OnError::Skip),
+        }
     }
 
     /// About how many bytes a unit has.
     pub(super) fn unit_bytes(&self, unit: usize) -> u64 {
-        let size = |piece: &Piece| {
-            let file = &self.files[piece.file];
-            match file.format {
-                Format::Parquet => file.bytes / self.units.len().max(1) as u64,
-                _ => piece.end.min(file.bytes) - piece.start,
-            }
-        };
-        self.units[unit].iter().map(size).sum()
+        self.units[unit].iter().map(|piece| piece.bytes).sum()
     }
 
     pub(super) fn read(out: &Path) -> Result<Option<Self>> {
@@ -146,10 +145,8 @@ impl Plan {
             let folder = out.join(folder);
             std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
         }
-        if !out.join(NAME).exists() {
-            // Ranks that begin at the same time write the same bytes, or the comparison tells.
-            write_whole(&out.join(NAME), &serde_json::to_vec(self).expect("a plan is JSON"))?;
-        }
+        // The first of ranks that begin together makes the file; the others compare with it.
+        write_new(&out.join(NAME), &serde_json::to_vec(self).expect("a plan is JSON"))?;
         self.compare_with(out)
     }
 }

@@ -58,6 +58,7 @@ pub fn rank_from_env(
         let size = if size_name.is_empty() { None } else { number(size_name)? };
         let first = if first_name.is_empty() { 0 } else { number(first_name)?.unwrap_or(0) };
         let world_size = match (world_size, size) {
+            (Some(said), Some(size)) if said != size => continue, // it speaks of something else
             (Some(said), _) => said,
             (None, Some(size)) => size,
             (None, None) if size_name.is_empty() => {

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::plan::Plan;
 use super::{Event, OnError, UnitReport};
-use crate::corpus::{Body, Document, Source, documents, reason};
-use crate::shard::{ShardWriter, Skipped, write_whole};
+use crate::corpus::{Body, Document, Source, documents, of_the_machine, reason};
+use crate::shard::{IdType, ShardWriter, Skipped, write_whole};
 use crate::{Error, Result, Tokenizer};
 
 /// How many documents that were left out are listed, a unit.
@@ -19,11 +19,13 @@ fn marker(out: &Path, unit: usize) -> PathBuf {
 }
 
 /// The report of a unit that is done: its file is there, and so are its shards, in full length.
-pub(super) fn done(out: &Path, unit: usize) -> Option<UnitReport> {
+pub(super) fn done(out: &Path, unit: usize, dtype: IdType) -> Option<UnitReport> {
     let report: UnitReport = serde_json::from_slice(&std::fs::read(marker(out, unit)).ok()?).ok()?;
     let there = |split: &str, tokens: u64, stem: &str| {
-        let bytes = std::fs::metadata(out.join(split).join(format!("{stem}.bin"))).map(|about| about.len());
-        tokens == 0 || bytes.is_ok_and(|bytes| bytes == tokens * 2 || bytes == tokens * 4)
+        let bytes =
+            |ending| std::fs::metadata(out.join(split).join(format!("{stem}.{ending}"))).map(|about| about.len());
+        let full = bytes("bin").is_ok_and(|bytes| Some(bytes) == tokens.checked_mul(dtype.bytes() as u64));
+        tokens == 0 || (full && bytes("idx").is_ok())
     };
     let whole =
         there("train", report.train.tokens, &report.train.name) && there("val", report.val.tokens, &report.val.name);
@@ -46,6 +48,7 @@ pub(super) fn encode(
         shards: [Split::new(create("train")?), Split::new(create("val")?)],
         skipped: Skipped::default(),
         ids: Vec::new(),
+        last: None,
     };
     let read = AtomicU64::new(0);
     let mut said = (0, 0);
@@ -56,12 +59,17 @@ pub(super) fn encode(
         documents(source, &mut |document| {
             match document {
                 Ok(document) => encoder.document(document)?,
-                Err(bad) => encoder.skip(bad.place.to_string(), bad.reason)?,
+                Err(bad) => {
+                    if bad.retracts {
+                        encoder.retract()?;
+                    }
+                    encoder.skip(bad.place.to_string(), bad.reason)?;
+                }
             }
             let bytes = read.load(Ordering::Relaxed);
             if bytes - said.0 >= PROGRESS_BYTES {
                 let tokens = encoder.tokens();
-                watch(Event::Progress { bytes: bytes - said.0, tokens: tokens - said.1 });
+                watch(Event::Progress { bytes: bytes - said.0, tokens: tokens.saturating_sub(said.1) });
                 said = (bytes, tokens);
             }
             match stop.load(Ordering::Relaxed) {
@@ -70,7 +78,11 @@ pub(super) fn encode(
             }
         })?;
     }
-    watch(Event::Progress { bytes: read.load(Ordering::Relaxed) - said.0, tokens: encoder.tokens() - said.1 });
+    encoder.settle()?;
+    watch(Event::Progress {
+        bytes: read.load(Ordering::Relaxed) - said.0,
+        tokens: encoder.tokens().saturating_sub(said.1),
+    });
     let Encoder { shards: [train, val], skipped, .. } = encoder;
     let report = UnitReport { unit, train: train.finish()?, val: val.finish()?, skipped };
     write_whole(&marker(out, unit), &serde_json::to_vec(&report).expect("a report is JSON"))?;
@@ -98,6 +110,8 @@ struct Encoder<'a> {
     shards: [Split; 2],
     skipped: Skipped,
     ids: Vec<u32>,
+    /// The document that was written last and may still be retracted: its split, and bytes of its text.
+    last: Option<(usize, u64)>,
 }
 
 struct Split {
@@ -123,6 +137,7 @@ impl Encoder<'_> {
     }
 
     fn document(&mut self, document: Document) -> Result<()> {
+        self.settle()?;
         let split = usize::from(is_validation(self.plan.seed, self.plan.val, document.head));
         let place = document.place.to_string();
         let Split { writer, text_bytes, continues } = &mut self.shards[split];
@@ -149,6 +164,7 @@ impl Encoder<'_> {
                 if let Some(error) = bad {
                     writer.undo_document()?;
                     let why = match error {
+                        Error::Io { cause, .. } if of_the_machine(&cause) => return Err(Error::io(&place, cause)),
                         Error::Io { cause, .. } => reason(&cause),
                         Error::InvalidUtf8 { byte } => format!("invalid UTF-8 at byte {byte} of the document"),
                         other => other.to_string(),
@@ -166,7 +182,20 @@ impl Encoder<'_> {
         if let (true, Some(separator)) = (document.ends, &self.plan.separator) {
             writer.push(&[separator.id])?;
         }
-        writer.end_document()
+        self.last = Some((split, bytes));
+        Ok(())
+    }
+
+    /// Ends the document that was written last.
+    fn settle(&mut self) -> Result<()> {
+        self.last.take().map_or(Ok(()), |(split, _)| self.shards[split].writer.end_document())
+    }
+
+    /// Takes it back.
+    fn retract(&mut self) -> Result<()> {
+        let Some((split, bytes)) = self.last.take() else { return Ok(()) };
+        self.shards[split].text_bytes -= bytes;
+        self.shards[split].writer.undo_document()
     }
 
     /// What happens to a document that cannot be used.

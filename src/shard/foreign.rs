@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::write::{folder_of, persist, temporary};
+use super::write::{folder_of, persist, temporary, with_suffix};
 use super::{FORMAT, IdType, Io, Manifest, Separator, Shard, ShardInfo, ShardWriter, Skipped, TokenizerInfo, VERSION};
 use crate::{Error, Result};
 
@@ -292,10 +292,12 @@ pub fn export(folder: &Path, split: &str, format: Foreign, dtype: IdType, out: &
         let index = with_suffix(out, ".index");
         let mut file = BufWriter::new(temporary(folder_of(out))?);
         let mut before = 0;
-        for shard_info in &info.shards {
+        for (number, shard_info) in info.shards.iter().enumerate() {
             let shard = open(shard_info)?;
             let ends = shard.index()?;
-            for document in 1..=ends.documents() {
+            // A document that goes on in the next shard does not end here.
+            let goes_on = info.shards.get(number + 1).is_some_and(|next| next.continues);
+            for document in 1..=ends.documents() - u64::from(goes_on).min(ends.documents()) {
                 file.write_all(&(before + ends.start(document)).to_le_bytes()).map_err(|e| Error::io(&index, e))?;
             }
             before += shard_info.tokens;
@@ -308,10 +310,4 @@ pub fn export(folder: &Path, split: &str, format: Foreign, dtype: IdType, out: &
         files.extend([index, metadata]);
     }
     Ok(files)
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_os_string();
-    name.push(suffix);
-    PathBuf::from(name)
 }

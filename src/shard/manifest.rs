@@ -167,7 +167,7 @@ impl Manifest {
         write_whole(&folder.join(MANIFEST), &text)
     }
 
-    /// A number that changes when any id of `split` does: what a loader's state is tied to.
+    /// A number that changes when the checksum of any shard of `split` does: what a loader's state is tied to.
     pub fn fingerprint(&self, split: &str) -> u64 {
         let mut fingerprint = Fingerprint::new("split");
         fingerprint.add(self.tokenizer.as_ref().map_or("", |t| &t.fingerprint).as_bytes());

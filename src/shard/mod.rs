@@ -21,9 +21,9 @@ pub use verify::verify;
 pub use write::ShardWriter;
 
 pub(crate) use manifest::{FORMAT, MANIFEST, VERSION};
-#[cfg(feature = "prepare")]
-pub(crate) use write::remove_temporaries;
 pub(crate) use write::write_whole;
+#[cfg(feature = "prepare")]
+pub(crate) use write::{remove_temporaries, write_new};
 
 /// How an id is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

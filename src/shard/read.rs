@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use memmap2::Mmap;
 
 use super::index::{HEADER_BYTES, Header};
+use super::write::with_suffix;
 use super::{IdType, ShardInfo};
 use crate::{Error, Result};
 
@@ -27,6 +28,8 @@ pub struct Shard {
     id_type: IdType,
     tokens: u64,
     documents: u64,
+    /// Whether the first document began in an earlier shard.
+    continues: bool,
     /// Every id must be below it.
     bound: u64,
     io: Io,
@@ -72,6 +75,7 @@ impl Shard {
             id_type,
             tokens: info.tokens,
             documents: info.documents,
+            continues: info.continues,
             bound: info.largest_id.map_or(0, |id| u64::from(id) + 1),
             io,
             ids: OnceLock::new(),
@@ -112,6 +116,7 @@ impl Shard {
             id_type: IdType::U32,
             tokens,
             documents,
+            continues: false,
             bound: ids.iter().copied().max().map_or(0, |id| u64::from(id) + 1),
             io: Io::Map,
             ids: OnceLock::from(Ids::Memory(ids)),
@@ -120,7 +125,7 @@ impl Shard {
     }
 
     fn bin(&self) -> PathBuf {
-        self.stem.with_extension("bin")
+        with_suffix(&self.stem, ".bin")
     }
 
     /// Ids in it.
@@ -131,6 +136,11 @@ impl Shard {
     /// Documents in it.
     pub fn documents(&self) -> u64 {
         self.documents
+    }
+
+    /// Whether the first document is the rest of one that began in an earlier shard.
+    pub fn continues(&self) -> bool {
+        self.continues
     }
 
     /// Copies the ids from `start` on into `out`.
@@ -269,7 +279,7 @@ impl Shard {
     }
 
     fn open_index(&self) -> Result<(File, Header)> {
-        let path = self.stem.with_extension("idx");
+        let path = with_suffix(&self.stem, ".idx");
         let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
         let bytes = file.metadata().map_err(|e| Error::io(&path, e))?.len();
         let mut head = [0; HEADER_BYTES];
@@ -289,7 +299,7 @@ impl Shard {
 
     fn map_index(&self) -> Result<Index> {
         let (file, header) = self.open_index()?;
-        let path = self.stem.with_extension("idx");
+        let path = with_suffix(&self.stem, ".idx");
         let bytes = match self.io {
             Io::Map => IndexBytes::Map(map(&file).map_err(|e| Error::io(&path, e))?),
             Io::Pread => IndexBytes::Read(std::fs::read(&path).map_err(|e| Error::io(&path, e))?),
@@ -302,7 +312,7 @@ impl Shard {
         Ok(index)
     }
 
-    fn bad(&self, reason: String) -> Error {
+    pub(crate) fn bad(&self, reason: String) -> Error {
         Error::Shard { path: self.bin(), reason }
     }
 
@@ -337,6 +347,22 @@ impl Index {
             return self.tokens;
         }
         (self.number(pointers + sequence as usize * 8) / self.id_type.bytes() as u64).min(self.tokens)
+    }
+
+    /// The first sequence that does not begin where the one before it ends, if there is one.
+    pub(crate) fn gap(&self) -> Option<u64> {
+        let mut at = 0u64;
+        (0..self.sequences)
+            .find(|sequence| {
+                let length =
+                    self.raw().get(HEADER_BYTES + *sequence as usize * 4..).and_then(|bytes| bytes.first_chunk());
+                let length = length.map_or(0, |bytes| u64::from(u32::from_le_bytes(*bytes)));
+                let pointer = self.number(HEADER_BYTES + self.sequences as usize * 4 + *sequence as usize * 8);
+                let gap = pointer != at || length == 0;
+                at = at.saturating_add(length * self.id_type.bytes() as u64);
+                gap
+            })
+            .or((at != self.tokens * self.id_type.bytes() as u64).then_some(self.sequences))
     }
 
     /// The document that holds id `at`.

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use crc32fast::Hasher;
 
+use super::write::with_suffix;
 use super::{Io, Manifest, Shard, ShardInfo};
 use crate::{Error, Result};
 
@@ -52,8 +53,8 @@ fn shard(
     progress: &mut impl FnMut(u64),
 ) -> Result<()> {
     let shard = Shard::open(stem, info, manifest.dtype, Io::Pread)?;
-    for (ending, expected) in [("bin", info.crc32), ("idx", info.index_crc32)] {
-        let path = stem.with_extension(ending);
+    for (ending, expected) in [(".bin", info.crc32), (".idx", info.index_crc32)] {
+        let path = with_suffix(stem, ending);
         let found = crc_of(&path, progress)?;
         if found != expected {
             let reason =
@@ -61,7 +62,7 @@ fn shard(
             return Err(Error::Shard { path, reason });
         }
     }
-    let bad = |reason: String| Error::Shard { path: stem.with_extension("idx"), reason };
+    let bad = |reason: String| Error::Shard { path: with_suffix(stem, ".idx"), reason };
     let (index, mut largest, mut scratch) = (shard.index()?, None, Vec::new());
     let mut at = 0;
     while at < info.tokens {
@@ -75,6 +76,9 @@ fn shard(
     if largest.is_some_and(|id| id as usize >= manifest.table_rows) {
         return Err(bad(format!("id {largest:?} is outside the {} table rows of the manifest", manifest.table_rows)));
     }
+    if let Some(sequence) = index.gap() {
+        return Err(bad(format!("sequence {sequence} does not begin where the one before it ends")));
+    }
     for document in 0..index.documents() {
         let (start, end) = (index.start(document), index.start(document + 1));
         if start >= end || (document == 0 && start != 0) {
@@ -84,7 +88,9 @@ fn shard(
         let goes_on = document + 1 == index.documents() && next_continues;
         let at = if separator.before { start } else { end - 1 };
         let found = shard.with(at, 1, &mut scratch, |ids| ids[0])?;
-        if found != separator.id && !goes_on && !(info.continues && document == 0 && separator.before) {
+        // Files of other trainers are cut anywhere: their first and last documents may be parts.
+        let edge = if separator.before { document == 0 } else { document + 1 == index.documents() };
+        if found != separator.id && !goes_on && !(edge && info.text_bytes == 0) {
             return Err(bad(format!("document {document} has {found} where the separator {} should be", separator.id)));
         }
     }

@@ -138,7 +138,7 @@ impl ShardWriter {
             return Ok(info);
         }
         let io = |path: &Path, e| Error::io(path, e);
-        let (bin, idx) = (self.stem.with_extension("bin"), self.stem.with_extension("idx"));
+        let (bin, idx) = (with_suffix(&self.stem, ".bin"), with_suffix(&self.stem, ".idx"));
         let mut index = BufWriter::with_capacity(1 << 16, temporary(folder_of(&self.stem))?);
         info.index_crc32 = self.index.finish(&mut index).map_err(|e| io(&idx, e))?;
         persist(self.ids, &bin).map_err(|e| io(&bin, e))?;
@@ -146,6 +146,13 @@ impl ShardWriter {
         sync_folder(folder_of(&self.stem))?;
         Ok(info)
     }
+}
+
+/// A path with something appended to its name.
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(suffix);
+    PathBuf::from(name)
 }
 
 pub(super) fn folder_of(path: &Path) -> &Path {
@@ -173,6 +180,20 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = BufWriter::new(temporary(folder_of(path))?);
     file.write_all(bytes).and_then(|()| persist(file, path)).map_err(|e| Error::io(path, e))?;
     sync_folder(folder_of(path))
+}
+
+/// Writes a small file as a whole, unless there is one already.
+#[cfg(feature = "prepare")]
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let mut file = temporary(folder_of(path))?;
+    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(|e| Error::io(path, e))?;
+    match file.persist_noclobber(path) {
+        Err(e) if e.error.kind() != std::io::ErrorKind::AlreadyExists => Err(Error::io(path, e.error)),
+        _ => sync_folder(folder_of(path)),
+    }
 }
 
 /// Makes new names in a folder survive a power cut.

@@ -158,6 +158,21 @@ fn a_document_that_is_cut_has_the_ids_of_the_whole() {
         assert_eq!(train.shards.len() as u64 > 1, unit_bytes < long.len() as u64);
         assert!(train.shards.iter().skip(1).all(|shard| shard.continues) && !train.shards[0].continues);
         assert!(ids(out.path(), "train") == whole, "{unit_bytes}");
+        // All of its parts go to one split.
+        for seed in 0..4 {
+            let out = tempfile::tempdir().unwrap();
+            let cfg = PrepareConfig { val: 0.5, seed, unit_bytes: Some(unit_bytes), ..config(&[&input], out.path()) };
+            let manifest = prepare(&tokenizer, &cfg, &|_| ()).unwrap().unwrap();
+            let tokens = |split: &str| manifest.splits[split].tokens as usize;
+            assert!([tokens("train"), tokens("val")].contains(&whole.len()), "seed {seed}: divided");
+        }
+        // It is one document for datatrove, too, and one row that begins with it.
+        use tallow::shard::{Foreign, export};
+        let files = export(out.path(), "train", Foreign::Datatrove, IdType::U32, &out.path().join("x.ds")).unwrap();
+        assert_eq!(std::fs::read(&files[1]).unwrap(), (whole.len() as u64).to_le_bytes());
+        let split = Dataset::open(out.path()).unwrap().split("train").unwrap();
+        let cfg = tallow::DataLoaderConfig { order: tallow::Order::BosAligned, batch_size: 1, ..Default::default() };
+        assert_eq!(tallow::DataLoader::new(&split, cfg).unwrap().samples_per_epoch(), 1);
         assert_eq!(verify(out.path(), |_| ()).unwrap(), [""; 0]);
     }
     // One document that cannot be cut: a line of 5 MB, and the same in a JSON line too long to hold.
@@ -227,6 +242,7 @@ proptest! {
             }
         }
         expected.retain(|document| !document.is_empty());
+        prop_assume!(!expected.is_empty()); // a file of separators alone is an error
         let folder = tempfile::tempdir().unwrap();
         let input = folder.path().join("x.txt");
         std::fs::write(&input, &text).unwrap();
@@ -310,6 +326,17 @@ fn bad_input_is_named_skipped_or_replaced() {
         ("utf8.txt", b"abc\xFFdef".to_vec(), "utf8.txt: invalid UTF-8 at byte 3 of the document"),
         ("empty.txt", Vec::new(), "empty.txt: the file is empty"),
         ("empty.jsonl", Vec::new(), "empty.jsonl: the file is empty"),
+        ("empty.txt.gz", GzEncoder::new(Vec::new(), Compression::fast()).finish().unwrap(), "there is no text in it"),
+        (
+            "tail.jsonl",
+            jsonl(format!("{{\"text\":\"{}\"", "a".repeat(long)).as_bytes()),
+            "tail.jsonl: line 2: broken JSON",
+        ),
+        (
+            "after2.jsonl",
+            jsonl(format!("{{\"text\":\"{}\"}} x", "a".repeat(long)).as_bytes()),
+            "after2.jsonl: line 2: broken JSON",
+        ),
         ("utf8.jsonl", jsonl(b"{\"text\":\"\xE6\xB2\"}"), "utf8.jsonl: line 2: invalid UTF-8 at byte 9 of the line"),
         ("broken.jsonl", jsonl(b"{\"text\":\"a"), "broken.jsonl: line 2: broken JSON at column"),
         ("array.jsonl", jsonl(b"[1]"), "array.jsonl: line 2: broken JSON at column"),
@@ -369,6 +396,27 @@ fn bad_input_is_named_skipped_or_replaced() {
         }
         assert_eq!(verify(out.path(), |_| ()).unwrap(), [""; 0], "{name}");
     }
+    // A document that would be cut is left out as a whole, wherever the bad byte is.
+    for at in [100, 300_000] {
+        let mut bytes = text(5, 20_000).into_bytes();
+        bytes[at] = 0xFF;
+        std::fs::write(path("cut.txt"), bytes).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let inputs = config(&[&path("cut.txt"), &path("after.jsonl")], out.path());
+        let cfg = PrepareConfig { on_error: OnError::Skip, unit_bytes: Some(50_000), ..inputs };
+        let manifest = prepare(&tokenizer, &cfg, &|_| ()).unwrap().unwrap();
+        assert_eq!((manifest.skipped.count, manifest.splits["train"].tokens), (2, 4), "byte {at}");
+        assert_eq!(verify(out.path(), |_| ()).unwrap(), [""; 0]);
+    }
+    // Replaced in a line too long to hold, characters cut anywhere by reads.
+    let line =
+        [b"{\"text\":\"".to_vec(), "数\u{1F600}a".repeat(500_000).into_bytes(), b"\xE6\xFFz\"}\n".to_vec()].concat();
+    std::fs::write(path("longbad.jsonl"), &line).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let cfg = PrepareConfig { on_error: OnError::Replace, ..config(&[&path("longbad.jsonl")], out.path()) };
+    prepare(&tokenizer, &cfg, &|_| ()).unwrap().unwrap();
+    let expected = "数\u{1F600}a".repeat(500_000) + "\u{FFFD}\u{FFFD}z";
+    assert!(documents(out.path(), "train")[0] == tokenizer.encode(&expected).unwrap());
     // Replaced, bytes are read as U+FFFD.
     for (name, document) in [("utf8.txt", "abc\u{FFFD}def"), ("utf8.jsonl", "\u{FFFD}")] {
         let out = tempfile::tempdir().unwrap();
@@ -444,6 +492,10 @@ fn schedulers_say_which_rank_this_is() {
     let both = [&array[..], &[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "1")]].concat();
     assert_eq!(from(&both, None), is(2, 4, "a SLURM job array"));
     assert_eq!(from(&[("JOB_COMPLETION_INDEX", "3")], Some(8)), is(3, 8, "a Kubernetes indexed job"));
+    // What the user says decides which scheduler is meant.
+    assert_eq!(from(&both, Some(4)), is(2, 4, "a SLURM job array"));
+    let torch = [("RANK", "0"), ("WORLD_SIZE", "1"), ("JOB_COMPLETION_INDEX", "3")];
+    assert_eq!(from(&torch, Some(8)), is(3, 8, "a Kubernetes indexed job"));
     assert!(from(&[("JOB_COMPLETION_INDEX", "3")], None).unwrap_err().contains("--world-size"));
     assert!(from(&[("RANK", "x"), ("WORLD_SIZE", "4")], None).unwrap_err().contains("RANK=x"));
     assert!(from(&[("RANK", "4"), ("WORLD_SIZE", "4")], None).unwrap_err().contains("not one of 4"));
@@ -559,6 +611,20 @@ fn any_number_of_ranks_gives_the_same_bytes() {
         assert!(found.contains_key(Path::new("manifest.json")), "the last rank writes the manifest");
         let expected = expected.get_or_insert_with(|| found.clone());
         assert!(found == *expected, "{ranks} ranks: other bytes");
+    }
+    // Two commands that disagree cannot both begin.
+    for round in 0..10 {
+        let out = folder.path().join(format!("race-{round}"));
+        let start = |rank: &str, separator: &str| {
+            let flags = ["--rank", rank, "--world-size", "2", "--separator", separator];
+            command(&input, &out, &flags).spawn().unwrap()
+        };
+        let children = [start("0", "none"), start("1", "<|endoftext|>")];
+        let ended = children.map(|child| child.wait_with_output().unwrap());
+        assert_eq!(ended.iter().filter(|output| output.status.success()).count(), 1, "round {round}");
+        let refused = ended.iter().find(|output| !output.status.success()).unwrap();
+        let stderr = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(stderr.contains("begun with another separator"), "{stderr}");
     }
     // A rank that is missing is named.
     let out = folder.path().join("half");
