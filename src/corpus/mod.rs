@@ -23,7 +23,7 @@ pub(crate) use find::find;
 pub(crate) use units::{Piece, units};
 
 /// Documents up to this size are given whole.
-const WHOLE_BYTES: u64 = 1 << 20;
+const WHOLE_BYTES: u64 = 1 << 18;
 /// Bytes at the beginning of a document that tell it from others.
 const HEAD_BYTES: usize = 1 << 16;
 

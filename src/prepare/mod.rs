@@ -148,7 +148,7 @@ pub enum Event<'a> {
 /// - [`Error::Config`], [`Error::Io`].
 ///
 /// # Cost
-/// Some 40 MiB, and up to 6 more a thread where documents have megabytes, for any size of corpus and document (and the
+/// Some 45 MB, and up to 2 more a thread where documents have megabytes, for any size of corpus and document (and the
 /// window of a .zst, at most 128 MiB a thread; 8 by default). (With a `tokenizer.json` a document must fit into memory.)
 ///
 /// # Example

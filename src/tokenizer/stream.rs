@@ -8,7 +8,7 @@ use super::{Engine, Specials, Tokenizer};
 use crate::{Error, Result};
 
 /// Bytes read before the first ids are handed out; doubled while no piece of text is settled.
-const CHUNK_BYTES: usize = 1 << 20;
+const CHUNK_BYTES: usize = 1 << 18;
 
 /// Iterator over the ids of everything that a reader gives, made by [`Tokenizer::encode_reader`].
 pub struct EncodeReader<'t, R> {

@@ -48,13 +48,13 @@ fn parts_are_the_whole() {
     }
 }
 
-/// Every way to cut a chunk: special tokens, white space and contractions moved across the 1 MiB mark.
+/// Every way to cut a chunk: special tokens, white space and contractions moved across the 256 KiB mark.
 #[test]
 fn the_edge_of_a_chunk_is_not_seen() {
     let tokenizer = Tokenizer::cl100k().with_specials(Specials::Allow);
     for shift in 0..150 {
         let edge = "  \n \n   <|endoftext|>  \n\n  don't I'll   <|fim_prefix|> 12345   x";
-        let text = "a ".repeat(((1 << 20) - 140 + shift) / 2)
+        let text = "a ".repeat(((1 << 18) - 140 + shift) / 2)
             + if shift % 2 == 0 { "" } else { "b" }
             + edge
             + &"y z".repeat(60);
@@ -91,7 +91,7 @@ fn bad_bytes_are_named_or_replaced() {
 #[test]
 fn a_forbidden_special_is_found_across_chunks() {
     let tokenizer = Tokenizer::cl100k().with_specials(Specials::Forbid);
-    for before in [(1 << 20) - 70, (1 << 20) - 6, 3 << 20] {
+    for before in [(1 << 18) - 70, (1 << 18) - 6, 3 << 20] {
         let text = "ab ".repeat(before / 3) + "<|endoftext|>";
         match streamed(&tokenizer, text.as_bytes(), false).unwrap_err() {
             Error::SpecialForbidden { byte, .. } => assert_eq!(byte as usize, before / 3 * 3),
