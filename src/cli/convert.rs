@@ -96,8 +96,7 @@ impl Convert {
             (Some(rows), None) => (rows, None),
             (rows, Some(_)) => {
                 let tokenizer = self.tokenizer.open()?;
-                let fingerprint = format!("{:016x}", tokenizer.fingerprint());
-                let info = TokenizerInfo { name: tokenizer.name().to_string(), fingerprint };
+                let info = TokenizerInfo::new(tokenizer.name(), tokenizer.fingerprint());
                 (rows.unwrap_or(tokenizer.table_rows()), Some(info))
             }
             (None, None) => bail!("whose ids are these? Give --tokenizer FILE (or cl100k), or only --rows N"),

@@ -12,8 +12,8 @@ pub(crate) struct Found {
     pub(crate) ignored: u64,
 }
 
-/// The files that `inputs` name: files, folders (with everything below but `out`, sorted by name, hidden files and links to folders left out), patterns with
-/// `*`, `?` and `[…]`, and `-` for standard input. `format` overrides what names say.
+/// The files that `inputs` name: files, folders (with everything below but `out`, sorted by name; hidden files and links to
+/// folders are left out), patterns with `*`, `?` and `[…]`, and `-` for standard input. `format` overrides what names say.
 pub(crate) fn find(inputs: &[PathBuf], format: Option<Format>, out: &Path) -> Result<Found> {
     let out = std::fs::canonicalize(out).ok(); // no input, where it lies in a folder that is one
     let out = out.as_deref();

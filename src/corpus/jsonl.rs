@@ -8,7 +8,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess
 use struson::reader::{JsonReader, JsonStreamReader, ReaderError, ValueType};
 
 use super::open::open;
-use super::{At, Bad, Each, Place, Rules, Source, Stop, WHOLE_BYTES, deliver};
+use super::{At, Bad, Each, Place, Rules, Source, Stop, WHOLE_BYTES, deliver, first_line};
 
 /// Longer lines are parsed as a stream.
 const LINE_BYTES: u64 = WHOLE_BYTES;
@@ -19,8 +19,7 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
     let mut number = 0;
     let mut reader = open(file, at.saturating_sub(1), read)?;
     if at > 0 {
-        // A line belongs to the piece in which it begins; one that ends beyond this piece is not looked for here.
-        at = at - 1 + (&mut reader).take(piece.end - at + 1).skip_until(b'\n')? as u64;
+        at = first_line(&mut reader, piece)?; // a line belongs to the piece in which it begins
     }
     let mut line = Vec::new();
     while at < piece.end {
@@ -80,9 +79,7 @@ fn field<'a>(line: &'a str, field: &str) -> Result<Cow<'a, str>, String> {
 
 fn broken(error: &serde_json::Error) -> String {
     // serde_json counts lines of what it was given, which is one line.
-    let text = error.to_string();
-    let what = text.split(" at line ").next().unwrap_or(&text);
-    format!("broken JSON at column {}: {what}", error.column())
+    format!("broken JSON at column {}: {}", error.column(), without_place(&error.to_string()))
 }
 
 /// Takes one field out of an object without building the rest.

@@ -12,7 +12,7 @@ mod text;
 mod units;
 
 use std::fmt;
-use std::io::Read;
+use std::io::{BufRead, Read};
 use std::sync::atomic::AtomicU64;
 
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::Result;
 
 pub(crate) use find::find;
+pub(crate) use open::Counted;
 pub(crate) use units::{Piece, units};
 
 /// Documents up to this size are given whole.
@@ -242,6 +243,12 @@ fn deliver(
         }
     };
     Ok(each(Ok(Document { place, head: &head, begins, ends, body: Body::Text(&text) }))?)
+}
+
+/// Goes to the first line that begins in `piece`, from one byte before it, and returns where that is. A line that ends
+/// beyond the piece is not looked for: a long one is read once, not once a piece.
+fn first_line(reader: &mut dyn BufRead, piece: &Piece) -> std::io::Result<u64> {
+    Ok(piece.start - 1 + reader.take(piece.end - piece.start + 1).skip_until(b'\n')? as u64)
 }
 
 /// Which part of a document that was cut.

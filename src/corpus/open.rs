@@ -32,12 +32,12 @@ pub(super) fn open<'a>(file: &CorpusFile, start: u64, read: &'a AtomicU64) -> io
 }
 
 /// Counts what is taken, not what is buffered.
-struct Counted<'a, R> {
-    inner: R,
-    read: &'a AtomicU64,
+pub(crate) struct Counted<'a, R> {
+    pub(crate) inner: R,
+    pub(crate) read: &'a AtomicU64,
 }
 
-impl<R: BufRead> Read for Counted<'_, R> {
+impl<R: Read> Read for Counted<'_, R> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(bytes)?;
         self.read.fetch_add(count as u64, Ordering::Relaxed);

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 
 use super::open::open;
-use super::{At, CorpusFile, Cut, Each, HEAD_BYTES, Packing, Part, Source, Stop, deliver};
+use super::{At, CorpusFile, Cut, Each, HEAD_BYTES, Packing, Part, Source, Stop, deliver, first_line};
 
 pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
     let Source { file, piece, rules, read } = source;
@@ -14,7 +14,7 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
         let mut at = piece.start;
         if !begins_file {
             // A document belongs to the piece in which the separator line before it begins.
-            at = at - 1 + reader.skip_until(b'\n')? as u64;
+            at = first_line(&mut reader, piece)?;
             let mut before = Separated::new(&mut reader, separator, at);
             // No further than the piece: a file without separators is read once, not once a piece.
             let mut skipped = vec![0; 1 << 16];

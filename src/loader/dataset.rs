@@ -47,7 +47,7 @@ impl Dataset {
         let manifest = Manifest::read(folder)?;
         let mut splits = BTreeMap::new();
         for (name, info) in &manifest.splits {
-            let open = |shard: &ShardInfo| Shard::open(folder.join(name).join(&shard.name), shard, manifest.dtype, io);
+            let open = |shard: &ShardInfo| manifest.open(folder, name, shard, io);
             let shards = info.shards.iter().map(open).collect::<Result<Vec<Shard>>>()?;
             let split = Split {
                 name: name.clone(),

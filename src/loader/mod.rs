@@ -290,17 +290,20 @@ impl DataLoader {
         Ok(())
     }
 
+    /// Samples of all epochs that were asked for.
+    fn total(&self) -> u64 {
+        self.cfg.epochs.map_or(u64::MAX, |epochs| epochs.saturating_mul(self.samples_per_epoch()))
+    }
+
     fn global_batch(&self) -> u64 {
         (self.cfg.batch_size * self.cfg.world_size) as u64
     }
 
     /// This rank's samples of the global batch that begins with sample `from`.
     fn samples(&self, from: u64) -> std::ops::Range<u64> {
-        let end = match self.cfg.epochs.map(|epochs| epochs.saturating_mul(self.samples_per_epoch())) {
-            Some(total) if from + self.global_batch() > total && self.cfg.drop_last => from,
-            Some(total) => total.max(from),
-            None => u64::MAX,
-        };
+        let total = self.total();
+        let cut = from + self.global_batch() > total && self.cfg.drop_last;
+        let end = if cut { from } else { total.max(from) };
         let first = from + (self.cfg.rank * self.cfg.batch_size) as u64;
         first.min(end)..(first + self.cfg.batch_size as u64).min(end)
     }
@@ -357,7 +360,7 @@ impl Iterator for DataLoader {
             self.ahead.push_back(rows);
         }
         let rows = self.ahead.pop_front()?;
-        let total = self.cfg.epochs.map_or(u64::MAX, |epochs| epochs.saturating_mul(self.samples_per_epoch()));
+        let total = self.total();
         if rows.is_empty() {
             self.ahead.push_front(rows);
             if !self.cfg.drop_last {

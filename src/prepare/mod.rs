@@ -178,8 +178,7 @@ pub fn prepare(tokenizer: &Tokenizer, cfg: &PrepareConfig, watch: &(dyn Fn(Event
         return Err(Error::Folder { path: cfg.out.clone(), reason });
     }
     plan.store(&cfg.out)?;
-    let mine = (0..plan.units.len()).filter(|unit| unit % cfg.rank.world_size == cfg.rank.rank);
-    let to_do: Vec<usize> = mine.filter(|unit| unit::done(&cfg.out, *unit, plan.dtype).is_none()).collect();
+    let to_do = missing(&plan, &cfg.out, cfg.rank);
     let bytes = to_do.iter().map(|unit| plan.unit_bytes(*unit)).sum();
     watch(Event::Planned { units: plan.units.len(), to_do: to_do.len(), bytes, ignored_files });
 
@@ -206,7 +205,7 @@ pub fn prepare(tokenizer: &Tokenizer, cfg: &PrepareConfig, watch: &(dyn Fn(Event
         // Another process did the same work, was first, and cleaned up.
         Some(Error::Io { .. }) if cfg.out.join(MANIFEST).exists() => Manifest::read(&cfg.out).map(Some),
         Some(Error::Io { path, cause }) if is_full(&cause) => {
-            let done = (0..plan.units.len()).filter(|unit| unit::done(&cfg.out, *unit, plan.dtype).is_some()).count();
+            let done = plan.units.len() - missing(&plan, &cfg.out, Rank::default()).len();
             let reason = format!(
                 "the disk is full ({done} of {} units are finished and kept): make room and run the same command again",
                 plan.units.len()
@@ -214,11 +213,15 @@ pub fn prepare(tokenizer: &Tokenizer, cfg: &PrepareConfig, watch: &(dyn Fn(Event
             Err(Error::Folder { path, reason })
         }
         Some(error) => Err(error),
-        None if (0..plan.units.len()).all(|unit| unit::done(&cfg.out, unit, plan.dtype).is_some()) => {
-            manifest(&plan, &cfg.out).map(Some)
-        }
+        None if missing(&plan, &cfg.out, Rank::default()).is_empty() => manifest(&plan, &cfg.out).map(Some),
         None => Ok(None),
     }
+}
+
+/// Units of `rank` that are not done; of the only rank, all that are not.
+fn missing(plan: &Plan, out: &Path, rank: Rank) -> Vec<usize> {
+    let mine = (0..plan.units.len()).filter(|unit| unit % rank.world_size == rank.rank);
+    mine.filter(|unit| unit::done(out, *unit, plan.dtype).is_none()).collect()
 }
 
 fn is_full(error: &std::io::Error) -> bool {
@@ -234,14 +237,12 @@ pub fn finish(out: &Path) -> Result<Manifest> {
         path: out.to_path_buf(),
         reason: "there is no plan.json: `tallow prepare` has not begun here".to_string(),
     })?;
-    let missing: Vec<String> = (0..plan.units.len())
-        .filter(|unit| unit::done(out, *unit, plan.dtype).is_none())
-        .map(|unit| unit.to_string())
-        .collect();
+    let missing = missing(&plan, out, Rank::default());
     if missing.is_empty() {
         return manifest(&plan, out);
     }
-    let (count, shown) = (missing.len(), missing[..missing.len().min(8)].join(", "));
+    let shown: Vec<String> = missing.iter().take(8).map(|unit| unit.to_string()).collect();
+    let (count, shown) = (missing.len(), shown.join(", "));
     let more = if count > 8 { ", …" } else { "" };
     Err(Error::Folder {
         path: out.to_path_buf(),

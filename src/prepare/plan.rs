@@ -55,10 +55,7 @@ impl Plan {
         let mut plan = Plan {
             format: "tallow-plan".to_string(),
             version: 1,
-            tokenizer: TokenizerInfo {
-                name: tokenizer.name().to_string(),
-                fingerprint: format!("{:016x}", tokenizer.fingerprint()),
-            },
+            tokenizer: TokenizerInfo::new(tokenizer.name(), tokenizer.fingerprint()),
             specials: match tokenizer.specials() {
                 Specials::Text => "text",
                 Specials::Forbid => "forbid",

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::plan::Plan;
 use super::{Event, OnError, UnitReport};
-use crate::corpus::{Body, Document, Source, documents, of_the_machine, reason};
+use crate::corpus::{Body, Counted, Document, Source, documents, of_the_machine, reason};
 use crate::shard::{IdType, ShardWriter, Skipped, write_whole};
 use crate::{Error, Result, Tokenizer};
 
@@ -151,16 +151,16 @@ impl Encoder<'_> {
                 text.len() as u64
             }
             Body::Stream(reader) => {
-                let mut counted = Counted { reader, bytes: 0 };
+                let read = AtomicU64::new(0);
+                let counted = Counted { inner: reader, read: &read };
                 let lossy = self.plan.on_error == OnError::Replace;
                 let mut bad = None;
-                for ids in self.tokenizer.encode_reader(&mut counted, lossy) {
+                for ids in self.tokenizer.encode_reader(counted, lossy) {
                     match ids {
                         Ok(ids) => writer.push(&ids)?,
                         Err(error) => bad = Some(error),
                     }
                 }
-                let bytes = counted.bytes;
                 if let Some(error) = bad {
                     writer.undo_document()?;
                     let why = match error {
@@ -171,7 +171,7 @@ impl Encoder<'_> {
                     };
                     return self.skip(place, why);
                 }
-                bytes
+                read.into_inner()
             }
         };
         *text_bytes += bytes;
@@ -208,19 +208,6 @@ impl Encoder<'_> {
             self.skipped.reasons.push(format!("{place}: {reason}"));
         }
         Ok(())
-    }
-}
-
-struct Counted<'a> {
-    reader: &'a mut dyn std::io::Read,
-    bytes: u64,
-}
-
-impl std::io::Read for Counted<'_> {
-    fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
-        let count = self.reader.read(bytes)?;
-        self.bytes += count as u64;
-        Ok(count)
     }
 }
 

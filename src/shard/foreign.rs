@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::write::{folder_of, persist, temporary, with_suffix};
-use super::{FORMAT, IdType, Io, Manifest, Separator, Shard, ShardInfo, ShardWriter, Skipped, TokenizerInfo, VERSION};
+use super::{FORMAT, IdType, Io, Manifest, Separator, ShardInfo, ShardWriter, Skipped, TokenizerInfo, VERSION};
 use crate::{Error, Result};
 
 /// A trainer's file format.
@@ -243,7 +243,7 @@ pub fn export(folder: &Path, split: &str, format: Foreign, dtype: IdType, out: &
         let reason = format!("no split {split:?}; there are {}", names.join(", "));
         return Err(Error::Shard { path: folder.to_path_buf(), reason });
     };
-    let open = |info: &ShardInfo| Shard::open(folder.join(split).join(&info.name), info, manifest.dtype, Io::Pread);
+    let open = |info: &ShardInfo| manifest.open(folder, split, info, Io::Pread);
     if format == Foreign::Llama2C && dtype != IdType::U16 {
         return Err(Error::Config("llama2.c reads u16 ids only: this tokenizer needs more".to_string()));
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{IdType, write_whole};
+use super::{IdType, Io, Shard, write_whole};
 use crate::fingerprint::Fingerprint;
 use crate::{Error, Result};
 
@@ -49,6 +49,13 @@ pub struct TokenizerInfo {
     pub name: String,
     /// [`Tokenizer::fingerprint`](crate::Tokenizer::fingerprint) in 16 hexadecimal digits.
     pub fingerprint: String,
+}
+
+impl TokenizerInfo {
+    /// A tokenizer by its name and [`Tokenizer::fingerprint`](crate::Tokenizer::fingerprint).
+    pub fn new(name: &str, fingerprint: u64) -> Self {
+        TokenizerInfo { name: name.to_string(), fingerprint: format!("{fingerprint:016x}") }
+    }
 }
 
 /// The token that stands after (or, in some imported files, before) each document.
@@ -159,6 +166,11 @@ impl Manifest {
             }
         }
         Ok(manifest)
+    }
+
+    /// Opens one shard of `split`.
+    pub(crate) fn open(&self, folder: &Path, split: &str, info: &ShardInfo, io: Io) -> Result<Shard> {
+        Shard::open(folder.join(split).join(&info.name), info, self.dtype, io)
     }
 
     pub(crate) fn write(&self, folder: &Path) -> Result<()> {

@@ -188,7 +188,7 @@ impl Shard {
             }
             Ids::File(file) => {
                 scratch.resize(count, 0);
-                // The raw bytes are read into the buffer of the ids, and spread out from the end.
+                // The raw bytes are read into the buffer of the ids; narrower ones are widened from a copy.
                 let bytes: &mut [u8] = &mut bytemuck::cast_slice_mut(scratch)[..len];
                 read_at(file, bytes, from as u64).map_err(|e| self.shrunk(e))?;
                 match self.id_type {
@@ -213,6 +213,15 @@ impl Shard {
             )));
         }
         Ok(f(ids))
+    }
+
+    /// Calls `f` with all ids, some at a time.
+    pub(crate) fn for_each(&self, mut f: impl FnMut(&[u32])) -> Result<()> {
+        let mut scratch = Vec::new();
+        for at in (0..self.tokens).step_by(1 << 16) {
+            self.with(at, (self.tokens - at).min(1 << 16) as usize, &mut scratch, &mut f)?;
+        }
+        Ok(())
     }
 
     /// Brings ids that will be copied next into the processor's cache, where they are mapped: windows lie anywhere, and

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Io, Manifest, Shard};
+use super::{Io, Manifest};
 use crate::Result;
 
 /// Counts over one split.
@@ -30,31 +30,25 @@ impl Statistics {
     /// kept.
     ///
     /// # Errors
-    /// Those of [`Manifest::read`] and [`Shard::open`]. A split that is not there has no ids.
+    /// Those of [`Manifest::read`] and [`Shard::open`](super::Shard::open). A split that is not there has no ids.
     ///
     /// # Cost
     /// One pass over the ids; 8 bytes a table row.
     pub fn read(folder: &Path, split: &str, longest: usize, mut progress: impl FnMut(u64)) -> Result<Self> {
         let manifest = Manifest::read(folder)?;
         let mut statistics = Statistics { counts: vec![0; manifest.table_rows], longest: Vec::new() };
-        let mut scratch = Vec::new();
         let shards = manifest.splits.get(split).into_iter().flat_map(|split| &split.shards);
         for (number, info) in shards.enumerate() {
-            let shard = Shard::open(folder.join(split).join(&info.name), info, manifest.dtype, Io::Map)?;
-            let mut at = 0;
-            while at < shard.tokens() {
-                let count = (shard.tokens() - at).min(1 << 16);
-                shard.with(at, count as usize, &mut scratch, |ids| {
-                    for id in ids {
-                        // The manifest's largest id was compared; its rows may be a lie.
-                        if let Some(count) = statistics.counts.get_mut(*id as usize) {
-                            *count += 1;
-                        }
+            let shard = manifest.open(folder, split, info, Io::Map)?;
+            shard.for_each(|ids| {
+                for id in ids {
+                    // The manifest's largest id was compared; its rows may be a lie.
+                    if let Some(count) = statistics.counts.get_mut(*id as usize) {
+                        *count += 1;
                     }
-                })?;
-                at += count;
-                progress(count);
-            }
+                }
+                progress(ids.len() as u64);
+            })?;
             let index = shard.index()?;
             for document in 0..index.documents() {
                 let tokens = index.start(document + 1).saturating_sub(index.start(document));
@@ -95,7 +89,7 @@ pub fn document(folder: &Path, split: &str, shard: usize, document: u64, limit: 
     let manifest = Manifest::read(folder)?;
     let nothing = || crate::Error::Config(format!("split {split} has no document {document} in shard {shard}"));
     let info = manifest.splits.get(split).and_then(|split| split.shards.get(shard)).ok_or_else(nothing)?;
-    let shard = Shard::open(folder.join(split).join(&info.name), info, manifest.dtype, Io::Map)?;
+    let shard = manifest.open(folder, split, info, Io::Map)?;
     let index = shard.index()?;
     if document >= index.documents() {
         return Err(nothing());

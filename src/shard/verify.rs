@@ -64,12 +64,7 @@ fn shard(
     }
     let bad = |reason: String| Error::Shard { path: with_suffix(stem, ".idx"), reason };
     let (index, mut largest, mut scratch) = (shard.index()?, None, Vec::new());
-    let mut at = 0;
-    while at < info.tokens {
-        let count = (info.tokens - at).min(1 << 16);
-        largest = largest.max(shard.with(at, count as usize, &mut scratch, |ids| ids.iter().copied().max())?);
-        at += count;
-    }
+    shard.for_each(|ids| largest = largest.max(ids.iter().copied().max()))?;
     if largest != info.largest_id {
         return Err(bad(format!("the largest id is {largest:?}, but the manifest promises {:?}", info.largest_id)));
     }
