@@ -29,6 +29,21 @@ pub enum Error {
         token: Option<String>,
     },
 
+    /// A target that is not a row of the head's weight.
+    #[error(
+        "target {target} at position {position:?} of the targets is outside the {rows} rows of the head: targets run from 0 to {}; \
+         mark padding with u32::MAX",
+        .rows.saturating_sub(1)
+    )]
+    TargetOutOfRange {
+        /// The target as it was given.
+        target: i64,
+        /// Its index in the targets tensor, one number a dimension.
+        position: Vec<usize>,
+        /// Rows of the weight.
+        rows: usize,
+    },
+
     /// Ids of a dtype that cannot name a row.
     #[error("ids have dtype {dtype:?}: use u8, u32 or i64 (`ids.to_dtype(DType::U32)?`)")]
     IdDType {

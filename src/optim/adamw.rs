@@ -90,6 +90,11 @@ impl Optimizer for AdamW {
         Ok(())
     }
 
+    /// [`backward`](crate::backward) and a step.
+    fn backward_step(&mut self, loss: &Tensor) -> candle_core::Result<()> {
+        self.step(&crate::backward(loss)?)
+    }
+
     /// The first group's.
     fn learning_rate(&self) -> f64 {
         self.groups.first().map_or(0.0, |group| group.params.lr)

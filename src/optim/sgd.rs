@@ -71,6 +71,11 @@ impl Optimizer for Sgd {
         Ok(())
     }
 
+    /// [`backward`](crate::backward) and a step.
+    fn backward_step(&mut self, loss: &Tensor) -> candle_core::Result<()> {
+        self.step(&crate::backward(loss)?)
+    }
+
     fn learning_rate(&self) -> f64 {
         self.learning_rate
     }

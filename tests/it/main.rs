@@ -6,6 +6,7 @@ mod cli;
 #[cfg(feature = "cli")]
 mod cli_shards;
 mod embedding;
+mod head;
 mod init;
 mod interop;
 mod loader;

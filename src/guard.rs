@@ -8,7 +8,7 @@ use crate::{Error, NO_TOKEN, Result};
 /// mark i64::MAX passes too), and so does `padding_id`.
 ///
 /// Ids on a device are copied to the host for it, which waits for that device.
-pub(super) fn check(
+pub(crate) fn check(
     ids: &Tensor,
     rows: usize,
     padding_id: Option<u32>,
@@ -59,7 +59,7 @@ fn unravel(mut at: usize, dims: &[usize]) -> Vec<usize> {
 
 /// Ids as the look-up wants them: contiguous, on `device`, padding as [`NO_TOKEN`]; u32 but for the CPU, where the look-up
 /// takes every dtype of ids. No copy where they already are so.
-pub(super) fn normalise(ids: &Tensor, padding_id: Option<u32>, device: &Device) -> candle_core::Result<Tensor> {
+pub(crate) fn normalise(ids: &Tensor, padding_id: Option<u32>, device: &Device) -> candle_core::Result<Tensor> {
     let mut ids = ids.contiguous()?;
     if ids.dtype() != DType::U32 && !(device.is_cpu() && padding_id.is_none()) {
         // The cast keeps u8 255 apart from padding, and turns i64::MAX into NO_TOKEN.

@@ -1,0 +1,169 @@
+//! The head, forward and backward: ours against candle's linear layer + cross-entropy, and PyTorch's.
+//!
+//!     cargo bench --bench head          # about four minutes; `-- quick` leaves out candle at the large sizes
+//!
+//! f32. "ours_ms" is the loss and `tallow::backward`; `"backward": "candle's"` is `loss.backward()` instead. "products_ms" is what the
+//! three products of the step alone take in the gemm crate at full size, in the same run: their share says how much is spent on
+//! anything else. Peaks are of live bytes during a step; "extra" is without the two gradients that come out of it, and "logits_bytes" is N·V·4.
+
+mod common;
+#[path = "common/counting.rs"]
+mod counting;
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use candle_core::{Device, Tensor, Var};
+use candle_nn::{Linear, Module};
+use common::{median, python, report};
+use counting::{LIVE, PEAK};
+use serde_json::json;
+use tallow::head::{self, CrossEntropyConfig};
+
+const CASES: [(usize, usize, usize); 3] = [(64, 64, 100_256), (2048, 512, 50_304), (2048, 1024, 100_352)];
+
+fn main() -> anyhow::Result<()> {
+    tallow::keep_pages();
+    let quick = std::env::args().any(|arg| arg == "quick");
+    let mut times = Vec::new();
+    for (n, c, v) in CASES {
+        times.push(case(n, c, v, quick && n > 64)?);
+    }
+    let answer = python("torch_head.py", &json!({"cases": CASES, "seconds": 4}));
+    for (((n, c, v), ours), theirs) in
+        CASES.iter().zip(&times).zip(answer.iter().flat_map(|answer| answer["cases"].as_array().into_iter().flatten()))
+    {
+        let mut facts = facts(*n, *c, *v);
+        facts["reference_peak_bytes"] = theirs["peak_bytes"].clone();
+        report(facts, *ours, "torch F.linear + F.cross_entropy", theirs["ms"].as_f64().unwrap_or(f64::NAN));
+    }
+    Ok(())
+}
+
+fn facts(n: usize, c: usize, v: usize) -> serde_json::Value {
+    json!({"bench": "head", "tokens": n, "d_model": c, "vocab": v})
+}
+
+fn case(n: usize, c: usize, v: usize, without_candle: bool) -> anyhow::Result<f64> {
+    let hidden = Var::from_tensor(&Tensor::randn(0f32, 1.0, (n, c), &Device::Cpu)?)?;
+    let weight = Var::from_tensor(&Tensor::randn(0f32, 0.02, (v, c), &Device::Cpu)?)?;
+    let targets = Tensor::from_vec(common::ids("uniform", v, n), n, &Device::Cpu)?;
+    let cfg = CrossEntropyConfig::default();
+    let loss = || head::cross_entropy(&hidden, &weight, None, &targets, &cfg);
+    let ours = || -> anyhow::Result<_> { Ok(tallow::backward(&loss()?)?) };
+    let plain = || -> anyhow::Result<_> { Ok(loss()?.backward()?) };
+    let linear = Linear::new(weight.as_tensor().clone(), None);
+    let stock_loss = || candle_nn::loss::cross_entropy(&linear.forward(&hidden)?, &targets);
+    let candle = || -> anyhow::Result<_> { Ok(stock_loss()?.backward()?) };
+
+    // The answer first.
+    let ours_peak = peak(&ours)?;
+    let mut candle_peak = None;
+    if !without_candle {
+        candle_peak = Some(peak(&candle)?);
+        let (a, b) = (loss()?.to_scalar::<f32>()?, stock_loss()?.to_scalar::<f32>()?);
+        assert!((a - b).abs() < 1e-5 * b, "loss {a}, candle {b}");
+        let (a, b) = (ours()?, candle()?);
+        for var in [&hidden, &weight] {
+            let (a, b) = (a.get(var).expect("ours"), b.get(var).expect("candle's"));
+            let norm = |t: &Tensor| t.sqr()?.sum_all()?.sqrt()?.to_scalar::<f32>();
+            let far = norm(&(a - b)?)? / norm(b)?;
+            assert!(far < 1e-5, "gradients differ by {far}");
+        }
+    }
+    let gradients = (n * c + v * c) * 4;
+    let (mut x, mut y, mut z, mut w) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let started = Instant::now();
+    let mut products = Products::new(n, c, v);
+    while x.len() < 5 || (x.len() < 40 && started.elapsed().as_secs() < 6) {
+        x.push(time(&ours)?);
+        y.push(time(&plain)?);
+        w.push(products.run());
+        if !without_candle && (n <= 64 || z.len() < 3) {
+            z.push(time(&candle)?);
+        }
+    }
+    let (ours_ms, products_ms) = (median(x), median(w));
+    let mut line = facts(n, c, v);
+    line["ours_peak_bytes"] = json!(ours_peak);
+    line["ours_extra_bytes"] = json!(ours_peak.saturating_sub(gradients));
+    line["logits_bytes"] = json!(n * v * 4);
+    line["products_ms"] = json!(products_ms);
+    line["products_share"] = json!((products_ms / ours_ms * 1e3).round() / 1e3);
+    if z.is_empty() {
+        println!("{line}");
+    } else {
+        line["reference_peak_bytes"] = json!(candle_peak);
+        report(line, ours_ms, "candle linear + cross_entropy", median(z));
+    }
+    let mut line = facts(n, c, v);
+    line["backward"] = json!("candle's");
+    report(line, median(y), "ours with tallow::backward", ours_ms);
+    Ok(ours_ms)
+}
+
+fn time<T>(f: &impl Fn() -> anyhow::Result<T>) -> anyhow::Result<f64> {
+    let start = Instant::now();
+    let result = f()?;
+    let ms = start.elapsed().as_secs_f64() * 1e3;
+    drop(result);
+    Ok(ms)
+}
+
+/// Live bytes of one call at their highest, above what lived before.
+fn peak<T>(f: &impl Fn() -> anyhow::Result<T>) -> anyhow::Result<usize> {
+    f()?;
+    let live = LIVE.load(Relaxed);
+    PEAK.store(live, Relaxed);
+    f()?;
+    Ok(PEAK.load(Relaxed) - live)
+}
+
+/// The three products at full size (128 tokens at a time where there are more: logits must fit somewhere), threads by the crate.
+struct Products {
+    sizes: (usize, usize, usize),
+    hidden: Vec<f32>,
+    weight: Vec<f32>,
+    logits: Vec<f32>,
+    of_hidden: Vec<f32>,
+    of_weight: Vec<f32>,
+}
+
+impl Products {
+    fn new(n: usize, c: usize, v: usize) -> Self {
+        let chunk = n.min(128);
+        Products {
+            sizes: (n, c, v),
+            hidden: vec![0.5; chunk * c],
+            weight: vec![0.25; v * c],
+            logits: vec![0.0; v * chunk],
+            of_hidden: vec![0.0; chunk * c],
+            of_weight: vec![0.0; v * c],
+        }
+    }
+
+    fn run(&mut self) -> f64 {
+        let (n, c, v) = self.sizes;
+        let chunk = n.min(128);
+        let threads = gemm::Parallelism::Rayon(0);
+        let start = Instant::now();
+        for i in 0..n / chunk {
+            type Operand = (*const f32, isize, isize);
+            let product = |m: usize, n: usize, k: usize, out: *mut f32, add: bool, a: Operand, b: Operand| {
+                // SAFETY: the buffers have the sizes that m, n, k and the strides below say.
+                unsafe {
+                    gemm::gemm(
+                        m, n, k, out, 1, n as isize, add, a.0, a.2, a.1, b.0, b.2, b.1, 1.0, 1.0, false, false, false,
+                        threads,
+                    )
+                }
+            };
+            let (h, w, z) = (self.hidden.as_ptr(), self.weight.as_ptr(), self.logits.as_ptr());
+            let (wide, long) = (c as isize, chunk as isize);
+            product(v, chunk, c, self.logits.as_mut_ptr(), false, (w, wide, 1), (h, 1, wide));
+            product(chunk, c, v, self.of_hidden.as_mut_ptr(), false, (z, 1, long), (w, wide, 1));
+            product(v, c, chunk, self.of_weight.as_mut_ptr(), i > 0, (z, long, 1), (h, wide, 1));
+        }
+        start.elapsed().as_secs_f64() * 1e3
+    }
+}

@@ -1,0 +1,108 @@
+//! Losses and gradients by candle's operations, a part of the tokens at a time: for devices other than the CPU, and f64.
+
+use candle_core::{DType, Result, Tensor};
+
+use super::loss::Grads;
+use super::{CrossEntropyConfig, Wanted};
+
+/// Tokens of a chunk at least, and the part of all tokens that a chunk is: as in `fused`.
+const TOKENS: usize = 64;
+const CHUNKS: usize = 16;
+
+/// Hidden states (n, C) of the tokens that have targets, and the head.
+pub(super) struct Rows<'a> {
+    pub(super) hidden: &'a Tensor,
+    pub(super) weight: &'a Tensor,
+    pub(super) bias: Option<&'a Tensor>,
+}
+
+/// Losses (n); and gradients of Σ upstream · loss, where there is an upstream. Products in the weight's dtype, all else in f32
+/// (f64 for f64).
+pub(super) fn run(
+    rows: &Rows,
+    targets: &[u32],
+    cfg: &CrossEntropyConfig,
+    upstream: Option<&[f64]>,
+    wanted: Wanted,
+) -> Result<(Tensor, Grads)> {
+    let (device, dtype) = (rows.weight.device(), rows.weight.dtype());
+    let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+    let vocab_size = rows.weight.dim(0)?;
+    let smoothing = cfg.label_smoothing;
+    let chunk = (targets.len() / CHUNKS).max(TOKENS);
+    let mut losses = Vec::new();
+    let mut of_hidden = Vec::new();
+    let mut of_weight: Option<Tensor> = None;
+    let mut of_bias: Option<Tensor> = None;
+    for first in (0..targets.len()).step_by(chunk) {
+        let n = chunk.min(targets.len() - first);
+        let hidden = rows.hidden.narrow(0, first, n)?.contiguous()?;
+        let y = Tensor::from_slice(&targets[first..first + n], (n, 1), device)?;
+        let mut z = hidden.matmul(&rows.weight.t()?)?.to_dtype(wide)?;
+        if let Some(bias) = rows.bias {
+            z = z.broadcast_add(&bias.to_dtype(wide)?)?;
+        }
+        if let Some(cap) = cfg.soft_cap {
+            z = ((z / cap)?.tanh()? * cap)?;
+        }
+        let max = z.max_keepdim(1)?;
+        let exp = z.broadcast_sub(&max)?.exp()?;
+        let exp_sum = exp.sum_keepdim(1)?;
+        let lse = (exp_sum.log()? + max)?;
+        let mut loss = (&lse - (z.gather(&y, 1)? * (1.0 - smoothing))?)?;
+        if smoothing != 0.0 {
+            loss = (loss - (z.sum_keepdim(1)? * (smoothing / vocab_size as f64))?)?;
+        }
+        if cfg.z_loss != 0.0 {
+            loss = (loss + (lse.sqr()? * cfg.z_loss)?)?;
+        }
+        losses.push(loss.flatten_all()?);
+        let Some(upstream) = upstream else { continue };
+        let upstream = Tensor::from_slice(&upstream[first..first + n], (n, 1), device)?.to_dtype(wide)?;
+        let factor = ((lse * (2.0 * cfg.z_loss))? + 1.0)?.div(&exp_sum)?.mul(&upstream)?;
+        let mut dz = exp.broadcast_mul(&factor)?;
+        if smoothing != 0.0 {
+            dz = dz.broadcast_sub(&(&upstream * (smoothing / vocab_size as f64))?)?;
+        }
+        dz = dz.scatter_add(&y, &(&upstream * (smoothing - 1.0))?, 1)?;
+        if let Some(cap) = cfg.soft_cap {
+            dz = (dz * (1.0 - (z / cap)?.sqr()?)?)?;
+        }
+        if wanted.bias {
+            of_bias = sum(of_bias, dz.sum(0)?)?;
+        }
+        let dz = dz.to_dtype(dtype)?;
+        if wanted.hidden {
+            of_hidden.push(dz.matmul(rows.weight)?);
+        }
+        if wanted.weight {
+            of_weight = sum(of_weight, dz.t()?.matmul(&hidden)?.to_dtype(wide)?)?;
+        }
+    }
+    if targets.is_empty() {
+        losses.push(Tensor::zeros(0, wide, device)?);
+        of_hidden.push(rows.hidden.clone());
+    }
+    let grads = match upstream {
+        None => [None, None, None],
+        Some(_) => [
+            wanted.hidden.then(|| Tensor::cat(&of_hidden, 0)).transpose()?,
+            wanted
+                .weight
+                .then(|| of_weight.map_or_else(|| rows.weight.zeros_like(), |sum| sum.to_dtype(dtype)))
+                .transpose()?,
+            match (rows.bias, wanted.bias) {
+                (Some(bias), true) => Some(of_bias.map_or_else(|| bias.zeros_like(), |sum| sum.to_dtype(dtype))?),
+                _ => None,
+            },
+        ],
+    };
+    Ok((Tensor::cat(&losses, 0)?, grads))
+}
+
+fn sum(so_far: Option<Tensor>, more: Tensor) -> Result<Option<Tensor>> {
+    Ok(Some(match so_far {
+        Some(so_far) => (so_far + more)?,
+        None => more,
+    }))
+}

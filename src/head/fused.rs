@@ -1,0 +1,255 @@
+//! Losses and gradients on the CPU in one pass: a few tokens at a time, and of these a block of the vocabulary at a time.
+//!
+//! For n tokens, C columns, V rows, with Z = W Hᵀ (V, tokens):
+//! 1. by block: Z, and its softmax statistics. 2. Statistics of all blocks → losses. 3. by block: Z becomes dZ in place,
+//!    dW += dZ H, dH += dZᵀ W. Three products, and Z is kept for one chunk of tokens only.
+//!
+//! Blocks, chunks and the order of sums depend on sizes alone: the bits do not depend on the number of threads.
+
+use std::mem::MaybeUninit;
+
+use super::kernel::{self, Statistics};
+use super::product::{self, Matrix};
+use super::{CrossEntropyConfig, Wanted};
+use crate::parallel;
+
+/// Vocabulary rows of a block: its logits stay in second-level cache.
+const BLOCK: usize = 512;
+/// Tokens of a chunk at most, and at least (where there are so many).
+const CHUNK: (usize, usize) = (256, 64);
+/// A chunk is this part of all tokens, so that its logits are a small part of all logits.
+const CHUNKS: usize = 16;
+/// Products below this many multiplications stay on one thread.
+const PARALLEL: usize = 1 << 21;
+
+/// What there is to do. All slices are row-major; targets are below V.
+pub(super) struct Problem<'a> {
+    pub(super) hidden: &'a [f32],
+    pub(super) weight: &'a [f32],
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) targets: &'a [u32],
+    pub(super) vocab_size: usize,
+    pub(super) columns: usize,
+    pub(super) cfg: &'a CrossEntropyConfig,
+}
+
+/// Gradients: empty where they were not wanted.
+pub(super) struct Gradients {
+    pub(super) hidden: Vec<f32>,
+    pub(super) weight: Vec<f32>,
+    pub(super) bias: Vec<f32>,
+}
+
+impl Problem<'_> {
+    /// The loss of every token; and the gradients of Σ upstream · loss, where there is an upstream.
+    pub(super) fn run(&self, upstream: Option<&[f64]>, wanted: Wanted) -> (Vec<f64>, Gradients) {
+        let (vocab_size, columns, tokens) = (self.vocab_size, self.columns, self.targets.len());
+        let wanted = if upstream.is_some() { wanted } else { Wanted::default() };
+        let sized = |wanted: bool, len: usize| if wanted { len } else { 0 };
+        let mut losses = Vec::with_capacity(tokens);
+        let mut hidden = Vec::with_capacity(sized(wanted.hidden, self.hidden.len()));
+        let mut bias = vec![0f32; sized(wanted.bias, vocab_size)];
+        if tokens == 0 || vocab_size == 0 || columns == 0 {
+            hidden.resize(sized(wanted.hidden, self.hidden.len()), 0.0);
+            let weight = vec![0f32; sized(wanted.weight, self.weight.len())];
+            losses.resize(tokens, 0.0);
+            return (losses, Gradients { hidden, weight, bias });
+        }
+        let mut weight = product::space(sized(wanted.weight, self.weight.len()));
+        let blocks = vocab_size.div_ceil(BLOCK);
+        // A span of blocks is one task, and has a partial sum of dH: few of them where these are large.
+        let spans = (vocab_size / (8 * columns)).clamp(16, 64).min(blocks);
+        let span_blocks = blocks.div_ceil(spans);
+        let span_rows = span_blocks * BLOCK;
+        let chunk = (tokens / CHUNKS / CHUNK.1 * CHUNK.1).clamp(CHUNK.1, CHUNK.0).min(tokens);
+        let mut logits = product::space(sized(upstream.is_some(), vocab_size * chunk));
+        let mut statistics = vec![0f32; blocks * 4 * chunk];
+        let mut partial = vec![0f32; sized(wanted.hidden, vocab_size.div_ceil(span_rows) * chunk * columns)];
+
+        for first in (0..tokens).step_by(chunk) {
+            let n = chunk.min(tokens - first);
+            let targets = &self.targets[first..first + n];
+            let h = Matrix::new(&self.hidden[first * columns..(first + n) * columns], n, columns);
+            let small = n * vocab_size * columns < PARALLEL;
+            // 1. Logits and their statistics.
+            let spaces = chunks_or_none(&mut logits[..sized(upstream.is_some(), vocab_size * n)], span_rows * n);
+            let tasks = (0..vocab_size)
+                .step_by(span_rows)
+                .zip(statistics[..blocks * 4 * n].chunks_mut(span_blocks * 4 * n))
+                .zip(spaces);
+            each(small, tasks, |((row, statistics), space)| {
+                let mut own = Vec::new();
+                let space = space.unwrap_or_else(|| {
+                    own = product::space(BLOCK * n);
+                    &mut own
+                });
+                self.describe(h, targets, row, statistics, space);
+            });
+            // 2. Losses.
+            let tokens = self.combine(n, &statistics[..blocks * 4 * n], upstream.map(|u| &u[first..first + n]));
+            losses.extend_from_slice(&tokens.losses);
+            if upstream.is_none() {
+                continue;
+            }
+            // 3. Gradients.
+            // SAFETY: step 1 has written the logits of all V rows.
+            let logits = unsafe { logits[..vocab_size * n].assume_init_mut() };
+            let tasks = (0..)
+                .step_by(span_rows)
+                .zip(logits.chunks_mut(span_rows * n))
+                .zip(chunks_or_none(&mut weight, span_rows * columns))
+                .zip(chunks_or_none(&mut bias, span_rows))
+                .zip(chunks_or_none(&mut partial, chunk * columns));
+            each(small, tasks, |((((row, logits), weight), bias), partial)| {
+                let partial = partial.map(|partial| &mut partial[..n * columns]);
+                self.differentiate(h, targets, &tokens, (row, first == 0), logits, weight, bias, partial);
+            });
+            // Partial sums in the order of the vocabulary.
+            let mut partials = partial.chunks_exact(chunk * columns).map(|partial| &partial[..n * columns]);
+            if let Some(start) = partials.next() {
+                let at = hidden.len();
+                hidden.extend_from_slice(start);
+                for partial in partials {
+                    hidden[at..].iter_mut().zip(partial).for_each(|(sum, value)| *sum += *value);
+                }
+            }
+        }
+        // SAFETY: the first chunk has filled every row of it.
+        let weight = unsafe { product::written(weight) };
+        (losses, Gradients { hidden, weight, bias })
+    }
+
+    /// Blocks of one span: logits and, for each block, four rows of statistics: maximum, Σ exp, Σ z, the target's z.
+    /// `space` holds the whole span, or only one block where logits are not needed again.
+    fn describe(
+        &self,
+        h: Matrix,
+        targets: &[u32],
+        first_row: usize,
+        statistics: &mut [f32],
+        space: &mut [MaybeUninit<f32>],
+    ) {
+        let n = targets.len();
+        let whole = space.len() > BLOCK * n;
+        for (i, of) in statistics.chunks_exact_mut(4 * n).enumerate() {
+            let row = first_row + i * BLOCK;
+            let rows = BLOCK.min(self.vocab_size - row);
+            let at = if whole { i * BLOCK * n } else { 0 };
+            let z = product::fill(&mut space[at..at + rows * n], self.rows(row, rows), h.t());
+            let (max, rest) = of.split_at_mut(n);
+            let (exp_sum, rest) = rest.split_at_mut(n);
+            let (sum, target) = rest.split_at_mut(n);
+            let bias = self.bias.map(|bias| &bias[row..row + rows]);
+            kernel::describe(z, bias, self.cap(), &mut Statistics { max, exp_sum, sum });
+            target.fill(0.0);
+            for (token, y) in in_block(targets, row, rows) {
+                target[token] = z[y * n + token];
+            }
+        }
+    }
+
+    /// Statistics of blocks → those of the whole vocabulary, in f64, and the factors of the gradients.
+    fn combine(&self, n: usize, statistics: &[f32], upstream: Option<&[f64]>) -> Tokens {
+        let cfg = self.cfg;
+        let (smoothing, z_loss, rows) = (cfg.label_smoothing, cfg.z_loss, self.vocab_size as f64);
+        let mut tokens = Tokens::default();
+        for token in 0..n {
+            let of = |row: usize| statistics.chunks_exact(4 * n).map(move |block| block[row * n + token]);
+            let max = of(0).fold(f32::MIN, f32::max);
+            let exp_sum: f64 =
+                of(0).zip(of(1)).map(|(m, sum)| f64::from(sum) * libm::exp(f64::from(m) - f64::from(max))).sum();
+            let [sum, target] = [2, 3].map(|row| of(row).map(f64::from).sum::<f64>());
+            let lse = f64::from(max) + libm::log(exp_sum);
+            // Without smoothing the sum may be infinite: a bias of -∞ takes a row out.
+            let even = if smoothing == 0.0 { 0.0 } else { smoothing / rows * sum };
+            tokens.losses.push(lse - (1.0 - smoothing) * target - even + z_loss * lse * lse);
+            let scale = upstream.map_or(0.0, |upstream| upstream[token]);
+            let bent = if self.cap() > 0.0 { target / f64::from(self.cap()) } else { 0.0 };
+            tokens.max.push(max);
+            tokens.factor.push((scale * (1.0 + 2.0 * z_loss * lse) / exp_sum) as f32);
+            tokens.even.push((scale * smoothing / rows) as f32);
+            tokens.target.push((scale * (1.0 - smoothing) * (1.0 - bent * bent)) as f32);
+        }
+        tokens
+    }
+
+    /// Blocks of one span: logits → gradients.
+    #[allow(clippy::too_many_arguments)]
+    fn differentiate(
+        &self,
+        h: Matrix,
+        targets: &[u32],
+        tokens: &Tokens,
+        (first_row, first_chunk): (usize, bool),
+        logits: &mut [f32],
+        mut weight: Option<&mut [MaybeUninit<f32>]>,
+        mut bias: Option<&mut [f32]>,
+        mut partial: Option<&mut [f32]>,
+    ) {
+        let n = targets.len();
+        for (i, z) in logits.chunks_mut(BLOCK * n).enumerate() {
+            let (at, rows) = (i * BLOCK, z.len() / n);
+            kernel::differentiate(z, self.cap(), &tokens.max, &tokens.factor, &tokens.even);
+            for (token, y) in in_block(targets, first_row + at, rows) {
+                z[y * n + token] -= tokens.target[token];
+            }
+            let dz = Matrix::new(z, rows, n);
+            if let Some(weight) = &mut weight {
+                let out = &mut weight[at * self.columns..(at + rows) * self.columns];
+                if first_chunk {
+                    product::fill(out, dz, h);
+                } else {
+                    // SAFETY: the first chunk has filled every row.
+                    product::add(unsafe { out.assume_init_mut() }, dz, h);
+                }
+            }
+            if let Some(partial) = &mut partial {
+                if i == 0 {
+                    partial.fill(0.0);
+                }
+                product::add(partial, dz.t(), self.rows(first_row + at, rows));
+            }
+            if let Some(bias) = &mut bias {
+                kernel::add_row_sums(z, &mut bias[at..at + rows]);
+            }
+        }
+    }
+
+    /// Rows of the weight.
+    fn rows(&self, first: usize, rows: usize) -> Matrix<'_> {
+        Matrix::new(&self.weight[first * self.columns..(first + rows) * self.columns], rows, self.columns)
+    }
+
+    fn cap(&self) -> f32 {
+        self.cfg.soft_cap.unwrap_or(0.0) as f32
+    }
+}
+
+/// What the tokens of a chunk have come to.
+#[derive(Default)]
+struct Tokens {
+    losses: Vec<f64>,
+    max: Vec<f32>,
+    /// p = exp(z - max) · factor, times upstream and what z-loss adds.
+    factor: Vec<f32>,
+    /// What label smoothing takes from every row's gradient.
+    even: Vec<f32>,
+    /// What is taken from the target's.
+    target: Vec<f32>,
+}
+
+/// (token, row in the block) of the targets that lie in `rows` rows from `first` on.
+fn in_block(targets: &[u32], first: usize, rows: usize) -> impl Iterator<Item = (usize, usize)> {
+    let place = move |(token, y): (usize, &u32)| Some((token, (*y as usize).checked_sub(first)?));
+    targets.iter().enumerate().filter_map(place).filter(move |(_, row)| *row < rows)
+}
+
+/// Parts of what is wanted; for ever none of what is not.
+fn chunks_or_none<T>(all: &mut [T], len: usize) -> impl Iterator<Item = Option<&mut [T]>> {
+    let endless = if all.is_empty() { usize::MAX } else { 0 };
+    all.chunks_mut(len).map(Some).chain((0..endless).map(|_| None))
+}
+
+fn each<I: Iterator + Send>(small: bool, tasks: I, work: impl Fn(I::Item) + Sync) {
+    if small { tasks.for_each(work) } else { parallel::for_each(tasks, work) }
+}
