@@ -1,8 +1,10 @@
 //! The head, forward and backward: ours against candle's linear layer + cross-entropy, and PyTorch's.
 //!
-//!     cargo bench --bench head          # about four minutes; `-- quick` leaves out candle at the large sizes
+//!     cargo bench --bench head          # about four minutes; `-- quick` leaves out the large sizes
 //!
-//! f32. "ours_ms" is the loss and `tallow::backward`; `"backward": "candle's"` is `loss.backward()` instead. "products_ms" is what the
+//! f32. "mode": "head" is forward + backward of head and loss, "step" a whole step of table, head, loss and both optimizers at the
+//! lesson's setting. "pages" says whether the allocator keeps its pages (`tallow::keep_pages`); Rust programs by default do not, and candle is
+//! much slower then. "ours_ms" is the loss and `tallow::backward`; `"backward": "candle's"` is `loss.backward()` instead. "products_ms" is what the
 //! three products of the step alone take in the gemm crate at full size, in the same run: their share says how much is spent on
 //! anything else. Peaks are of live bytes during a step; "extra" is without the two gradients that come out of it, and "logits_bytes" is N·V·4.
 
@@ -13,38 +15,95 @@ mod counting;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use candle_core::{Device, Tensor, Var};
-use candle_nn::{Linear, Module};
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::{Linear, Module, Optimizer, ParamsAdamW, VarBuilder, VarMap};
 use common::{median, python, report};
 use counting::{LIVE, PEAK};
 use serde_json::json;
 use tallow::head::{self, CrossEntropyConfig};
+use tallow::optim::AdamW;
+use tallow::{Gradient, TokenEmbedding, TokenEmbeddingConfig};
 
 const CASES: [(usize, usize, usize); 3] = [(64, 64, 100_256), (2048, 512, 50_304), (2048, 1024, 100_352)];
 
 fn main() -> anyhow::Result<()> {
-    tallow::keep_pages();
     let quick = std::env::args().any(|arg| arg == "quick");
-    let mut times = Vec::new();
-    for (n, c, v) in CASES {
-        times.push(case(n, c, v, quick && n > 64)?);
-    }
+    // First, while this process is small: its memory would be counted as theirs.
     let answer = python("torch_head.py", &json!({"cases": CASES, "seconds": 4}));
-    for (((n, c, v), ours), theirs) in
-        CASES.iter().zip(&times).zip(answer.iter().flat_map(|answer| answer["cases"].as_array().into_iter().flatten()))
-    {
-        let mut facts = facts(*n, *c, *v);
-        facts["reference_peak_bytes"] = theirs["peak_bytes"].clone();
-        report(facts, *ours, "torch F.linear + F.cross_entropy", theirs["ms"].as_f64().unwrap_or(f64::NAN));
+    let torch = |line: serde_json::Value, ours: f64, ms: &serde_json::Value| {
+        if let Some(ms) = ms.as_f64() {
+            report(line, ours, "torch", ms);
+        }
+    };
+    let answer = answer.unwrap_or_default();
+    let [lesson, large @ ..] = CASES;
+    for pages in ["given back", "kept"] {
+        if pages == "kept" {
+            tallow::keep_pages();
+        }
+        let ours = case(lesson, pages)?;
+        torch(facts("head", lesson, pages), ours, &answer["cases"][0]["ms"]);
+        let ours = step(lesson, pages)?;
+        torch(facts("step", lesson, pages), ours, &answer["step_ms"]);
+    }
+    for (i, sizes) in (1..).zip(large).filter(|_| !quick) {
+        let ours = case(sizes, "kept")?;
+        let mut line = facts("head", sizes, "kept");
+        line["reference_peak_bytes"] = answer["cases"][i]["peak_bytes"].clone();
+        torch(line, ours, &answer["cases"][i]["ms"]);
     }
     Ok(())
 }
 
-fn facts(n: usize, c: usize, v: usize) -> serde_json::Value {
-    json!({"bench": "head", "tokens": n, "d_model": c, "vocab": v})
+type Sizes = (usize, usize, usize);
+
+fn facts(mode: &str, (n, c, v): Sizes, pages: &str) -> serde_json::Value {
+    json!({"bench": "head", "mode": mode, "tokens": n, "d_model": c, "vocab": v, "pages": pages})
 }
 
-fn case(n: usize, c: usize, v: usize, without_candle: bool) -> anyhow::Result<f64> {
+/// Table, head, loss and AdamW: everything of the lesson's GPT but its blocks.
+fn step((n, c, v): Sizes, pages: &str) -> anyhow::Result<f64> {
+    let tables = |gradient: Gradient| -> anyhow::Result<_> {
+        let varmap = VarMap::new();
+        let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+        let cfg = TokenEmbeddingConfig { vocab_size: v, d_model: c, gradient, ..Default::default() };
+        let wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
+        let out = vb.get_with_hints((v, c), "head.weight", candle_nn::Init::Randn { mean: 0.0, stdev: 0.02 })?;
+        Ok((wte, out, varmap))
+    };
+    let (wte, out, varmap) = tables(Gradient::RowSparse)?;
+    let mut opt = AdamW::new(varmap.all_vars(), ParamsAdamW::default())?;
+    let cfg = CrossEntropyConfig::default();
+    let mut ours = |ids: &Tensor, y: &Tensor| -> anyhow::Result<()> {
+        Ok(opt.backward_step(&head::cross_entropy(&wte.forward(ids)?, &out, None, y, &cfg)?)?)
+    };
+    let (stock_wte, stock_out, varmap) = tables(Gradient::Dense)?;
+    let stock_wte: candle_nn::Embedding = stock_wte.into();
+    let mut stock_opt = candle_nn::AdamW::new(varmap.all_vars(), ParamsAdamW::default())?;
+    let linear = Linear::new(stock_out, None);
+    let mut candle = |ids: &Tensor, y: &Tensor| -> anyhow::Result<()> {
+        let logits = linear.forward(&stock_wte.forward(ids)?)?;
+        Ok(stock_opt.backward_step(&candle_nn::loss::cross_entropy(&logits, y)?)?)
+    };
+    let draws = common::ids("zipf", v, 200 * n);
+    let (mut x, mut y) = (Vec::new(), Vec::new());
+    for draws in draws.chunks(2 * n).take(20) {
+        let ids = Tensor::from_slice(&draws[..n], n, &Device::Cpu)?;
+        let targets = Tensor::from_slice(&draws[n..], n, &Device::Cpu)?;
+        for (times, step) in
+            [(&mut x, &mut ours as &mut dyn FnMut(&Tensor, &Tensor) -> anyhow::Result<()>), (&mut y, &mut candle)]
+        {
+            let start = Instant::now();
+            step(&ids, &targets)?;
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    let (ours_ms, stock_ms) = (median(x), median(y));
+    report(facts("step", (n, c, v), pages), ours_ms, "candle", stock_ms);
+    Ok(ours_ms)
+}
+
+fn case((n, c, v): Sizes, pages: &str) -> anyhow::Result<f64> {
     let hidden = Var::from_tensor(&Tensor::randn(0f32, 1.0, (n, c), &Device::Cpu)?)?;
     let weight = Var::from_tensor(&Tensor::randn(0f32, 0.02, (v, c), &Device::Cpu)?)?;
     let targets = Tensor::from_vec(common::ids("uniform", v, n), n, &Device::Cpu)?;
@@ -58,9 +117,8 @@ fn case(n: usize, c: usize, v: usize, without_candle: bool) -> anyhow::Result<f6
 
     // The answer first.
     let ours_peak = peak(&ours)?;
-    let mut candle_peak = None;
-    if !without_candle {
-        candle_peak = Some(peak(&candle)?);
+    let candle_peak = peak(&candle)?;
+    {
         let (a, b) = (loss()?.to_scalar::<f32>()?, stock_loss()?.to_scalar::<f32>()?);
         assert!((a - b).abs() < 1e-5 * b, "loss {a}, candle {b}");
         let (a, b) = (ours()?, candle()?);
@@ -79,24 +137,20 @@ fn case(n: usize, c: usize, v: usize, without_candle: bool) -> anyhow::Result<f6
         x.push(time(&ours)?);
         y.push(time(&plain)?);
         w.push(products.run());
-        if !without_candle && (n <= 64 || z.len() < 3) {
+        if n <= 64 || z.len() < 3 {
             z.push(time(&candle)?);
         }
     }
     let (ours_ms, products_ms) = (median(x), median(w));
-    let mut line = facts(n, c, v);
+    let mut line = facts("head", (n, c, v), pages);
     line["ours_peak_bytes"] = json!(ours_peak);
     line["ours_extra_bytes"] = json!(ours_peak.saturating_sub(gradients));
     line["logits_bytes"] = json!(n * v * 4);
     line["products_ms"] = json!(products_ms);
     line["products_share"] = json!((products_ms / ours_ms * 1e3).round() / 1e3);
-    if z.is_empty() {
-        println!("{line}");
-    } else {
-        line["reference_peak_bytes"] = json!(candle_peak);
-        report(line, ours_ms, "candle linear + cross_entropy", median(z));
-    }
-    let mut line = facts(n, c, v);
+    line["reference_peak_bytes"] = json!(candle_peak);
+    report(line, ours_ms, "candle", median(z));
+    let mut line = facts("head", (n, c, v), pages);
     line["backward"] = json!("candle's");
     report(line, median(y), "ours with tallow::backward", ours_ms);
     Ok(ours_ms)
@@ -121,7 +175,7 @@ fn peak<T>(f: &impl Fn() -> anyhow::Result<T>) -> anyhow::Result<usize> {
 
 /// The three products at full size (128 tokens at a time where there are more: logits must fit somewhere), threads by the crate.
 struct Products {
-    sizes: (usize, usize, usize),
+    sizes: Sizes,
     hidden: Vec<f32>,
     weight: Vec<f32>,
     logits: Vec<f32>,

@@ -1,10 +1,11 @@
-"""The shapes of head.rs in PyTorch: F.linear + F.cross_entropy, forward and backward.
+"""The shapes of head.rs in PyTorch: F.linear + F.cross_entropy, forward and backward; and a whole step of table, head,
+loss and fused AdamW at the first shape.
 
     pip install torch
     cargo bench --bench head          # runs this script by itself
 
 One JSON argument {"cases": [[tokens, d_model, vocab], …], "seconds": how long a case}; prints medians in ms, and the resident
-memory that the steps added at most, in bytes: {"version": …, "cases": [{"ms": …, "peak_bytes": …}, …]}.
+memory that the steps added at most, in bytes: {"version": …, "step_ms": …, "cases": [{"ms": …, "peak_bytes": …}, …]}.
 """
 import json
 import os
@@ -26,19 +27,42 @@ def resident():
         return int(statm.read().split()[1]) * 4096
 
 
+def median_ms(step):
+    times = []
+    started = time.perf_counter()
+    while len(times) < 3 or (len(times) < 50 and time.perf_counter() - started < job["seconds"]):
+        begin = time.perf_counter()
+        step()
+        times.append((time.perf_counter() - begin) * 1e3)
+    return statistics.median(times[1:])
+
+
 answers = []
 for tokens, d_model, vocab in job["cases"]:
     hidden = torch.randn(tokens, d_model).requires_grad_()
     weight = (torch.randn(vocab, d_model) * 0.02).requires_grad_()
     targets = torch.randint(0, vocab, (tokens,))
     before = resident() if os.path.exists("/proc/self/statm") else None
-    times = []
-    started = time.perf_counter()
-    while len(times) < 3 or (len(times) < 50 and time.perf_counter() - started < job["seconds"]):
+
+    def step():
         hidden.grad = weight.grad = None
-        begin = time.perf_counter()
         functional.cross_entropy(functional.linear(hidden, weight), targets).backward()
-        times.append((time.perf_counter() - begin) * 1e3)
+
+    ms = median_ms(step)
     peak = None if before is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    answers.append({"ms": statistics.median(times[1:]), "peak_bytes": peak})
-print(json.dumps({"version": torch.__version__, "cases": answers}))
+    answers.append({"ms": ms, "peak_bytes": peak})
+
+tokens, d_model, vocab = job["cases"][0]
+table = (torch.randn(vocab, d_model) * 0.02).requires_grad_()
+weight = (torch.randn(vocab, d_model) * 0.02).requires_grad_()
+optimizer = torch.optim.AdamW([table, weight], lr=1e-3, weight_decay=0.01, fused=True)
+
+
+def whole_step():
+    ids, targets = torch.randint(0, vocab, (2, tokens))
+    optimizer.zero_grad(set_to_none=True)
+    functional.cross_entropy(functional.linear(functional.embedding(ids, table), weight), targets).backward()
+    optimizer.step()
+
+
+print(json.dumps({"version": torch.__version__, "cases": answers, "step_ms": median_ms(whole_step)}))

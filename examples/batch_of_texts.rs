@@ -20,6 +20,7 @@ use candle_nn::{VarBuilder, VarMap};
 use tallow::{NO_TOKEN, PaddedBatch, Padding, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 
 fn main() -> Result<()> {
+    tallow::keep_pages();
     let tokenizer = Tokenizer::cl100k();
     let texts = ["Hello world", "数字变矩阵", ""];
     let batch = PaddedBatch::from_texts(&tokenizer, &texts, Padding::default(), &Device::Cpu)?;

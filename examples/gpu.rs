@@ -18,6 +18,7 @@ use candle_nn::{VarBuilder, VarMap};
 use tallow::{Init, PaddedBatch, Padding, TokenEmbedding, TokenEmbeddingConfig, Tokenizer, device};
 
 fn main() -> Result<()> {
+    tallow::keep_pages();
     let args: Vec<String> = std::env::args().skip(1).collect();
     let name = match args.as_slice() {
         [] => "auto",

@@ -21,6 +21,7 @@ use tallow::prepare::{PrepareConfig, prepare};
 use tallow::{DataLoader, DataLoaderConfig, Dataset, Order, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 
 fn main() -> Result<()> {
+    tallow::keep_pages();
     let folder = tempfile::tempdir()?;
     let poems = "床前明月光，疑是地上霜。\n举头望明月，低头思故乡。\n---\nTyger Tyger, burning bright,\nIn the forests of the night;\n";
     std::fs::write(folder.path().join("poems.txt"), poems.repeat(20).replace("night;\n床", "night;\n---\n床"))?;

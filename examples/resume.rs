@@ -15,6 +15,7 @@ use tallow::loader::LoaderState;
 use tallow::{DataLoader, DataLoaderConfig, Dataset, Tokenizer};
 
 fn main() -> Result<()> {
+    tallow::keep_pages();
     let text = "数字变矩阵。 Every id fetches its row from one big table. ".repeat(400);
     let split = Dataset::from_text(&Tokenizer::cl100k(), &text, 0.1)?.split("train")?;
     let cfg = DataLoaderConfig { batch_size: 8, context_length: 32, epochs: None, ..Default::default() };

@@ -19,6 +19,7 @@ use candle_nn::{VarBuilder, VarMap};
 use tallow::{TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 
 fn main() -> Result<()> {
+    tallow::keep_pages();
     let text = "小沈阳江西演唱会邀请了,";
     let tokenizer = Tokenizer::cl100k();
     let ids = tokenizer.encode(text)?;

@@ -38,6 +38,7 @@ fn train(layer: &dyn Module, head: &Var, opt: &mut impl Optimizer, ids: &[u32]) 
 }
 
 fn main() -> Result<()> {
+    tallow::keep_pages();
     let ids = Tokenizer::cl100k().encode(include_str!("../LICENSE-APACHE"))?;
     let head = Tensor::from_vec(
         (0..64 * 32).map(|i| ((i * 37 % 101) as f32 - 50.0) / 500.0).collect(),

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use clap::Parser;
 
 fn main() -> ExitCode {
+    tallow::keep_pages();
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) if !error.use_stderr() => error.exit(), // --help, --version

@@ -2,7 +2,8 @@
 //!
 //! For n tokens, C columns, V rows, with Z = W Hᵀ (V, tokens):
 //! 1. by block: Z, and its softmax statistics. 2. Statistics of all blocks → losses. 3. by block: Z becomes dZ in place,
-//!    dW += dZ H, dH += dZᵀ W. Three products, and Z is kept for one chunk of tokens only.
+//!    dW += dZ H, dH += dZᵀ W. Three products, and Z is kept from 1 to 3, for one chunk of tokens
+//!    only. (To compute it again takes longer, also at 64 columns: benches/LOG.md.)
 //!
 //! Blocks, chunks and the order of sums depend on sizes alone: the bits do not depend on the number of threads.
 
@@ -56,13 +57,10 @@ impl Problem<'_> {
             return (losses, Gradients { hidden, weight, bias });
         }
         let mut weight = product::space(sized(wanted.weight, self.weight.len()));
-        let blocks = vocab_size.div_ceil(BLOCK);
-        // A span of blocks is one task, and has a partial sum of dH: few of them where these are large.
-        let spans = (vocab_size / (8 * columns)).clamp(16, 64).min(blocks);
-        let span_blocks = blocks.div_ceil(spans);
-        let span_rows = span_blocks * BLOCK;
+        let (blocks, span_rows) = (vocab_size.div_ceil(BLOCK), self.span_rows());
+        let kept = upstream.is_some();
         let chunk = (tokens / CHUNKS / CHUNK.1 * CHUNK.1).clamp(CHUNK.1, CHUNK.0).min(tokens);
-        let mut logits = product::space(sized(upstream.is_some(), vocab_size * chunk));
+        let mut logits = product::space(sized(kept, vocab_size * chunk));
         let mut statistics = vec![0f32; blocks * 4 * chunk];
         let mut partial = vec![0f32; sized(wanted.hidden, vocab_size.div_ceil(span_rows) * chunk * columns)];
 
@@ -72,17 +70,12 @@ impl Problem<'_> {
             let h = Matrix::new(&self.hidden[first * columns..(first + n) * columns], n, columns);
             let small = n * vocab_size * columns < PARALLEL;
             // 1. Logits and their statistics.
-            let spaces = chunks_or_none(&mut logits[..sized(upstream.is_some(), vocab_size * n)], span_rows * n);
+            let spaces = chunks_or_none(&mut logits[..sized(kept, vocab_size * n)], span_rows * n);
             let tasks = (0..vocab_size)
                 .step_by(span_rows)
-                .zip(statistics[..blocks * 4 * n].chunks_mut(span_blocks * 4 * n))
+                .zip(statistics[..blocks * 4 * n].chunks_mut(span_rows / BLOCK * 4 * n))
                 .zip(spaces);
             each(small, tasks, |((row, statistics), space)| {
-                let mut own = Vec::new();
-                let space = space.unwrap_or_else(|| {
-                    own = product::space(BLOCK * n);
-                    &mut own
-                });
                 self.describe(h, targets, row, statistics, space);
             });
             // 2. Losses.
@@ -120,27 +113,30 @@ impl Problem<'_> {
     }
 
     /// Blocks of one span: logits and, for each block, four rows of statistics: maximum, Σ exp, Σ z, the target's z.
-    /// `space` holds the whole span, or only one block where logits are not needed again.
+    /// The logits stay in `space`, if there is one.
     fn describe(
         &self,
         h: Matrix,
         targets: &[u32],
         first_row: usize,
         statistics: &mut [f32],
-        space: &mut [MaybeUninit<f32>],
+        mut space: Option<&mut [MaybeUninit<f32>]>,
     ) {
         let n = targets.len();
-        let whole = space.len() > BLOCK * n;
+        let mut own = product::space(if space.is_none() { BLOCK * n } else { 0 });
         for (i, of) in statistics.chunks_exact_mut(4 * n).enumerate() {
             let row = first_row + i * BLOCK;
             let rows = BLOCK.min(self.vocab_size - row);
-            let at = if whole { i * BLOCK * n } else { 0 };
-            let z = product::fill(&mut space[at..at + rows * n], self.rows(row, rows), h.t());
+            let z = match &mut space {
+                Some(space) => &mut space[i * BLOCK * n..][..rows * n],
+                None => &mut own[..rows * n],
+            };
+            let z = product::fill(z, self.rows(row, rows), h.t());
+            kernel::finish(z, self.bias.map(|bias| &bias[row..row + rows]), rows, self.cap());
             let (max, rest) = of.split_at_mut(n);
             let (exp_sum, rest) = rest.split_at_mut(n);
             let (sum, target) = rest.split_at_mut(n);
-            let bias = self.bias.map(|bias| &bias[row..row + rows]);
-            kernel::describe(z, bias, self.cap(), &mut Statistics { max, exp_sum, sum });
+            kernel::describe(z, &mut Statistics { max, exp_sum, sum });
             target.fill(0.0);
             for (token, y) in in_block(targets, row, rows) {
                 target[token] = z[y * n + token];
@@ -204,7 +200,7 @@ impl Problem<'_> {
                 }
             }
             if let Some(partial) = &mut partial {
-                if i == 0 {
+                if at == 0 {
                     partial.fill(0.0);
                 }
                 product::add(partial, dz.t(), self.rows(first_row + at, rows));
@@ -213,6 +209,12 @@ impl Problem<'_> {
                 kernel::add_row_sums(z, &mut bias[at..at + rows]);
             }
         }
+    }
+
+    /// A span of blocks is one task, and has a partial sum of dH: few of them where these are large.
+    fn span_rows(&self) -> usize {
+        let blocks = self.vocab_size.div_ceil(BLOCK);
+        blocks.div_ceil((self.vocab_size / (8 * self.columns)).clamp(16, 64).min(blocks)) * BLOCK
     }
 
     /// Rows of the weight.

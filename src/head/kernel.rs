@@ -14,43 +14,91 @@ pub(super) struct Statistics<'a> {
 }
 
 widest! {
-    /// Adds the bias, caps the logits in place, and describes them. `cap` 0 stands for none.
-    pub(super) fn describe(z: &mut [f32], bias: Option<&[f32]>, cap: f32, of: &mut Statistics) {
-        let tokens = of.max.len();
-        of.max.fill(f32::MIN);
-        of.exp_sum.fill(0.0);
-        of.sum.fill(0.0);
-        for (row, z) in z.chunks_exact_mut(tokens).enumerate() {
+    /// Adds the bias of each of `rows` rows, and caps. `cap` 0 stands for none.
+    pub(super) fn finish(z: &mut [f32], bias: Option<&[f32]>, rows: usize, cap: f32) {
+        let tokens = z.len() / rows.max(1);
+        for (row, z) in z.chunks_exact_mut(tokens.max(1)).enumerate() {
             let bias = bias.map_or(0.0, |bias| bias[row]);
             if cap > 0.0 {
                 z.iter_mut().for_each(|z| *z = cap * tanh((*z + bias) / cap));
             } else if bias != 0.0 {
                 z.iter_mut().for_each(|z| *z += bias);
             }
-            for ((z, max), sum) in z.iter().zip(of.max.iter_mut()).zip(of.sum.iter_mut()) {
-                *max = if *z > *max { *z } else { *max };
-                *sum += *z;
-            }
-        }
-        for z in z.chunks_exact(tokens) {
-            for ((z, max), sum) in z.iter().zip(of.max.iter()).zip(of.exp_sum.iter_mut()) {
-                *sum += exp(*z - *max);
-            }
         }
     }
+}
+
+/// Tokens that are worked on together: one register of AVX-512, two of AVX2.
+const LANES: usize = 16;
+
+widest! {
+    /// Describes a block of logits.
+    pub(super) fn describe(z: &[f32], of: &mut Statistics) {
+        let tokens = of.max.len();
+        let whole = tokens / LANES * LANES;
+        for at in (0..whole).step_by(LANES) {
+            describe_lanes::<LANES>(z, at, of);
+        }
+        for at in whole..tokens {
+            describe_lanes::<1>(z, at, of);
+        }
+    }
+}
+
+/// Describes the logits of tokens `at..at + N`: down the rows, with everything in registers.
+#[inline(always)]
+fn describe_lanes<const N: usize>(z: &[f32], at: usize, of: &mut Statistics) {
+    let rows = || z.chunks_exact(of.max.len()).map(|row| lanes::<N>(row, at));
+    let (mut max, mut exp_sum, mut sum) = ([f32::MIN; N], [0f32; N], [0f32; N]);
+    for z in rows() {
+        for i in 0..N {
+            max[i] = if z[i] > max[i] { z[i] } else { max[i] };
+            sum[i] += z[i];
+        }
+    }
+    for z in rows() {
+        for i in 0..N {
+            exp_sum[i] += exp(z[i] - max[i]);
+        }
+    }
+    of.max[at..at + N].copy_from_slice(&max);
+    of.exp_sum[at..at + N].copy_from_slice(&exp_sum);
+    of.sum[at..at + N].copy_from_slice(&sum);
+}
+
+#[inline(always)]
+fn lanes<const N: usize>(row: &[f32], at: usize) -> [f32; N] {
+    let mut lanes = [0f32; N];
+    lanes.copy_from_slice(&row[at..at + N]);
+    lanes
 }
 
 widest! {
     /// Logits become gradients of the loss, but for the targets' own share:
     /// (exp(z - max) · factor - even) · (1 - (z / cap)²).
     pub(super) fn differentiate(z: &mut [f32], cap: f32, max: &[f32], factor: &[f32], even: &[f32]) {
-        for z in z.chunks_exact_mut(max.len()) {
-            for (((z, max), factor), even) in z.iter_mut().zip(max).zip(factor).zip(even) {
-                let grad = exp(*z - *max) * *factor - *even;
-                let bent = *z / cap;
-                *z = if cap > 0.0 { grad * (1.0 - bent * bent) } else { grad };
-            }
+        let whole = max.len() / LANES * LANES;
+        for at in (0..whole).step_by(LANES) {
+            differentiate_lanes::<LANES>(z, at, cap, [max, factor, even]);
         }
+        for at in whole..max.len() {
+            differentiate_lanes::<1>(z, at, cap, [max, factor, even]);
+        }
+    }
+}
+
+#[inline(always)]
+fn differentiate_lanes<const N: usize>(z: &mut [f32], at: usize, cap: f32, of: [&[f32]; 3]) {
+    let tokens = of[0].len();
+    let [max, factor, even] = of.map(|of| lanes::<N>(of, at));
+    for row in z.chunks_exact_mut(tokens) {
+        let mut z = lanes::<N>(row, at);
+        for i in 0..N {
+            let grad = exp(z[i] - max[i]) * factor[i] - even[i];
+            let bent = z[i] / cap;
+            z[i] = if cap > 0.0 { grad * (1.0 - bent * bent) } else { grad };
+        }
+        row[at..at + N].copy_from_slice(&z);
     }
 }
 
@@ -75,14 +123,16 @@ widest! {
 fn exp(x: f32) -> f32 {
     // Adding and subtracting 1.5 · 2²³ rounds to the nearest whole number.
     const ROUND: f32 = 12_582_912.0;
-    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
     let mut p = 1.987_569_1e-4;
     for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         p = p * r + c;
     }
     let p = (p * r * r + r) + 1.0;
-    let power = f32::from_bits(((n + 127.0) as i32 as u32) << 23);
+    // The low bits of `shifted` are n: moved into the exponent, 2ⁿ.
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1f32.to_bits()));
     if x < -87.3 { 0.0 } else { p * power }
 }
 

@@ -153,10 +153,9 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
 fn assert_close(case: &Case, dtype: DType, tolerance: f64) -> Out {
     let (value, grads) = case.ours(dtype)?;
     let want = if case.cfg.reduction == Reduction::None { case.losses() } else { vec![case.value()] };
-    let far = distance(&value, &want);
-    // A loss near zero is a difference of large numbers: its error is that of the logits.
-    let allowed = tolerance * (1.0 + 20.0 / want.iter().map(|x| x.abs()).fold(1e-9, f64::max));
-    assert!(far <= allowed, "loss {value:?}, should be {want:?}: {far:e}; {:?}", case.cfg);
+    // A loss near zero is a difference of larger numbers, with their error.
+    let off = value.iter().zip(&want).map(|(a, b)| (a - b).abs() / b.abs().max(1.0)).fold(0.0, f64::max);
+    assert!(off <= tolerance, "loss {value:?}, should be {want:?}: {off:e}; {:?}", case.cfg);
     for (name, ours, want) in itertools(grads, case.gradients()) {
         if ours.is_empty() && (case.bias.is_none() || want.is_empty()) {
             continue;
@@ -197,7 +196,7 @@ fn options() -> Vec<CrossEntropyConfig> {
 #[test]
 fn loss_and_gradients_are_those_of_f64() -> Out {
     for (i, cfg) in options().into_iter().enumerate() {
-        for (n, c, v) in [(1, 1, 1), (3, 8, 50), (70, 16, 513), (200, 24, 5000), (64, 64, 20_000)] {
+        for (n, c, v) in [(1, 1, 1), (3, 8, 50), (70, 16, 513), (300, 24, 5000), (64, 64, 20_000)] {
             let case = Case::new(n, c, v, i % 2 == 0, i as u64 * 100 + n as u64, 0.5, cfg.clone());
             assert_close(&case, DType::F32, 1e-6)?;
             if v <= 5000 {
@@ -444,8 +443,7 @@ fn shapes_strides_and_a_second_backward() -> Out {
 fn the_same_bits_for_any_number_of_threads() -> Out {
     if let Ok(path) = std::env::var("TALLOW_TEST_HEAD_BITS") {
         let cfg = CrossEntropyConfig { label_smoothing: 0.1, ..Default::default() };
-        let case = Case::new(150, 48, 9000, true, 3, 0.5, cfg);
-        let (value, grads) = case.ours(DType::F32)?;
+        let (value, grads) = Case::new(150, 48, 9000, true, 3, 0.5, cfg).ours(DType::F32)?;
         let all: Vec<f64> = value.into_iter().chain(grads.into_iter().flatten()).collect();
         std::fs::write(path, bytemuck::cast_slice(&all))?;
         return Ok(());

@@ -1,0 +1,76 @@
+//! How much does a text surprise a model? Loss per token and perplexity under a small table that was saved before.
+//!
+//!     cargo run --release --example perplexity [TABLE.safetensors TEXT.txt]
+//!
+//! Without arguments it first trains a bigram model (each token's row predicts the next token) on a verse, and saves it:
+//!
+//! ```text
+//! The table has a row for every    31 tokens  loss  0.367  perplexity        1.4
+//! Rain fell on the harbour; nobo   11 tokens  loss 14.244  perplexity  1535306.8
+//! ```
+//!
+//! (Guessing evenly would be a perplexity of 100277: trained on one verse, the model is sure and wrong about others.)
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{Module, Optimizer, ParamsAdamW, VarBuilder, VarMap};
+use tallow::head::{self, CrossEntropyConfig};
+use tallow::optim::AdamW;
+use tallow::{Gradient, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
+
+const VERSE: &str = "The table has a row for every word, and every word a row; the rows were noise when they were made, \
+                     and what they know, they grow.";
+const OTHER: &str = "Rain fell on the harbour; nobody had brought a coat.";
+
+/// The table and the output weight out of a file, or new ones in a VarMap.
+fn model(vb: VarBuilder) -> Result<(TokenEmbedding, Tensor)> {
+    let (vocab_size, d_model) = (Tokenizer::cl100k().table_rows(), 32);
+    let cfg = TokenEmbeddingConfig { vocab_size, d_model, gradient: Gradient::RowSparse, ..Default::default() };
+    let wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
+    Ok((wte, vb.pp("head").get_with_hints((vocab_size, d_model), "weight", candle_nn::Init::Const(0.0))?))
+}
+
+/// All ids but the last, and all but the first: what goes in, and what should come out.
+fn pairs(text: &str) -> Result<(Tensor, Tensor)> {
+    let ids = Tokenizer::cl100k().encode(text)?;
+    let last = ids.len().checked_sub(1).filter(|last| *last > 0).context("a text of two tokens or more is needed")?;
+    Ok((Tensor::new(&ids[..last], &Device::Cpu)?, Tensor::new(&ids[1..], &Device::Cpu)?))
+}
+
+fn train(path: &str) -> Result<()> {
+    let varmap = VarMap::new();
+    let (wte, weight) = model(VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu))?;
+    let mut opt = AdamW::new(varmap.all_vars(), ParamsAdamW { lr: 0.02, ..Default::default() })?;
+    let (inputs, targets) = pairs(VERSE)?;
+    for _ in 0..40 {
+        let loss =
+            head::cross_entropy(&wte.forward(&inputs)?, &weight, None, &targets, &CrossEntropyConfig::default())?;
+        opt.backward_step(&loss)?;
+    }
+    wte.flush()?;
+    Ok(varmap.save(path)?)
+}
+
+fn score(table: &str, text: &str) -> Result<()> {
+    let tensors = candle_core::safetensors::load(table, &Device::Cpu)?;
+    let (wte, weight) = model(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu))?;
+    let (inputs, targets) = pairs(text)?;
+    let log_probs = head::log_probs(&wte.forward(&inputs)?, &weight, None, &targets, None)?.to_vec1::<f32>()?;
+    let loss = -log_probs.iter().sum::<f32>() / log_probs.len() as f32;
+    let start: String = text.chars().take(30).collect();
+    println!("{start:30}  {:3} tokens  loss {loss:6.3}  perplexity {:10.1}", log_probs.len(), loss.exp());
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    tallow::keep_pages();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [table, text] = &arguments[..] {
+        return score(table, &std::fs::read_to_string(text).context(text.clone())?);
+    }
+    let folder = tempfile::tempdir()?;
+    let table = folder.path().join("table.safetensors").to_string_lossy().into_owned();
+    train(&table)?;
+    score(&table, VERSE)?;
+    score(&table, OTHER)
+}
