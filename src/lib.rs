@@ -27,6 +27,9 @@
 //! - A `candle_nn::Embedding` with a guard, a seed and a faster forward: [`TokenEmbedding`].
 //! - Training its rows at the cost of the batch, bit for bit as candle's AdamW would: [`Gradient::RowSparse`] and
 //!   [`optim::AdamW`].
+//! - The loss of a vocabulary's logits, and its gradients, without the logits: [`head::cross_entropy`], then [`backward`]. For
+//!   generation and evaluation [`head::logits`], [`head::top_k`], [`head::log_probs`].
+//! - A program that trains: call [`keep_pages`] first.
 //! - Only the first values, for a table of your own: [`Init::rows`].
 //! - Text files as token shards on disk: [`prepare`], and `tallow prepare`. The files themselves: [`shard`].
 //! - Batches for training, out of shards or a string, with resume and ranks: [`Dataset`] and [`DataLoader`].

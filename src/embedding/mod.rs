@@ -323,6 +323,7 @@ impl TokenEmbedding {
     /// row-sparse table the rows that were looked up are added into that dense gradient, and the optimizer takes one dense
     /// step: tying costs what the vocabulary costs. It is candle's bit for bit where backward meets the head before the
     /// look-ups, as in a GPT; rows are added last, and candle adds in the graph's order. `scale` and `padding_id` do not apply.
+    /// For a loss give the table to [`head::cross_entropy`](crate::head::cross_entropy) instead, which builds no logits.
     ///
     /// # Errors
     /// [`Error::Candle`] if `hidden` does not end in C columns, or has another dtype or device than the table.

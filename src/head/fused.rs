@@ -2,8 +2,8 @@
 //!
 //! For n tokens, C columns, V rows, with Z = W Hᵀ (V, tokens):
 //! 1. by block: Z, and its softmax statistics. 2. Statistics of all blocks → losses. 3. by block: Z becomes dZ in place,
-//!    dW += dZ H, dH += dZᵀ W. Three products, and Z is kept from 1 to 3, for one chunk of tokens
-//!    only. (To compute it again takes longer, also at 64 columns: benches/LOG.md.)
+//!    dW += dZ H, dH += dZᵀ W. Three products; Z is kept from 1 to 3, for one chunk of tokens only. (To compute it again
+//!    takes longer, also at 64 columns: benches/LOG.md.)
 //!
 //! Blocks, chunks and the order of sums depend on sizes alone: the bits do not depend on the number of threads.
 
@@ -58,9 +58,8 @@ impl Problem<'_> {
         }
         let mut weight = product::space(sized(wanted.weight, self.weight.len()));
         let (blocks, span_rows) = (vocab_size.div_ceil(BLOCK), self.span_rows());
-        let kept = upstream.is_some();
         let chunk = (tokens / CHUNKS / CHUNK.1 * CHUNK.1).clamp(CHUNK.1, CHUNK.0).min(tokens);
-        let mut logits = product::space(sized(kept, vocab_size * chunk));
+        let mut logits = product::space(sized(upstream.is_some(), vocab_size * chunk));
         let mut statistics = vec![0f32; blocks * 4 * chunk];
         let mut partial = vec![0f32; sized(wanted.hidden, vocab_size.div_ceil(span_rows) * chunk * columns)];
 
@@ -70,7 +69,7 @@ impl Problem<'_> {
             let h = Matrix::new(&self.hidden[first * columns..(first + n) * columns], n, columns);
             let small = n * vocab_size * columns < PARALLEL;
             // 1. Logits and their statistics.
-            let spaces = chunks_or_none(&mut logits[..sized(kept, vocab_size * n)], span_rows * n);
+            let spaces = chunks_or_none(&mut logits[..sized(upstream.is_some(), vocab_size * n)], span_rows * n);
             let tasks = (0..vocab_size)
                 .step_by(span_rows)
                 .zip(statistics[..blocks * 4 * n].chunks_mut(span_rows / BLOCK * 4 * n))
