@@ -25,10 +25,10 @@ thread_local! {
 /// As `Tensor::backward`; saved are three times the weight's bytes of memory traffic and twice its bytes of memory.
 pub fn backward(loss: &Tensor) -> candle_core::Result<GradStore> {
     COLLECTED.set(Some(Vec::new()));
-    let grads = loss.backward();
-    let collected = COLLECTED.take().unwrap_or_default();
-    let mut grads = grads?;
-    for (variable, grad) in collected {
+    // A backward that panics must not leave the collector for another one that does not read it.
+    let _stop = Stop;
+    let mut grads = loss.backward()?;
+    for (variable, grad) in COLLECTED.take().unwrap_or_default() {
         let sum = match grads.remove(&variable) {
             Some(other) => (other + grad)?,
             None => grad,
@@ -36,6 +36,14 @@ pub fn backward(loss: &Tensor) -> candle_core::Result<GradStore> {
         grads.insert(&variable, sum);
     }
     Ok(grads)
+}
+
+struct Stop;
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        COLLECTED.take();
+    }
 }
 
 /// The gradient that an operation's `bwd` gives candle for `arg`: none if [`backward`] takes it instead.
