@@ -113,10 +113,11 @@ struct Wanted {
 ///
 /// # Cost
 /// For N tokens with targets 6·N·V·C floating-point operations with gradients, 2·N·V·C without (products by the gemm
-/// crate), on the threads that rayon would use. Memory beside the gradients: up to 256 tokens' logits, and never more than the larger of
-/// N·V/16 and 64·V of them, and as much as a quarter of that again for partial sums. Backward takes nothing more if the gradient that comes in is 1,
-/// a pass over the gradients if not, and the whole again for [`Reduction::None`]. `loss.backward()` of candle takes
-/// two more buffers of the weight's size, [`backward`](crate::backward) does not. bf16 and f16 weights are copied to f32 on the CPU.
+/// crate), on the threads that rayon would use. Memory beside the gradients: the logits of a chunk of tokens (N/16, but at
+/// least 64 and at most 256), V each, and for partial sums of the hidden states' gradient an eighth of that again (16·C a
+/// token, where that is more). Backward takes nothing more if the gradient that comes in is 1, a pass over the gradients if
+/// not, and the whole again for [`Reduction::None`]. `loss.backward()` of candle takes two more buffers of the weight's
+/// size, [`backward`](crate::backward) does not. bf16 and f16 weights are copied to f32 on the CPU.
 ///
 /// # Exactness
 /// Sums are those of sizes, not of threads: the same bits for any number of them. Not on every machine: the gemm crate takes

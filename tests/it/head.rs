@@ -558,3 +558,47 @@ fn backward_is_candles() -> Out {
     assert!(loss()?.backward()?.get(&weight).is_some());
     Ok(())
 }
+
+/// One position without a batch, no position at all, a vocabulary of one, parts of larger tensors.
+#[test]
+fn odd_shapes() -> Out {
+    let case = Case::new(4, 6, 700, true, 21, 0.6, CrossEntropyConfig::default());
+    let (hidden, weight, bias, _) = case.vars(DType::F32)?;
+    let bias = bias.expect("a bias");
+    let of = |hidden: &Tensor, targets: &Tensor, reduction| -> anyhow::Result<Tensor> {
+        let cfg = CrossEntropyConfig { reduction, ..Default::default() };
+        Ok(head::cross_entropy(hidden, &weight, Some(&bias), targets, &cfg)?)
+    };
+    for reduction in [Reduction::Mean, Reduction::Sum, Reduction::None] {
+        // Rows 1 to 3 of four, as a part of a larger tensor.
+        let part = of(&hidden.narrow(0, 1, 3)?, &Tensor::new(&[5u32, 699, 0], &Device::Cpu)?, Reduction::None)?;
+        let part = part.to_vec1::<f32>()?;
+        let one = of(&hidden.get(2)?, &Tensor::new(699u32, &Device::Cpu)?, reduction)?;
+        assert!((one.to_scalar::<f32>()? - part[1]).abs() < 1e-5);
+        assert!(tallow::backward(&one)?.get(&hidden).is_some());
+        let none = Tensor::zeros((0, 3), DType::U32, &Device::Cpu)?;
+        let empty = of(&Tensor::zeros((0, 3, 6), DType::F32, &Device::Cpu)?, &none, reduction)?;
+        assert_eq!(empty.elem_count(), if reduction == Reduction::None { 0 } else { 1 });
+        let grads = tallow::backward(&empty.sum_all()?)?;
+        let of_weight = grads.get(&weight).expect("a gradient").flatten_all()?.to_vec1::<f32>()?;
+        assert!(empty.sum_all()?.to_scalar::<f32>()? == 0.0 && of_weight.iter().all(|x| *x == 0.0));
+    }
+    // Rows of a larger weight: the gradient goes on to it.
+    let targets = Tensor::new(&[0u32, 1, 99, 4], &Device::Cpu)?;
+    let loss = head::cross_entropy(&hidden, &weight.narrow(0, 600, 100)?, None, &targets, &Default::default())?;
+    let grads = tallow::backward(&loss)?;
+    let of_weight = grads.get(&weight).expect("a gradient").to_vec2::<f32>()?;
+    assert!(of_weight[..600].iter().flatten().all(|x| *x == 0.0) && of_weight[699].iter().any(|x| *x != 0.0));
+    // Certainty: a vocabulary of one costs nothing.
+    let sure = head::cross_entropy(
+        &hidden,
+        &weight.narrow(0, 0, 1)?,
+        None,
+        &Tensor::zeros(4, DType::U32, &Device::Cpu)?,
+        &Default::default(),
+    )?;
+    assert!(sure.to_scalar::<f32>()?.abs() < 1e-6);
+    let nothing = head::top_k(&Tensor::zeros((0, 6), DType::F32, &Device::Cpu)?, &weight, None, 3, None)?;
+    assert_eq!(nothing.1.dims(), [0, 3]);
+    Ok(())
+}
