@@ -5,7 +5,7 @@ loss and fused AdamW at the first shape.
     cargo bench --bench head          # runs this script by itself
 
 One JSON argument {"cases": [[tokens, d_model, vocab], …], "seconds": how long a case}; prints medians in ms, and the resident
-memory that the steps added at most, in bytes: {"version": …, "step_ms": …, "cases": [{"ms": …, "peak_bytes": …}, …]}.
+memory that the steps added at most, in bytes: {"version": …, "step_ms": …, "cases": [{"ms": …, "resident_bytes": …}, …]}.
 """
 import json
 import os
@@ -50,7 +50,7 @@ for tokens, d_model, vocab in job["cases"]:
 
     ms = median_ms(step)
     peak = None if before is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    answers.append({"ms": ms, "peak_bytes": peak})
+    answers.append({"ms": ms, "resident_bytes": peak})
 
 tokens, d_model, vocab = job["cases"][0]
 table = (torch.randn(vocab, d_model) * 0.02).requires_grad_()

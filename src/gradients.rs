@@ -7,7 +7,7 @@ use candle_core::backprop::GradStore;
 
 thread_local! {
     /// Variables and their gradients, while [`backward`] runs on this thread.
-    static COLLECTED: RefCell<Option<Vec<(Tensor, Tensor)>>> = const { RefCell::new(None) };
+    static COLLECTED: RefCell<Collected> = const { RefCell::new(None) };
 }
 
 /// `loss.backward()`, at less cost for a vocabulary's weights.
@@ -22,11 +22,10 @@ thread_local! {
 /// Those of `Tensor::backward`.
 ///
 /// # Cost
-/// As `Tensor::backward`; saved are three times the weight's bytes of memory traffic and twice its bytes of memory.
+/// As `Tensor::backward`; saved are four times the weight's bytes of memory traffic and twice its bytes of memory.
 pub fn backward(loss: &Tensor) -> candle_core::Result<GradStore> {
-    COLLECTED.set(Some(Vec::new()));
-    // A backward that panics must not leave the collector for another one that does not read it.
-    let _stop = Stop;
+    // Put back also when backward panics: a later one must not lose its gradients. An outer one goes on collecting.
+    let _outer = Outer(COLLECTED.replace(Some(Vec::new())));
     let mut grads = loss.backward()?;
     for (variable, grad) in COLLECTED.take().unwrap_or_default() {
         let sum = match grads.remove(&variable) {
@@ -38,11 +37,13 @@ pub fn backward(loss: &Tensor) -> candle_core::Result<GradStore> {
     Ok(grads)
 }
 
-struct Stop;
+type Collected = Option<Vec<(Tensor, Tensor)>>;
 
-impl Drop for Stop {
+struct Outer(Collected);
+
+impl Drop for Outer {
     fn drop(&mut self) {
-        COLLECTED.take();
+        COLLECTED.set(self.0.take());
     }
 }
 

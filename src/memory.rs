@@ -28,13 +28,13 @@ pub(crate) fn advise_huge_pages<T>(_space: &mut [T]) {}
 /// with pages kept (measured, 2 cores). Call it first in `main`; the process then stays as large as it once was.
 ///
 /// It sets `M_MMAP_MAX` and `M_TRIM_THRESHOLD` of glibc. With another allocator it does nothing: on musl, macOS and Windows take
-/// one that keeps pages, such as mimalloc, as `#[global_allocator]`.
+/// one that keeps pages, such as mimalloc, as `#[global_allocator]`. Small buffers of other threads than the main one still come and go.
 pub fn keep_pages() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: mallopt takes two numbers, and may be called at any time.
     unsafe {
         libc::mallopt(libc::M_MMAP_MAX, 0);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, -1);
     }
 }
 

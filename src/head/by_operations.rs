@@ -5,8 +5,8 @@ use candle_core::{DType, Result, Tensor};
 use super::loss::Grads;
 use super::{CrossEntropyConfig, Wanted};
 
-/// Tokens of a chunk at least, and the part of all tokens that a chunk is: as in `fused`.
-const TOKENS: usize = 64;
+/// Tokens of a chunk at least and at most, and the part of all tokens that a chunk is: as in `fused`.
+const TOKENS: (usize, usize) = (64, 256);
 const CHUNKS: usize = 16;
 
 /// Hidden states (n, C) of the tokens that have targets, and the head.
@@ -16,7 +16,7 @@ pub(super) struct Rows<'a> {
     pub(super) bias: Option<&'a Tensor>,
 }
 
-/// Losses (n); and gradients of Σ upstream · loss, where there is an upstream. Products in the weight's dtype, all else in f32
+/// Losses (n, at least 1); and gradients of Σ upstream · loss, where there is an upstream. Products in the weight's dtype, all else in f32
 /// (f64 for f64).
 pub(super) fn run(
     rows: &Rows,
@@ -29,7 +29,8 @@ pub(super) fn run(
     let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
     let vocab_size = rows.weight.dim(0)?;
     let smoothing = cfg.label_smoothing;
-    let chunk = (targets.len() / CHUNKS).max(TOKENS);
+    let chunk = (targets.len() / CHUNKS).clamp(TOKENS.0, TOKENS.1);
+    let weight = &rows.weight.contiguous()?;
     let mut losses = Vec::new();
     let mut of_hidden = Vec::new();
     let mut of_weight: Option<Tensor> = None;
@@ -38,7 +39,7 @@ pub(super) fn run(
         let n = chunk.min(targets.len() - first);
         let hidden = rows.hidden.narrow(0, first, n)?.contiguous()?;
         let y = Tensor::from_slice(&targets[first..first + n], (n, 1), device)?;
-        let mut z = hidden.matmul(&rows.weight.t()?)?.to_dtype(wide)?;
+        let mut z = hidden.matmul(&weight.t()?)?.to_dtype(wide)?;
         if let Some(bias) = rows.bias {
             z = z.broadcast_add(&bias.to_dtype(wide)?)?;
         }
@@ -73,30 +74,15 @@ pub(super) fn run(
         }
         let dz = dz.to_dtype(dtype)?;
         if wanted.hidden {
-            of_hidden.push(dz.matmul(rows.weight)?);
+            of_hidden.push(dz.matmul(weight)?);
         }
         if wanted.weight {
             of_weight = sum(of_weight, dz.t()?.matmul(&hidden)?.to_dtype(wide)?)?;
         }
     }
-    if targets.is_empty() {
-        losses.push(Tensor::zeros(0, wide, device)?);
-        of_hidden.push(rows.hidden.clone());
-    }
-    let grads = match upstream {
-        None => [None, None, None],
-        Some(_) => [
-            wanted.hidden.then(|| Tensor::cat(&of_hidden, 0)).transpose()?,
-            wanted
-                .weight
-                .then(|| of_weight.map_or_else(|| rows.weight.zeros_like(), |sum| sum.to_dtype(dtype)))
-                .transpose()?,
-            match (rows.bias, wanted.bias) {
-                (Some(bias), true) => Some(of_bias.map_or_else(|| bias.zeros_like(), |sum| sum.to_dtype(dtype))?),
-                _ => None,
-            },
-        ],
-    };
+    let of_hidden = if of_hidden.is_empty() { None } else { Some(Tensor::cat(&of_hidden, 0)?) };
+    let narrow = |sum: Option<Tensor>| sum.map(|sum| sum.to_dtype(dtype)).transpose();
+    let grads = [of_hidden, narrow(of_weight)?, narrow(of_bias)?];
     Ok((Tensor::cat(&losses, 0)?, grads))
 }
 

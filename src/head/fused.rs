@@ -23,7 +23,7 @@ const CHUNKS: usize = 16;
 /// Products below this many multiplications stay on one thread.
 const PARALLEL: usize = 1 << 21;
 
-/// What there is to do. All slices are row-major; targets are below V.
+/// What there is to do, with one token, row and column at least. All slices are row-major; targets are below V.
 pub(super) struct Problem<'a> {
     pub(super) hidden: &'a [f32],
     pub(super) weight: &'a [f32],
@@ -50,12 +50,6 @@ impl Problem<'_> {
         let mut losses = Vec::with_capacity(tokens);
         let mut hidden = Vec::with_capacity(sized(wanted.hidden, self.hidden.len()));
         let mut bias = vec![0f32; sized(wanted.bias, vocab_size)];
-        if tokens == 0 || vocab_size == 0 || columns == 0 {
-            hidden.resize(sized(wanted.hidden, self.hidden.len()), 0.0);
-            let weight = vec![0f32; sized(wanted.weight, self.weight.len())];
-            losses.resize(tokens, 0.0);
-            return (losses, Gradients { hidden, weight, bias });
-        }
         let mut weight = product::space(sized(wanted.weight, self.weight.len()));
         let (blocks, span_rows) = (vocab_size.div_ceil(BLOCK), self.span_rows());
         let chunk = (tokens / CHUNKS / CHUNK.1 * CHUNK.1).clamp(CHUNK.1, CHUNK.0).min(tokens);

@@ -78,6 +78,13 @@ impl Job {
     ) -> candle_core::Result<(Tensor, Grads)> {
         let (hidden, weight, bias) = (hidden.detach(), weight.detach(), self.biased.then(|| bias.detach()));
         let device = hidden.device().clone();
+        if self.targets.is_empty() {
+            // Nothing to ask a device for.
+            let zeros = |wanted: bool, of: &Tensor| (wanted && upstream.is_some()).then(|| of.zeros_like()).transpose();
+            let of_bias = bias.as_ref().map_or(Ok(None), |bias| zeros(self.wanted.bias, bias))?;
+            let grads = [zeros(self.wanted.hidden, &hidden)?, zeros(self.wanted.weight, &weight)?, of_bias];
+            return Ok((Tensor::zeros(0, self.dtype, &device)?, grads));
+        }
         let places = Tensor::from_slice(&self.positions, self.positions.len(), &device)?;
         let all = self.positions.len() == self.count;
         let rows = if all { hidden.clone() } else { hidden.index_select(&places, 0)? };
@@ -131,6 +138,8 @@ impl Job {
     fn reduce(&self, losses: &Tensor, dims: &[usize]) -> Result<Tensor> {
         // The fused losses are f64 up to here, so that their sum is as good as one.
         let value = match self.cfg.reduction {
+            Reduction::None if self.targets.is_empty() => Tensor::zeros(dims, self.dtype, losses.device())?,
+            _ if self.targets.is_empty() => Tensor::zeros((), self.dtype, losses.device())?,
             Reduction::Sum => losses.sum_all()?,
             Reduction::Mean => (losses.sum_all()? / self.targets.len().max(1) as f64)?,
             Reduction::None => {

@@ -78,7 +78,7 @@ impl CrossEntropyConfig {
 fn check_soft_cap(soft_cap: Option<f64>) -> Result<()> {
     match soft_cap {
         Some(cap) if !(1e-30..1e30).contains(&cap) => {
-            Err(Error::Config(format!("soft_cap {cap} is not a number above 0: use None for no cap")))
+            Err(Error::Config(format!("soft_cap {cap} is not a number from 1e-30 to 1e30: use None for no cap")))
         }
         _ => Ok(()),
     }
@@ -98,7 +98,8 @@ struct Wanted {
 /// backward only hands them on. For a tied head give the table, `wte.weight()?`: with a row-sparse table the rows that
 /// were looked up are added into the same gradient buffer by the optimizer.
 ///
-/// Gradients are computed whenever an input is part of a graph, and live as long as the loss. For evaluation give
+/// Gradients are computed whenever an input is part of a graph, with the weights of that moment, and live until backward
+/// takes them or the loss is dropped: go backward after each loss, and keep `loss.detach()`. For evaluation give
 /// `hidden.detach()` and `weight.detach()`, or use [`log_probs`].
 ///
 /// # Shapes
@@ -113,7 +114,7 @@ struct Wanted {
 ///
 /// # Cost
 /// For N tokens with targets 6·N·V·C floating-point operations with gradients, 2·N·V·C without (products by the gemm
-/// crate), on the threads that rayon would use. Memory beside the gradients: the logits of a chunk of tokens (N/16, but at
+/// crate), on as many threads as rayon's pool has; on one, if called from a thread of such a pool. Memory beside the gradients, f32 on the CPU: the logits of a chunk of tokens (N/16, but at
 /// least 64 and at most 256), V each, and for partial sums of the hidden states' gradient an eighth of that again (16·C a
 /// token, where that is more). Backward takes nothing more if the gradient that comes in is 1, a pass over the gradients if
 /// not, and the whole again for [`Reduction::None`]. `loss.backward()` of candle takes two more buffers of the weight's
@@ -122,7 +123,8 @@ struct Wanted {
 /// # Exactness
 /// Sums are those of sizes, not of threads: the same bits for any number of them. Not on every machine: the gemm crate takes
 /// blocks by cache sizes, and fused multiply-adds where the processor has them. Statistics are f32 in blocks of 512 rows, f64 across them.
-/// f64 on the CPU and every other device go by candle's operations, a part of the tokens at a time.
+/// f64 on the CPU and every other device go by candle's operations, a part of the tokens at a time, with some five buffers of that part's
+/// logits; there bf16 and f16 products are rounded to that dtype before and after the softmax.
 ///
 /// Source: `F.linear` + `F.cross_entropy` of PyTorch; Liger Kernel's fused linear cross-entropy; Cut Your Losses (Wijmans et al. 2024).
 pub fn cross_entropy(
@@ -136,8 +138,8 @@ pub fn cross_entropy(
     loss::cross_entropy(&Head::new(hidden, weight, bias)?, targets, cfg)
 }
 
-/// The logarithm of the probability that the model gives each target: for the perplexity, exp(-mean). 0 where there is
-/// no target ([`NO_TOKEN`]). No gradient goes through it.
+/// The logarithm of the probability that the model gives each target. The perplexity is exp(-sum / targets); positions
+/// without a target ([`NO_TOKEN`]) hold 0, and count in no mean. No gradient goes through it.
 ///
 /// # Shapes
 /// As [`cross_entropy`]; output: (…), f32 (f64 for f64).
@@ -146,7 +148,7 @@ pub fn cross_entropy(
 /// As [`cross_entropy`].
 ///
 /// # Cost
-/// As [`cross_entropy`] without gradients: 2·N·V·C operations, a few MiB a thread.
+/// As [`cross_entropy`] without gradients: 2·N·V·C operations; for f32 on the CPU half a MiB a thread.
 pub fn log_probs(
     hidden: &Tensor,
     weight: &Tensor,
@@ -252,6 +254,7 @@ impl Head {
                 self.dims
             )));
         }
+        let targets = &targets.to_device(&Device::Cpu)?;
         guard::check(targets, self.vocab_size, None, |_| None).map_err(|error| match error {
             Error::IdOutOfRange { id, position, rows, .. } => Error::TargetOutOfRange { target: id, position, rows },
             other => other,
@@ -262,13 +265,19 @@ impl Head {
 
     /// Logits (n, rows) of `hidden` (n, C) and some rows of the vocabulary, by candle's operations.
     fn logits(&self, hidden: &Tensor, first: usize, rows: usize, soft_cap: Option<f64>) -> candle_core::Result<Tensor> {
-        let mut logits = hidden.matmul(&self.weight.narrow(0, first, rows)?.t()?)?;
+        // candle multiplies no bf16 on the CPU.
+        let dtype = match self.weight.dtype() {
+            DType::BF16 if hidden.device().is_cpu() => DType::F32,
+            dtype => dtype,
+        };
+        let weight = self.weight.narrow(0, first, rows)?.to_dtype(dtype)?;
+        let mut logits = hidden.to_dtype(dtype)?.matmul(&weight.t()?)?;
         if let Some(bias) = &self.bias {
-            logits = logits.broadcast_add(&bias.narrow(0, first, rows)?)?;
+            logits = logits.broadcast_add(&bias.narrow(0, first, rows)?.to_dtype(dtype)?)?;
         }
-        match soft_cap {
-            Some(cap) => (logits / cap)?.tanh()? * cap,
-            None => Ok(logits),
+        if let Some(cap) = soft_cap {
+            logits = ((logits / cap)?.tanh()? * cap)?;
         }
+        logits.to_dtype(self.weight.dtype())
     }
 }

@@ -1,7 +1,5 @@
 //! The best rows of a vocabulary for each position.
 
-use std::cmp::Ordering;
-
 use candle_core::{DType, Device, Tensor};
 
 use super::{Head, check_soft_cap};
@@ -23,7 +21,8 @@ const BLOCK_LOGITS: usize = 1 << 20;
 /// that is not a number.
 ///
 /// # Cost
-/// 2·N·V·C operations, and the logits of a block (4 MiB), which a GPU sends to the host.
+/// 2·N·V·C operations, up to k moves for each logit among the best so far (meant for small k), and the logits of a block (4 MiB),
+/// which a GPU sends to the host.
 pub fn top_k(
     hidden: &Tensor,
     weight: &Tensor,
@@ -54,7 +53,7 @@ pub fn top_k(
                 if logit.is_nan() {
                     return Err(Error::Config(format!("the logit of row {id} is not a number")));
                 }
-                let at = best.partition_point(|(other, _)| other.total_cmp(logit) != Ordering::Less);
+                let at = best.partition_point(|(other, _)| other >= logit);
                 best.insert(at, (*logit, id));
                 best.truncate(k);
             }

@@ -165,14 +165,7 @@ fn assert_close(case: &Case, dtype: DType, tolerance: f64) -> Out {
             continue;
         }
         let far = distance(&ours, &want);
-        assert!(
-            far <= tolerance * 4.0,
-            "gradient of {name}: {far:e}; n {} c {} v {} {:?}",
-            case.n,
-            case.c,
-            case.v,
-            case.cfg
-        );
+        assert!(far <= tolerance, "gradient of {name}: {far:e}; n {} c {} v {} {:?}", case.n, case.c, case.v, case.cfg);
     }
     Ok(())
 }
@@ -219,7 +212,7 @@ proptest! {
     ) {
         let cfg = CrossEntropyConfig { reduction, label_smoothing: smooth, z_loss, soft_cap: cap };
         let case = Case::new(n, c, v, biased, seed, 0.5, cfg);
-        assert_close(&case, DType::F32, 4e-6).unwrap();
+        assert_close(&case, DType::F32, 1e-6).unwrap();
     }
 }
 
@@ -227,7 +220,7 @@ proptest! {
 #[test]
 fn finite_differences_in_f64_agree() -> Out {
     for cfg in options() {
-        let case = Case::new(6, 5, 17, true, 42, 1.0, CrossEntropyConfig { reduction: Reduction::Sum, ..cfg });
+        let case = Case::new(6, 5, 17, true, 42, 1.0, cfg);
         let (_, grads) = case.ours(DType::F64)?;
         let step = 1e-5;
         let nudged = |at: usize, which: usize, by: f64| {
@@ -600,5 +593,56 @@ fn odd_shapes() -> Out {
     assert!(sure.to_scalar::<f32>()?.abs() < 1e-6);
     let nothing = head::top_k(&Tensor::zeros((0, 6), DType::F32, &Device::Cpu)?, &weight, None, 3, None)?;
     assert_eq!(nothing.1.dims(), [0, 3]);
+    Ok(())
+}
+
+/// Each token's loss has an upstream gradient of its own.
+#[test]
+fn every_token_has_its_own_upstream() -> Out {
+    for dtype in [DType::F32, DType::F64] {
+        let cfg = CrossEntropyConfig { reduction: Reduction::None, label_smoothing: 0.1, ..Default::default() };
+        let mut case = Case::new(9, 5, 40, true, 31, 0.7, cfg);
+        case.targets = vec![3, NO_TOKEN, 0, 39, 7, NO_TOKEN, NO_TOKEN, 8, 3];
+        let (hidden, weight, bias, targets) = case.vars(dtype)?;
+        let bias = bias.expect("a bias");
+        let shares: Vec<f64> = (0..9).map(|i| f64::from(i) - 3.5).collect();
+        let loss = head::cross_entropy(&hidden, &weight, Some(&bias), &targets, &case.cfg)?;
+        let weighted = (loss * Tensor::from_slice(&shares, 9, &Device::Cpu)?.to_dtype(dtype)?)?.sum_all()?;
+        let grads = tallow::backward(&weighted)?;
+        // Token by token, each alone.
+        let mut want = [vec![0.0; 45], vec![0.0; 200], vec![0.0; 40]];
+        for (i, share) in shares.iter().enumerate() {
+            let mut alone = case.clone();
+            (0..9).filter(|j| *j != i).for_each(|j| alone.targets[j] = NO_TOKEN);
+            for (want, grad) in want.iter_mut().zip(alone.gradients()) {
+                want.iter_mut().zip(grad).for_each(|(sum, x)| *sum += x * share);
+            }
+        }
+        for (var, want) in [&hidden, &weight, &bias].into_iter().zip(want) {
+            let ours = grads.get(var).expect("a gradient").flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+            assert!(distance(&ours, &want) < 2e-6);
+        }
+    }
+    Ok(())
+}
+
+/// The best ids across blocks of the vocabulary, ties among them, and in half precision.
+#[test]
+fn the_best_ids_across_blocks() -> Out {
+    let (n, v) = (600, 4000); // more than 2^20 logits
+    let hidden = Tensor::ones((n, 1), DType::F32, &Device::Cpu)?;
+    let mut column: Vec<f32> = (0..v).map(|i| (i * 37 % 1000) as f32 / 1000.0).collect();
+    for (id, value) in [(5, 9.0), (3990, 9.0), (2500, 7.0), (1, -0.0)] {
+        column[id] = value;
+    }
+    let weight = Tensor::from_vec(column, (v, 1), &Device::Cpu)?;
+    let (values, ids) = head::top_k(&hidden, &weight, None, 3, None)?;
+    assert_eq!(ids.to_vec2::<u32>()?, vec![[5, 3990, 2500]; n]);
+    assert_eq!(values.to_vec2::<f32>()?[599], [9.0, 9.0, 7.0]);
+    for dtype in [DType::BF16, DType::F16, DType::F64] {
+        let (hidden, weight) = (hidden.narrow(0, 0, 2)?.to_dtype(dtype)?, weight.to_dtype(dtype)?);
+        assert_eq!(head::top_k(&hidden, &weight, None, 3, None)?.1.to_vec2::<u32>()?, vec![[5, 3990, 2500]; 2]);
+        assert_eq!(head::logits(&hidden, &weight, None, None)?.dtype(), dtype);
+    }
     Ok(())
 }
