@@ -51,6 +51,7 @@ mod corpus;
 pub mod device;
 mod embedding;
 mod error;
+mod files;
 mod fingerprint;
 mod gradients;
 mod guard;

@@ -15,7 +15,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use serde::{Deserialize, Serialize};
 
 use crate::corpus::{Bad, Document, Source, documents};
-use crate::shard::{FORMAT, MANIFEST, Manifest, ShardInfo, Skipped, SplitInfo, VERSION, remove_temporaries};
+use crate::files::remove_temporaries;
+use crate::shard::{FORMAT, MANIFEST, Manifest, ShardInfo, Skipped, SplitInfo, VERSION};
 use crate::{Error, Result, Tokenizer};
 use plan::Plan;
 

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{OnError, PrepareConfig, SeparatorChoice};
 use crate::corpus::{CorpusFile, Cut, Format, Piece, Rules, find, units};
-use crate::shard::{IdType, Separator, TokenizerInfo, write_new};
+use crate::files::write_new;
+use crate::shard::{IdType, Separator, TokenizerInfo};
 use crate::{Error, Result, Specials, Tokenizer};
 
 const NAME: &str = "plan.json";

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::plan::Plan;
 use super::{Event, OnError, UnitReport};
 use crate::corpus::{Body, Counted, Document, Source, documents, of_the_machine, reason};
-use crate::shard::{IdType, ShardWriter, Skipped, write_whole};
+use crate::files::write_whole;
+use crate::shard::{IdType, ShardWriter, Skipped};
 use crate::{Error, Result, Tokenizer};
 
 /// How many documents that were left out are listed, a unit.

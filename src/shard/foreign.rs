@@ -7,8 +7,9 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::write::{folder_of, persist, temporary, with_suffix};
+use super::write::with_suffix;
 use super::{FORMAT, IdType, Io, Manifest, Separator, ShardInfo, ShardWriter, Skipped, TokenizerInfo, VERSION};
+use crate::files::{folder_of, persist, temporary, write_whole};
 use crate::{Error, Result};
 
 /// A trainer's file format.
@@ -306,7 +307,7 @@ pub fn export(folder: &Path, split: &str, format: Foreign, dtype: IdType, out: &
         let metadata = with_suffix(out, ".metadata");
         let name = manifest.tokenizer.as_ref().map_or("Unknown Tokenizer", |tokenizer| &tokenizer.name);
         let text = format!("{name}|{}\n{}\n{} T", dtype.bytes(), info.tokens, info.tokens);
-        super::write_whole(&metadata, text.as_bytes())?;
+        write_whole(&metadata, text.as_bytes())?;
         files.extend([index, metadata]);
     }
     Ok(files)

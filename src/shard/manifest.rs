@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{IdType, Io, Shard, write_whole};
+use super::{IdType, Io, Shard};
+use crate::files::write_whole;
 use crate::fingerprint::Fingerprint;
 use crate::{Error, Result};
 

@@ -21,9 +21,6 @@ pub use verify::verify;
 pub use write::ShardWriter;
 
 pub(crate) use manifest::{FORMAT, MANIFEST, VERSION};
-pub(crate) use write::write_whole;
-#[cfg(feature = "prepare")]
-pub(crate) use write::{remove_temporaries, write_new};
 
 /// How an id is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

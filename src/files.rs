@@ -1,0 +1,78 @@
+//! Writing so that a name stands for something whole: a temporary name first, then the disk, then the name.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use tempfile::NamedTempFile;
+
+use crate::{Error, Result};
+
+/// What begins so is not finished; a finished folder has none.
+pub(crate) const TEMPORARY: &str = ".tmp-";
+
+/// The folder in which this file is.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// A file in `folder` that goes away unless it is given a name.
+pub(crate) fn temporary(folder: &Path) -> Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(TEMPORARY);
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder).map_err(|e| Error::io(folder, e))
+}
+
+/// Puts a file on the disk, then gives it its name.
+pub(crate) fn persist(file: BufWriter<NamedTempFile>, path: &Path) -> std::io::Result<()> {
+    let file = file.into_inner().map_err(|e| e.into_error())?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|e| e.error)?;
+    Ok(())
+}
+
+/// Writes a small file as a whole: it is there with all of `bytes`, or as it was before.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = BufWriter::new(temporary(folder_of(path))?);
+    file.write_all(bytes).and_then(|()| persist(file, path)).map_err(|e| Error::io(path, e))?;
+    sync_folder(folder_of(path))
+}
+
+/// Writes a small file as a whole, unless there is one already.
+#[cfg(feature = "prepare")]
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let mut file = temporary(folder_of(path))?;
+    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(|e| Error::io(path, e))?;
+    match file.persist_noclobber(path) {
+        Err(e) if e.error.kind() != std::io::ErrorKind::AlreadyExists => Err(Error::io(path, e.error)),
+        _ => sync_folder(folder_of(path)),
+    }
+}
+
+/// Makes new names in a folder survive a power cut.
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
+    if cfg!(unix) {
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| Error::io(folder, e))?;
+    }
+    Ok(())
+}
+
+/// Removes the files that killed processes left in `folder`.
+#[cfg(feature = "prepare")]
+pub(crate) fn remove_temporaries(folder: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
+        let entry = entry.map_err(|e| Error::io(folder, e))?;
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+            match std::fs::remove_file(entry.path()) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(entry.path(), e)),
+                _ => (),
+            }
+        }
+    }
+    Ok(())
+}
