@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use rayon::prelude::*;
@@ -70,6 +71,44 @@ impl Init {
         values
     }
 
+    /// Takes the weight `name` of shape (rows, columns) from `vb`, or makes it there, drawn as [`rows`](Self::rows) says: what
+    /// `VarBuilder::get_with_hints` does, but from a seed. [`TokenEmbedding`](crate::TokenEmbedding) takes its table so; for the
+    /// other weights of a model give each a seed of its own, or they begin with the same numbers.
+    ///
+    /// # Errors
+    /// - [`Error::Config`]: the weight is new and does not fit into memory, the init is not finite, or the dtype cannot be drawn.
+    /// - [`Error::Candle`]: the VarBuilder has a weight of another shape, or lacks it and cannot make it.
+    ///
+    /// # Cost
+    /// As [`rows`](Self::rows); a few MiB beside the weight.
+    ///
+    /// # Example
+    /// ```
+    /// use candle_core::{DType, Device};
+    /// use candle_nn::{Linear, VarBuilder, VarMap};
+    /// let varmap = VarMap::new();
+    /// let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+    /// let up = Linear::new(tallow::Init::GPT2.get((256, 64), "weight", 1, &vb.pp("up"))?, None);
+    /// let down = Linear::new(tallow::Init::GPT2.get((64, 256), "weight", 2, &vb.pp("down"))?, None);
+    /// # assert!(up.weight().get(0)?.to_vec1::<f32>()? != down.weight().get(0)?.narrow(0, 0, 64)?.to_vec1::<f32>()?);
+    /// # Ok::<(), tallow::Error>(())
+    /// ```
+    pub fn get(&self, shape: (usize, usize), name: &str, seed: u64, vb: &VarBuilder) -> Result<Tensor> {
+        let missing = !vb.contains_tensor(name);
+        if missing {
+            self.check(vb.dtype())?;
+            if vb.device().is_cpu() {
+                fits_in_memory(shape, vb.dtype())?;
+            }
+        }
+        // Zeros first (untouched pages), then rows drawn in place: never two tables in memory.
+        let weight = vb.get_with_hints(shape, name, candle_nn::Init::Const(0.0))?;
+        if missing && weight.is_variable() {
+            fill(&weight, *self, seed)?;
+        }
+        Ok(weight)
+    }
+
     fn row(&self, rng: &mut ChaCha8Rng, row: u64, out: &mut [f32]) {
         rng.set_stream(row);
         rng.set_word_pos(0);
@@ -84,7 +123,11 @@ impl Init {
     }
 
     /// Refuses values that a table of this dtype cannot hold.
-    pub(super) fn check(&self, dtype: DType) -> Result<()> {
+    fn check(&self, dtype: DType) -> Result<()> {
+        if !matches!(dtype, DType::F32 | DType::F64 | DType::BF16 | DType::F16) {
+            let reason = format!("a table of {} cannot be trained: use f32, f64, bf16 or f16", dtype.as_str());
+            return Err(Error::Config(reason));
+        }
         // The largest magnitude that can be drawn; NaN where that makes no sense.
         let largest = match *self {
             Init::Normal { std } if std >= 0.0 => 6.8 * std,
@@ -107,7 +150,7 @@ impl Init {
 }
 
 /// Writes freshly drawn rows over the whole of `table` (V, C), in place.
-pub(super) fn fill(table: &Tensor, init: Init, seed: u64) -> candle_core::Result<()> {
+fn fill(table: &Tensor, init: Init, seed: u64) -> candle_core::Result<()> {
     let (rows, d_model) = table.dims2()?;
     let block = (BLOCK_VALUES / d_model.max(1)).max(1);
     for first in (0..rows).step_by(block) {
@@ -119,9 +162,16 @@ pub(super) fn fill(table: &Tensor, init: Init, seed: u64) -> candle_core::Result
     Ok(())
 }
 
-/// Whether rows can be drawn for this dtype.
-pub(super) fn is_supported(dtype: DType) -> bool {
-    matches!(dtype, DType::F32 | DType::F64 | DType::BF16 | DType::F16)
+/// Refuses a table that the system would not even promise: candle would end the process instead.
+fn fits_in_memory((rows, d_model): (usize, usize), dtype: DType) -> Result<()> {
+    let bytes = rows.checked_mul(d_model).and_then(|values| values.checked_mul(dtype.size_in_bytes()));
+    match bytes.map(|bytes| Vec::<u8>::new().try_reserve_exact(bytes)) {
+        Some(Ok(())) => Ok(()),
+        _ => Err(Error::Config(format!(
+            "a {} table of {rows} x {d_model} does not fit into this machine's memory",
+            dtype.as_str()
+        ))),
+    }
 }
 
 fn generator(seed: u64) -> ChaCha8Rng {

@@ -172,25 +172,12 @@ impl TokenEmbedding {
             return Err(Error::Config(format!("a table of {} rows has more than u32 ids can name", shape.0)));
         }
         let missing = !vb.contains_tensor("weight");
-        if missing && !init::is_supported(vb.dtype()) {
-            return Err(Error::Config(format!(
-                "a table of {} cannot be trained: use f32, f64, bf16 or f16",
-                vb.dtype().as_str()
-            )));
-        }
-        if missing {
-            cfg.init.check(vb.dtype())?;
-        }
-        if missing && vb.device().is_cpu() {
-            fits_in_memory(shape, vb.dtype())?;
-        }
-        // Zeros first (untouched pages), then rows drawn in place: never two tables in memory.
-        let weight = vb.get_with_hints(shape, "weight", candle_nn::Init::Const(0.0))?;
-        if missing && weight.is_variable() {
-            init::fill(&weight, cfg.init, cfg.seed)?;
-            if let Some(padding_id) = cfg.padding_id.filter(|id| (*id as usize) < cfg.vocab_size) {
-                weight.slice_set(&weight.narrow(0, 0, 1)?.zeros_like()?, 0, padding_id as usize)?;
-            }
+        let weight = cfg.init.get(shape, "weight", cfg.seed, &vb)?;
+        if missing
+            && weight.is_variable()
+            && let Some(padding_id) = cfg.padding_id.filter(|id| (*id as usize) < cfg.vocab_size)
+        {
+            weight.slice_set(&weight.narrow(0, 0, 1)?.zeros_like()?, 0, padding_id as usize)?;
         }
         let mut layer = Self::from_weight(weight)?;
         layer.padding_id = cfg.padding_id;
@@ -391,18 +378,6 @@ impl TokenEmbedding {
     /// The table's device.
     pub fn device(&self) -> &Device {
         self.weight.device()
-    }
-}
-
-/// Refuses a table that the system would not even promise: candle would end the process instead.
-fn fits_in_memory((rows, d_model): (usize, usize), dtype: DType) -> Result<()> {
-    let bytes = rows.checked_mul(d_model).and_then(|values| values.checked_mul(dtype.size_in_bytes()));
-    match bytes.map(|bytes| Vec::<u8>::new().try_reserve_exact(bytes)) {
-        Some(Ok(())) => Ok(()),
-        _ => Err(Error::Config(format!(
-            "a {} table of {rows} x {d_model} does not fit into this machine's memory",
-            dtype.as_str()
-        ))),
     }
 }
 
