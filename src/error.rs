@@ -119,6 +119,15 @@ pub enum Error {
         reason: String,
     },
 
+    /// A checkpoint or a file of weights that cannot be taken.
+    #[error("{}: {reason}", .path.display())]
+    Checkpoint {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it; where things do not fit, all of them, one a line.
+        reason: String,
+    },
+
     /// An output folder in which this work cannot be done.
     #[error("{}: {reason}", .path.display())]
     Folder {

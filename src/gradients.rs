@@ -1,9 +1,11 @@
 //! Backward without the passes over large variables that candle's own takes.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 
-use candle_core::Tensor;
 use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{VarBuilder, VarMap};
 
 thread_local! {
     /// Variables and their gradients, while [`backward`] runs on this thread.
@@ -35,6 +37,31 @@ pub fn backward(loss: &Tensor) -> candle_core::Result<GradStore> {
         grads.insert(&variable, sum);
     }
     Ok(grads)
+}
+
+/// The weights of `varmap` without gradients, for building the model a second time, to evaluate and to generate: no operation
+/// remembers its input, and [`head::cross_entropy`](crate::head::cross_entropy) computes a loss alone.
+///
+/// The weights are the same memory: what an optimizer does is seen, but for the steps that rows of a row-sparse table owe. Call
+/// [`AdamW::flush`](crate::optim::AdamW::flush) before each use.
+///
+/// # Example
+/// ```
+/// use candle_core::{DType, Device, Module, Tensor};
+/// use candle_nn::{VarBuilder, VarMap};
+/// use tallow::{TokenEmbedding, TokenEmbeddingConfig};
+/// let (varmap, cfg) = (VarMap::new(), TokenEmbeddingConfig { vocab_size: 10, ..Default::default() });
+/// let wte = TokenEmbedding::new(&cfg, VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu))?;
+/// let frozen = TokenEmbedding::new(&cfg, tallow::no_grad(&varmap, DType::F32, &Device::Cpu))?;
+/// let ids = Tensor::new(&[3u32], &Device::Cpu)?;
+/// assert!(wte.forward(&ids)?.track_op() && !frozen.forward(&ids)?.track_op());
+/// # Ok::<(), tallow::Error>(())
+/// ```
+pub fn no_grad(varmap: &VarMap, dtype: DType, device: &Device) -> VarBuilder<'static> {
+    let data = varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let detached: HashMap<String, Tensor> =
+        data.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
+    VarBuilder::from_tensors(detached, dtype, device)
 }
 
 type Collected = Option<Vec<(Tensor, Tensor)>>;

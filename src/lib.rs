@@ -46,6 +46,7 @@
 #![warn(missing_docs)]
 
 mod batch;
+mod checkpoint;
 #[cfg(feature = "prepare")]
 mod corpus;
 pub mod device;
@@ -71,9 +72,10 @@ pub mod view;
 mod widest;
 
 pub use batch::{PaddedBatch, Padding, Side};
+pub use checkpoint::{Checkpoint, LoadOptions, Skipped, load_weights};
 pub use embedding::{Gradient, Init, NO_TOKEN, Scale, TokenEmbedding, TokenEmbeddingConfig};
 pub use error::{Error, Result};
-pub use gradients::backward;
+pub use gradients::{backward, no_grad};
 pub use loader::{Batch, DataLoader, DataLoaderConfig, Dataset, Order};
 pub use memory::keep_pages;
 pub use rows::RowGradients;

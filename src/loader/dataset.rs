@@ -103,6 +103,37 @@ impl Dataset {
         Self::from_ids(&tokenizer.encode(text)?, val)
     }
 
+    /// A folder made by `tallow prepare` with this tokenizer; or a text file, read whole, split by position
+    /// ([`from_text`](Self::from_text)).
+    ///
+    /// # Errors
+    /// As [`open`](Self::open) and [`from_text`](Self::from_text); [`Error::Config`] if the folder's ids are of another tokenizer;
+    /// [`Error::InvalidUtf8`].
+    pub fn from_path(path: impl AsRef<Path>, tokenizer: &Tokenizer, val: f64) -> Result<Self> {
+        let path = path.as_ref();
+        if !path.is_dir() {
+            let text = String::from_utf8(std::fs::read(path).map_err(|e| Error::io(path, e))?)
+                .map_err(|e| Error::InvalidUtf8 { byte: e.utf8_error().valid_up_to() as u64 })?;
+            return Ok(Dataset { name: path.display().to_string(), ..Self::from_text(tokenizer, &text, val)? });
+        }
+        let dataset = Self::open(path)?;
+        let theirs = dataset.manifest().and_then(|manifest| manifest.tokenizer.as_ref());
+        match theirs.filter(|theirs| theirs.fingerprint != format!("{:016x}", tokenizer.fingerprint())) {
+            None => Ok(dataset),
+            Some(theirs) => Err(Error::Config(format!(
+                "the ids of {} are those of the tokenizer {}, and this one is {}: give that tokenizer, or prepare the text again",
+                path.display(),
+                theirs.name,
+                tokenizer.name()
+            ))),
+        }
+    }
+
+    /// The folder, or what stands for it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The split of this name.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! AdamW with candle's interface, candle's bits, and row-sparse tables.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
@@ -264,29 +264,14 @@ impl AdamW {
     /// # Errors
     /// [`Error::Config`] that lists every tensor that is missing or has another shape.
     pub fn load_state(&mut self, state: &HashMap<String, Tensor>) -> Result<()> {
-        let mut wrong = Vec::new();
-        let step = state
-            .get("step")
-            .and_then(|step| step.flatten_all().ok()?.to_dtype(DType::I64).ok()?.to_vec1::<i64>().ok());
-        let step = match step.as_deref() {
-            Some([step]) if *step >= 0 => *step as usize,
+        let mut wrong = self.misfits(|name| state.get(name).map(|tensor| tensor.dims().to_vec()));
+        let step = match state.get("step").map(|step| step.to_dtype(DType::I64)?.to_vec1::<i64>()) {
+            Some(Ok(step)) if matches!(step[..], [count] if count >= 0) => step[0] as usize,
             _ => {
-                wrong.push("\"step\" (one number) is missing".to_string());
+                wrong.push("\"step\" is not the number of steps".to_string());
                 0
             }
         };
-        for member in self.groups.iter().flat_map(|group| &group.members) {
-            for kind in ["m", "v"] {
-                let name = format!("{}.{kind}", member.name);
-                match state.get(&name) {
-                    None => wrong.push(format!("{name:?} is missing")),
-                    Some(t) if t.shape() != member.var.shape() => {
-                        wrong.push(format!("{name:?} has shape {:?}, not {:?}", t.dims(), member.var.dims()));
-                    }
-                    Some(_) => (),
-                }
-            }
-        }
         if !wrong.is_empty() {
             return Err(Error::Config(format!("this is not the state of this optimizer: {}", wrong.join("; "))));
         }
@@ -312,6 +297,24 @@ impl AdamW {
         }
         self.step = step;
         Ok(())
+    }
+
+    /// Names and shapes of what [`state`](Self::state) gives.
+    pub(crate) fn state_shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        let members = self.groups.iter().flat_map(|group| &group.members);
+        let moments = members
+            .flat_map(|member| ["m", "v"].map(|kind| (format!("{}.{kind}", member.name), member.var.dims().to_vec())));
+        moments.chain([("step".to_string(), vec![1])]).collect()
+    }
+
+    /// What of a state is missing or has another shape, given the shapes by name.
+    pub(crate) fn misfits(&self, shape_of: impl Fn(&str) -> Option<Vec<usize>>) -> Vec<String> {
+        let wrong = |(name, shape): (String, Vec<usize>)| match shape_of(&name) {
+            None => Some(format!("{name:?} is missing")),
+            Some(found) if found != shape => Some(format!("{name:?} has shape {found:?}, not {shape:?}")),
+            Some(_) => None,
+        };
+        self.state_shapes().into_iter().filter_map(wrong).collect()
     }
 
     fn tables(&self) -> impl Iterator<Item = &Attached> {

@@ -8,17 +8,20 @@ use sha2::{Digest, Sha256};
 use tallow::Dataset;
 use tallow::shard::{Foreign, ForeignFile, IdType, export, import, verify};
 
-/// The interpreter, if it has numpy.
-fn python() -> Option<String> {
+/// The interpreter, if it has this package.
+pub fn python(package: &str) -> Option<String> {
     let python = std::env::var("TALLOW_PYTHON").unwrap_or_else(|_| "python3".to_string());
-    let there = Command::new(&python).args(["-c", "import numpy"]).output().is_ok_and(|output| output.status.success());
+    let there = Command::new(&python)
+        .args(["-c", &format!("import {package}")])
+        .output()
+        .is_ok_and(|output| output.status.success());
     if !there {
-        println!("SKIPPED: {python} has no numpy (TALLOW_PYTHON names another interpreter)");
+        println!("SKIPPED: {python} has no {package} (TALLOW_PYTHON names another interpreter)");
     }
     there.then_some(python)
 }
 
-fn run(python: &str, script: &str, args: &[&Path]) -> Value {
+pub fn run(python: &str, script: &str, args: &[&Path]) -> Value {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/interop").join(script);
     let output = Command::new(python).arg(script).args(args).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -29,7 +32,7 @@ fn run(python: &str, script: &str, args: &[&Path]) -> Value {
 #[test]
 fn other_trainers_read_tiktokens_ids_from_our_files() {
     use tallow::prepare::{PrepareConfig, prepare};
-    let Some(python) = python() else { return };
+    let Some(python) = python("numpy") else { return };
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("tokens");
     let cfg = PrepareConfig { inputs: vec![crate::golden("corpus.jsonl")], out: out.clone(), ..Default::default() };
@@ -58,7 +61,7 @@ fn other_trainers_read_tiktokens_ids_from_our_files() {
 
 #[test]
 fn we_read_what_other_trainers_write() {
-    let Some(python) = python() else { return };
+    let Some(python) = python("numpy") else { return };
     let folder = tempfile::tempdir().unwrap();
     let about = run(&python, "write.py", &[folder.path()]);
     let cases: [(&str, Foreign, IdType, Option<u32>); 6] = [

@@ -1,6 +1,7 @@
 //! All integration tests in one binary, so that candle is linked once.
 
 mod batch;
+mod checkpoint;
 #[cfg(feature = "cli")]
 mod cli;
 #[cfg(feature = "cli")]

@@ -1,0 +1,244 @@
+//! Weights, optimizer state, loader state ⇄ one folder that is whole or not there.
+//!
+//! ```text
+//! runs/lesson/                      the folder that is given to save and load
+//!   step-00000200/                  one checkpoint; written as .tmp-…, synced, then renamed
+//!     model.safetensors             every variable under its name in the VarMap
+//!     optimizer.safetensors         what AdamW::state gives: step, NAME.m, NAME.v
+//!     state.json                    step, seed, tokenizer, loader, and what the caller adds
+//!     complete.json                 written last: bytes and CRC-32 of the three
+//! ```
+//!
+//! This room does not know what a training loop looks like.
+
+mod folder;
+mod tensors;
+mod weights;
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use candle_nn::VarMap;
+use serde::{Deserialize, Serialize};
+
+use crate::loader::LoaderState;
+use crate::optim::AdamW;
+use crate::{Error, Result};
+use folder::{Draft, Finished};
+use tensors::TensorFile;
+use weights::Weights;
+
+pub use weights::{Skipped, load_weights};
+
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+
+/// What a run must remember beside its weights; [`save`](Self::save) and [`load`](Self::load) take the weights along.
+///
+/// After a load, the run goes on as if it had never stopped, bit for bit, if everything else that it draws is a function of
+/// seed and step.
+///
+/// # Example
+/// ```
+/// use candle_core::{DType, Device, Module, Tensor};
+/// use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
+/// use tallow::{Checkpoint, Gradient, LoadOptions, TokenEmbedding, TokenEmbeddingConfig, optim::AdamW};
+///
+/// let build = || -> tallow::Result<(VarMap, TokenEmbedding, AdamW)> {
+///     let varmap = VarMap::new();
+///     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+///     let cfg = TokenEmbeddingConfig { vocab_size: 100, d_model: 8, gradient: Gradient::RowSparse, ..Default::default() };
+///     let wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
+///     let opt = AdamW::from_varmap(&varmap, ParamsAdamW::default())?;
+///     Ok((varmap, wte, opt))
+/// };
+/// let step = |wte: &TokenEmbedding, opt: &mut AdamW| -> tallow::Result<()> {
+///     let x = wte.forward(&Tensor::new(&[[7u32, 99]], &Device::Cpu)?)?;
+///     Ok(opt.backward_step(&x.sqr()?.sum_all()?)?)
+/// };
+/// let folder = tempfile::tempdir()?;
+/// let (varmap, wte, mut opt) = build()?;
+/// step(&wte, &mut opt)?;
+/// let saved = Checkpoint { step: 1, seed: 1337, ..Default::default() };
+/// saved.save(folder.path(), &varmap, Some(&opt), 2)?;
+///
+/// let (again, wte_again, mut opt_again) = build()?; // another process
+/// let (found, _) = Checkpoint::load(folder.path(), &again, Some(&mut opt_again), &LoadOptions::default())?;
+/// assert_eq!(found, saved);
+/// step(&wte, &mut opt)?;
+/// step(&wte_again, &mut opt_again)?;
+/// assert_eq!(wte.weight()?.to_vec2::<f32>()?, wte_again.weight()?.to_vec2::<f32>()?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Steps taken; the name of the folder.
+    pub step: u64,
+    /// Seed of the run.
+    pub seed: u64,
+    /// [`Tokenizer::fingerprint`](crate::Tokenizer::fingerprint) of the tokenizer that made the ids.
+    #[serde(default, with = "fingerprint", skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<u64>,
+    /// Where the data loader is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loader: Option<LoaderState>,
+    /// Anything else: the model's settings, the losses so far. At most 16 MiB of JSON with the rest.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+    pub extra: serde_json::Value,
+}
+
+/// What [`Checkpoint::load`] and [`load_weights`] accept. The default accepts only what fits to the letter.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// The tokenizer at hand: weights that were trained with another one are refused.
+    pub tokenizer: Option<u64>,
+    /// Take the weights whose names are on both sides, and say which were left out. Their shapes must fit all the same, and
+    /// an optimizer must fit whole.
+    pub partial: bool,
+    /// Convert weights of another dtype.
+    pub convert_dtype: bool,
+    /// Where the variables of an empty VarMap are made. (Others stay where they are.)
+    pub device: Device,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions { tokenizer: None, partial: false, convert_dtype: false, device: Device::Cpu }
+    }
+}
+
+impl Checkpoint {
+    /// Writes `FOLDER/step-NNNNNNNN`, then removes the oldest beyond `keep` (0: keep all); gives its path.
+    ///
+    /// Rows of row-sparse tables are brought up to date first. Until the new checkpoint is whole and on the disk nothing of an
+    /// older one is touched, also not one of the same step, which it then replaces. Killed at any moment, the folder holds
+    /// whole checkpoints, and `.tmp-…`, which the next save removes: only one process saves into a folder.
+    ///
+    /// Not saved: learning rate and the other parameters of the optimizer's groups, which are the caller's to set.
+    ///
+    /// # Errors
+    /// - [`Error::Io`]: a full disk, say. What was written is removed, older checkpoints stay.
+    /// - [`Error::Config`]: an empty VarMap, a variable of a dtype that safetensors files of candle lack, JSON above 16 MiB.
+    /// - [`Error::Candle`]: a variable that its device does not give back.
+    ///
+    /// # Cost
+    /// Writes weights and moments once; in memory, a copy of the moments and one weight at a time.
+    pub fn save(
+        &self,
+        folder: impl AsRef<Path>,
+        varmap: &VarMap,
+        optimizer: Option<&AdamW>,
+        keep: usize,
+    ) -> Result<PathBuf> {
+        let folder = folder.as_ref();
+        let weights = Weights::of(varmap);
+        if weights.is_empty() {
+            return Err(Error::Config("the VarMap is empty: there is nothing to save".to_string()));
+        }
+        let moments = optimizer.map(AdamW::state).transpose()?;
+        weights.catch_up()?;
+        let mut notes = vec![("seed", self.seed.to_string()), ("step", self.step.to_string())];
+        notes.extend(self.tokenizer.map(|id| ("tokenizer", format!("{id:016x}"))));
+        let state = serde_json::to_vec_pretty(self).map_err(|e| Error::Config(format!("extra: {e}")))?;
+        if state.len() as u64 > folder::MAX_JSON_BYTES {
+            return Err(Error::Config(format!("{} bytes of JSON are too much for a checkpoint", state.len())));
+        }
+        let mut draft = Draft::new(folder, self.step)?;
+        draft.write(MODEL, |out| tensors::write(out, weights.tensors(), &notes))?;
+        if let Some(moments) = &moments {
+            draft.write(OPTIMIZER, |out| tensors::write(out, moments.iter().map(|(n, t)| (n.as_str(), t)), &notes))?;
+        }
+        draft.write(STATE, |out| Ok(out.write_all(&state)?))?;
+        let path = draft.finish()?;
+        folder::prune(folder, keep)?;
+        Ok(path)
+    }
+
+    /// Reads the newest checkpoint of `folder`, or the one that `folder` itself is, into the variables of `varmap` and the
+    /// optimizer. Nothing is changed unless everything fits.
+    ///
+    /// An empty VarMap gets the variables of the file, on `options.device`, in their dtypes; build the model over it, make
+    /// the optimizer, and load again with it. Without an optimizer, saved moments are left alone.
+    ///
+    /// # Errors
+    /// - [`Error::Checkpoint`]: no finished checkpoint; a file that is torn, changed or hostile; or everything that does not
+    ///   fit, in one list: variables missing here or there, shapes, dtypes, moments, the tokenizer.
+    /// - [`Error::Io`].
+    ///
+    /// # Cost
+    /// Reads the files twice (checksums first); in memory, the moments and one weight at a time.
+    pub fn load(
+        folder: impl AsRef<Path>,
+        varmap: &VarMap,
+        optimizer: Option<&mut AdamW>,
+        options: &LoadOptions,
+    ) -> Result<(Checkpoint, Skipped)> {
+        let finished = Finished::find(folder.as_ref())?;
+        finished.verify()?;
+        let found = Self::parse(&finished)?;
+        let mut model = TensorFile::open(&finished.path(MODEL))?;
+        let weights = Weights::of(varmap);
+        let (mut misfits, skipped) = weights.compare(&model, options);
+        misfits.extend(weights::other_tokenizer(found.tokenizer, options));
+        let mut moments = None;
+        if let Some(optimizer) = &optimizer {
+            if finished.holds(OPTIMIZER) {
+                let file = TensorFile::open(&finished.path(OPTIMIZER))?;
+                let expected = optimizer.state_shapes();
+                let shape_of = |name: &str| file.info(name).map(|info| info.shape.clone());
+                misfits.extend(optimizer.misfits(shape_of));
+                let unknown = file.names().into_iter().filter(|name| !expected.contains_key(name));
+                misfits.extend(unknown.map(|name| format!("the optimizer here has no {name:?}")));
+                moments = Some(file);
+            } else {
+                misfits.push(format!("there is no {OPTIMIZER}: it was saved without an optimizer"));
+            }
+        }
+        if !misfits.is_empty() {
+            return Err(finished.misfit(misfits));
+        }
+        // Both files are read to the end before the first weight changes.
+        let moments = moments.map(|mut file| file.read_all()).transpose()?;
+        weights.fill(&mut model, varmap, options)?;
+        if let (Some(optimizer), Some(moments)) = (optimizer, moments) {
+            optimizer.zero_grad();
+            optimizer.load_state(&moments)?;
+        }
+        Ok((found, skipped))
+    }
+
+    /// Reads only `state.json` of the newest checkpoint of `folder`; `None` if there is no finished one.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load); the tensors are not looked at.
+    pub fn newest(folder: impl AsRef<Path>) -> Result<Option<Checkpoint>> {
+        match folder::newest(folder.as_ref())? {
+            None => Ok(None),
+            Some(path) => Self::parse(&Finished::open(&path)?).map(Some),
+        }
+    }
+
+    fn parse(finished: &Finished) -> Result<Self> {
+        let path = finished.path(STATE);
+        serde_json::from_slice(&folder::read_json(&path)?)
+            .map_err(|e| Error::Checkpoint { path, reason: format!("it is not what a checkpoint holds: {e}") })
+    }
+}
+
+/// A fingerprint as 16 hexadecimal digits: JSON readers that know only doubles would round the number.
+mod fingerprint {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(fingerprint: &Option<u64>, to: S) -> Result<S::Ok, S::Error> {
+        match fingerprint {
+            Some(fingerprint) => to.serialize_str(&format!("{fingerprint:016x}")),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+        let text = Option::<String>::deserialize(from)?;
+        text.map(|text| u64::from_str_radix(&text, 16).map_err(D::Error::custom)).transpose()
+    }
+}

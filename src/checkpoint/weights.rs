@@ -1,0 +1,161 @@
+//! The variables of a VarMap against the tensors of a file: what fits, and filling them.
+
+use std::path::Path;
+
+use candle_core::{Tensor, Var};
+use candle_nn::VarMap;
+
+use super::LoadOptions;
+use super::folder::wrong;
+use super::tensors::{TensorFile, dtype_of};
+use crate::Result;
+use crate::rows::{RowTable, Rows};
+
+/// What a load with [`LoadOptions::partial`] left out; empty after any other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Skipped {
+    /// Variables that the file does not have: they keep their values.
+    pub missing: Vec<String>,
+    /// Tensors of the file that are no variables here.
+    pub unexpected: Vec<String>,
+}
+
+/// Reads the weights of a safetensors file, written by PyTorch, candle or [`Checkpoint::save`](super::Checkpoint::save), into
+/// the variables of the same names. Nothing is changed unless everything fits.
+///
+/// An empty VarMap gets all tensors of the file as variables, on `options.device`, in their dtypes. Row-sparse tables are
+/// brought up to date first, and forget row gradients that wait.
+///
+/// # Errors
+/// - [`Error::Checkpoint`](crate::Error::Checkpoint): a file that is torn or hostile; or everything that does not fit, in one
+///   list: variables missing here or there, shapes, dtypes, the tokenizer.
+/// - [`Error::Io`](crate::Error::Io).
+///
+/// # Cost
+/// Reads the file once; in memory, one tensor at a time. Nothing is allocated on the word of the file alone: lengths are
+/// compared with its size first.
+///
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use candle_nn::VarMap;
+/// use tallow::{LoadOptions, load_weights};
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("rows.safetensors");
+/// Tensor::new(&[[1f32, 2.], [3., 4.]], &Device::Cpu)?.save_safetensors("wte.weight", &path)?;
+/// let varmap = VarMap::new();
+/// load_weights(&path, &varmap, &LoadOptions::default())?;
+/// assert_eq!(varmap.all_vars()[0].to_vec2::<f32>()?, [[1., 2.], [3., 4.]]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn load_weights(path: impl AsRef<Path>, varmap: &VarMap, options: &LoadOptions) -> Result<Skipped> {
+    let mut file = TensorFile::open(path.as_ref())?;
+    let weights = Weights::of(varmap);
+    let (mut misfits, skipped) = weights.compare(&file, options);
+    let theirs = file.note("tokenizer").and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    misfits.extend(other_tokenizer(theirs, options));
+    match misfits.is_empty() {
+        true => weights.fill(&mut file, varmap, options)?,
+        false => return Err(wrong(file.path(), list(&misfits))),
+    }
+    Ok(skipped)
+}
+
+/// One error out of many reasons.
+pub(super) fn list(misfits: &[String]) -> String {
+    format!("it does not fit:\n  {}", misfits.join("\n  "))
+}
+
+pub(super) fn other_tokenizer(theirs: Option<u64>, options: &LoadOptions) -> Option<String> {
+    let (ours, theirs) = (options.tokenizer?, theirs?);
+    (ours != theirs).then(|| {
+        format!("it was trained with the ids of tokenizer {theirs:016x}, and the tokenizer here is {ours:016x}")
+    })
+}
+
+/// The variables of a VarMap by name.
+pub(super) struct Weights(Vec<(String, Var)>);
+
+impl Weights {
+    pub(super) fn of(varmap: &VarMap) -> Self {
+        let data = varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut named: Vec<_> = data.iter().map(|(name, var)| (name.clone(), var.clone())).collect();
+        named.sort_by(|a, b| a.0.cmp(&b.0));
+        Weights(named)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.0.iter().map(|(name, var)| (name.as_str(), var.as_tensor()))
+    }
+
+    /// Pays what rows of row-sparse tables owe, whoever their optimizer is.
+    pub(super) fn catch_up(&self) -> Result<()> {
+        self.tables().try_for_each(|table| table.catch_up(Rows::All))
+    }
+
+    fn tables(&self) -> impl Iterator<Item = std::sync::Arc<RowTable>> {
+        self.tensors().filter_map(|(_, tensor)| RowTable::find(tensor.id()))
+    }
+
+    /// Everything that does not fit, and what a partial load leaves out.
+    pub(super) fn compare(&self, file: &TensorFile, options: &LoadOptions) -> (Vec<String>, Skipped) {
+        let (mut misfits, mut skipped) = (Vec::new(), Skipped::default());
+        if self.is_empty() {
+            let unusable = file.names().into_iter().filter_map(|name| {
+                file.info(&name).and_then(|info| dtype_of(info).err()).map(|reason| format!("{name:?} {reason}"))
+            });
+            return (unusable.collect(), skipped);
+        }
+        for (name, tensor) in self.tensors() {
+            let Some(info) = file.info(name) else {
+                skipped.missing.push(name.to_string());
+                continue;
+            };
+            if info.shape != tensor.dims() {
+                misfits.push(format!("{name:?} has the shape {:?} there and {:?} here", info.shape, tensor.dims()));
+            }
+            match dtype_of(info) {
+                Err(reason) => misfits.push(format!("{name:?} {reason}")),
+                Ok(dtype) if dtype != tensor.dtype() && !options.convert_dtype => misfits.push(format!(
+                    "{name:?} is {} there and {} here (`convert_dtype: true` converts it)",
+                    dtype.as_str(),
+                    tensor.dtype().as_str()
+                )),
+                Ok(_) => (),
+            }
+        }
+        let here = |name: &String| self.0.binary_search_by(|(other, _)| other.cmp(name)).is_ok();
+        skipped.unexpected = file.names().into_iter().filter(|name| !here(name)).collect();
+        if !options.partial {
+            let advice = "(`partial: true` goes without)";
+            let Skipped { missing, unexpected } = std::mem::take(&mut skipped);
+            misfits.extend(missing.iter().map(|name| format!("{name:?} is missing there {advice}")));
+            misfits.extend(unexpected.iter().map(|name| format!("{name:?} is unknown here {advice}")));
+        }
+        (misfits, skipped)
+    }
+
+    /// Sets every variable that the file has, or makes all of them in an empty VarMap.
+    pub(super) fn fill(&self, file: &mut TensorFile, varmap: &VarMap, options: &LoadOptions) -> Result<()> {
+        if self.is_empty() {
+            let made = file.names().into_iter().map(|name| {
+                let var = Var::from_tensor(&file.read(&name, &options.device)?)?;
+                Ok((name, var))
+            });
+            let made = made.collect::<Result<Vec<_>>>()?;
+            varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend(made);
+            return Ok(());
+        }
+        // A row that owes steps would take them from its new values.
+        self.catch_up()?;
+        self.tables().for_each(|table| table.clear());
+        for (name, var) in self.0.iter().filter(|(name, _)| file.info(name).is_some()).collect::<Vec<_>>() {
+            var.set(&file.read(name, var.device())?.to_dtype(var.dtype())?)?;
+        }
+        Ok(())
+    }
+}
