@@ -78,6 +78,7 @@ pub use error::{Error, Result};
 pub use gradients::{backward, no_grad};
 pub use loader::{Batch, DataLoader, DataLoaderConfig, Dataset, Order};
 pub use memory::keep_pages;
+pub use parallel::tune_threads;
 pub use rows::RowGradients;
 pub use tokenizer::{EncodeReader, Specials, Tokenizer};
 

@@ -32,3 +32,29 @@ pub(crate) fn for_each<I: Iterator + Send>(items: I, work: impl Fn(I::Item) + Sy
         drain();
     });
 }
+
+/// Products of fewer multiplications stay on one thread: some 40 µs of work, as long as waking others takes.
+const SMALL_PRODUCT: usize = 4 << 20;
+
+/// Makes candle's products on the CPU cheaper to begin, for models that do many small ones. Call it first in `main`, after
+/// [`keep_pages`](crate::keep_pages).
+///
+/// It changes two settings of this process:
+/// - `RAYON_NUM_THREADS`, where it is not set, becomes the number of threads that candle uses. Without it candle 0.11 counts the
+///   cores anew at every product; on Linux that reads `/proc/cpuinfo`, which is longer the more cores there are. (Only on Linux, and
+///   only while the process has one thread: the environment of more is not safe to change.)
+/// - The size from which the gemm crate shares a product among threads: 4 Mi multiplications instead of 0.6 Mi.
+///
+/// The lesson's GPT on 2 cores takes 29 ms a step without, and 20 ms with both (measured). Results are the same, bit for bit.
+pub fn tune_threads() {
+    gemm::set_threading_threshold(SMALL_PRODUCT);
+    #[cfg(target_os = "linux")]
+    if std::env::var_os("RAYON_NUM_THREADS").is_none()
+        && std::fs::read_dir("/proc/self/task").is_ok_and(|t| t.count() == 1)
+    {
+        let allowed = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
+        let threads = candle_core::utils::get_num_threads().min(allowed);
+        // SAFETY: this process has one thread, so nobody reads the environment meanwhile.
+        unsafe { std::env::set_var("RAYON_NUM_THREADS", threads.to_string()) };
+    }
+}

@@ -20,6 +20,8 @@ mod shard;
 mod stream;
 mod tokenizer;
 mod tokenizer_file;
+#[cfg(feature = "cli")]
+mod train_gpt;
 
 use std::path::PathBuf;
 

@@ -1,0 +1,215 @@
+//! A GPT trained end to end: text → ids → batches → rows → the lesson's transformer → fused loss → row-sparse AdamW.
+//!
+//!     cargo run --release --example train_gpt -- [--preset lesson] [--data FILE|DIR] [--checkpoint DIR --resume] [--help]
+//!
+//! Killed at any moment, the same command with `--resume` goes on from the last checkpoint, and gives the same bits.
+
+mod model;
+
+use std::{io::IsTerminal, path::PathBuf, time::Instant};
+
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Tensor};
+use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use model::{Config, Gpt, mix};
+use tallow::optim::AdamW;
+use tallow::{
+    Batch, Checkpoint, DataLoader, DataLoaderConfig, Dataset, LoadOptions, Order, Tokenizer, head, loader::Split,
+};
+
+/// Trains the lesson's GPT from a text.
+#[derive(Parser)]
+#[command(args_override_self = true)]
+struct Args {
+    /// Sizes that the flags change one by one; gpt2-124m has 124 M parameters with GPT-2's --tokenizer
+    #[arg(long, default_value = "lesson", value_parser = ["lesson", "small", "gpt2-124m"])]
+    preset: String,
+    #[command(flatten)]
+    model: Config,
+    /// A text file, or a folder made by `tallow prepare`; without it, a story that comes along
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// A tokenizer.json or .tiktoken file instead of cl100k
+    #[arg(long)]
+    tokenizer: Option<PathBuf>,
+    /// auto, cpu, cuda:N, metal:N
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// f32; on a GPU also bf16 and f16
+    #[arg(long, default_value = "f32")]
+    dtype: DType,
+    #[arg(long, default_value_t = 5000)]
+    steps: u64,
+    /// Steps between evaluations, on the first 20 batches of the validation split
+    #[arg(long, default_value_t = 250)]
+    eval_every: u64,
+    /// Where checkpoints go
+    #[arg(long)]
+    checkpoint: Option<PathBuf>,
+    #[arg(long, default_value_t = 500)]
+    save_every: u64,
+    /// How many checkpoints stay; 0: all
+    #[arg(long, default_value_t = 2)]
+    keep: usize,
+    /// Go on from the newest checkpoint, if there is one
+    #[arg(long, requires = "checkpoint")]
+    resume: bool,
+    /// One line of JSON an evaluation, on standard output
+    #[arg(long)]
+    json: bool,
+    /// What the sample of 100 tokens at the end begins with
+    #[arg(long, default_value = "The table")]
+    prompt: String,
+    /// Where the loss curve goes (SVG)
+    #[arg(long, default_value = "loss.svg")]
+    curve: PathBuf,
+}
+
+/// What a checkpoint of this program holds beside weights, moments and the loader's place.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Record {
+    config: Config,
+    /// Step, mean training loss since the last evaluation, validation loss.
+    curve: Vec<(u64, f32, f32)>,
+    /// Training losses since the last evaluation.
+    since: Vec<f32>,
+}
+
+fn main() -> Result<()> {
+    tallow::keep_pages();
+    tallow::tune_threads();
+    let preset = match Args::parse().preset.as_str() {
+        "small" => "--d-model 256 --blocks 6 --heads 8 --context 128 --batch 8 --tied",
+        "gpt2-124m" => "--d-model 768 --blocks 12 --heads 12 --context 1024 --tied",
+        _ => "",
+    };
+    let flags = std::env::args().take(1).chain(preset.split_whitespace().map(String::from));
+    let args = Args::parse_from(flags.chain(std::env::args().skip(1)));
+    ensure!(args.eval_every > 0 && args.save_every > 0, "--eval-every and --save-every count from 1");
+    let device = &tallow::device::open(&args.device, |why| eprintln!("{why}"))?;
+    let tokenizer = args.tokenizer.as_ref().map_or_else(|| Ok(Tokenizer::cl100k()), Tokenizer::from_file)?;
+    let cfg = Config { vocab_size: tokenizer.table_rows(), ..args.model.clone() };
+    let story = || Dataset::from_text(&tokenizer, include_str!("../../assets/story.txt"), 0.1);
+    let data = args.data.as_ref().map_or_else(story, |path| Dataset::from_path(path, &tokenizer, 0.1))?;
+    let (train, val) = (data.split("train")?, data.split("val")?);
+    let &Config { batch: batch_size, context: context_length, seed, .. } = &cfg;
+    let shape = DataLoaderConfig { batch_size, context_length, seed, epochs: None, ..Default::default() };
+    let loading = DataLoaderConfig { device: device.clone(), ..shape };
+    let mut loader = DataLoader::new(&train, loading.clone())?;
+
+    // The model, and once more over the same weights without gradients, for evaluation and the sample.
+    let varmap = VarMap::new();
+    let model = Gpt::new(&cfg, VarBuilder::from_varmap(&varmap, args.dtype, device))?;
+    let frozen = Gpt::new(&cfg, tallow::no_grad(&varmap, args.dtype, device))?;
+    let mut opt = AdamW::from_varmap(&varmap, ParamsAdamW { lr: cfg.lr, ..Default::default() })?;
+    let parameters: usize = varmap.all_vars().iter().map(|var| var.elem_count()).sum();
+    eprintln!("{parameters} parameters; {} + {} tokens of {}", train.tokens(), val.tokens(), data.name());
+
+    let mut record = Record { config: cfg.clone(), curve: Vec::new(), since: Vec::new() };
+    let mut start = 0;
+    if let Some(folder) = &args.checkpoint
+        && let Some(newest) = Checkpoint::newest(folder)?
+    {
+        let name = folder.display();
+        ensure!(args.resume, "{name} holds step {}: --resume goes on from there, or take another folder", newest.step);
+        record = serde_json::from_value(newest.extra).context("the checkpoint is of another program")?;
+        ensure!(record.config == cfg, "the run in {name} has other settings: {:?}", record.config);
+        let options = LoadOptions { tokenizer: Some(tokenizer.fingerprint()), ..Default::default() };
+        Checkpoint::load(folder, &varmap, Some(&mut opt), &options)?;
+        loader.load_state(&newest.loader.context("the checkpoint has no loader state")?)?;
+        start = newest.step;
+        eprintln!("on from step {start} of {name}");
+    }
+
+    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(args.steps) } else { ProgressBar::hidden() };
+    let bar = bar.with_position(start);
+    bar.set_style(ProgressStyle::with_template("{pos}/{len} {wide_bar} loss {msg}, {eta} left")?);
+    bar.reset_eta();
+    let began = Instant::now();
+    for step in start + 1..=args.steps {
+        let batch = loader.next().context("the loader has no end")??;
+        let loss = model.loss(&batch, Some(mix(cfg.seed ^ mix(step))))?;
+        opt.backward_step(&loss)?;
+        let loss = loss.to_scalar::<f32>()?;
+        ensure!(loss.is_finite(), "the loss of step {step} is {loss}: try a smaller --lr");
+        record.since.push(loss);
+        bar.set_position(step);
+        if step % args.eval_every == 0 || step == args.steps {
+            opt.flush()?; // rows that the model without gradients will read
+            let val = evaluate(&frozen, &val, &loading)?;
+            let train = mean(&std::mem::take(&mut record.since));
+            record.curve.push((step, train, val));
+            let each = began.elapsed().as_secs_f64() / (step - start) as f64;
+            let (speed, left) = ((batch_size * context_length) as f64 / each, (args.steps - step) as f64 * each);
+            let json = serde_json::json!({"step": step, "loss": train, "val_loss": val, "tokens_per_second": speed});
+            let line =
+                format!("step {step:5}  loss {train:6.3}  validation {val:6.3}  {speed:.0} tokens/s  {left:.0} s left");
+            bar.set_message(format!("{train:.3}"));
+            bar.suspend(|| println!("{}", if args.json { json.to_string() } else { line }));
+        }
+        if let Some(folder) = args.checkpoint.as_ref().filter(|_| step % args.save_every == 0 || step == args.steps) {
+            let (tokenizer, extra) = (Some(tokenizer.fingerprint()), serde_json::to_value(&record)?);
+            let saved = Checkpoint { step, seed: cfg.seed, tokenizer, loader: Some(loader.state()), extra };
+            saved.save(folder, &varmap, Some(&opt), args.keep)?;
+        }
+    }
+    bar.finish_and_clear();
+    let text = sample(&frozen, &cfg, &tokenizer, &args.prompt)?;
+    eprintln!("\n{text}\n");
+    draw(&record.curve, &args.curve).with_context(|| args.curve.display().to_string())?;
+    eprintln!("loss curve: {}", args.curve.display());
+    Ok(())
+}
+
+/// Mean loss of the first batches of a split.
+fn evaluate(model: &Gpt, split: &Split, loading: &DataLoaderConfig) -> Result<f32> {
+    let cfg = DataLoaderConfig { order: Order::Sequential, epochs: Some(1), drop_last: false, ..loading.clone() };
+    let loss = |batch: tallow::Result<Batch>| Ok(model.loss(&batch?, None)?.to_scalar::<f32>()?);
+    Ok(mean(&DataLoader::new(split, cfg)?.take(20).map(loss).collect::<Result<Vec<f32>>>()?))
+}
+
+fn mean(losses: &[f32]) -> f32 {
+    losses.iter().sum::<f32>() / losses.len() as f32
+}
+
+/// Goes on from a prompt: of the 40 best tokens, one at random by their probabilities.
+fn sample(model: &Gpt, cfg: &Config, tokenizer: &Tokenizer, prompt: &str) -> Result<String> {
+    let mut ids = tokenizer.encode(prompt)?;
+    ensure!(!ids.is_empty(), "--prompt needs a token at least");
+    for i in 0..100 {
+        let seen = &ids[ids.len().saturating_sub(cfg.context)..];
+        let rows = model.wte.lookup(&Tensor::new(seen, model.wte.device())?.unsqueeze(0)?)?;
+        let last = model.body.forward(&rows, None)?.narrow(1, seen.len() - 1, 1)?;
+        let (logits, best) = head::top_k(&last, &model.head, None, 40.min(cfg.vocab_size), None)?;
+        let (logits, best) = (logits.flatten_all()?.to_vec1::<f32>()?, best.flatten_all()?.to_vec1::<u32>()?);
+        // The largest of logits + Gumbel noise. (Some rows are no token's: cl100k leaves numbers out.)
+        let noisy =
+            best.iter().zip(&logits).filter(|(id, _)| tokenizer.token_bytes(**id).is_some()).map(|(id, logit)| {
+                let unit = ((mix(cfg.seed ^ mix(i << 32 | u64::from(*id))) >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+                (f64::from(*logit) - (-unit.ln()).ln(), *id)
+            });
+        ids.push(noisy.max_by(|a, b| a.0.total_cmp(&b.0)).context("no token is likely")?.1);
+    }
+    Ok(String::from_utf8_lossy(&tokenizer.decode_bytes(&ids)?).into_owned())
+}
+
+fn draw(curve: &[(u64, f32, f32)], path: &PathBuf) -> Result<()> {
+    use plotters::prelude::*;
+    let top = curve.iter().fold(1f32, |top, (_, train, val)| top.max(*train).max(*val));
+    let steps = curve.last().map_or(1, |(step, ..)| *step);
+    let area = SVGBackend::new(path, (720, 400)).into_drawing_area();
+    area.fill(&WHITE)?;
+    let mut sized = ChartBuilder::on(&area);
+    sized.margin(12).x_label_area_size(36).y_label_area_size(44);
+    let mut chart = sized.build_cartesian_2d(0..steps, 0f32..top)?;
+    chart.configure_mesh().x_desc("step").y_desc("loss").draw()?;
+    for (name, colour, second) in [("training", BLUE, false), ("validation", RED, true)] {
+        let points = curve.iter().map(|(step, train, val)| (*step, if second { *val } else { *train }));
+        let line = chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
+        line.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], colour));
+    }
+    chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
+    Ok(area.present()?)
+}
