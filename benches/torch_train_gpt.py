@@ -51,7 +51,7 @@ class Gpt(nn.Module):
         self.register_buffer("positions", positions, persistent=False)
 
     def forward(self, ids, targets):
-        x = self.wte(ids) + self.positions
+        x = self.wte(ids) * self.wte.embedding_dim**0.5 + self.positions
         for block in self.h:
             x = block(x)
         return functional.cross_entropy(self.lm_head(self.ln_f(x)).flatten(0, 1), targets.flatten())

@@ -116,7 +116,11 @@ impl Side {
         Ok(Side {
             loader,
             // candle's own layer over the same variable: its gradient is dense.
-            wte: Box::new(candle_nn::Embedding::new(table[0].as_tensor().clone(), cfg.d_model)),
+            wte: Box::new(candle_nn::func({
+                let (wte, scale) = (wte.weight()?.clone(), (cfg.d_model as f64).sqrt());
+                let wte = candle_nn::Embedding::new(wte, cfg.d_model);
+                move |ids| wte.forward(ids)? * scale
+            })),
             body,
             loss: Box::new(move |hidden, targets| {
                 let logits = hidden.flatten(0, 1)?.matmul(&weight.t()?)?;

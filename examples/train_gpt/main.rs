@@ -73,7 +73,6 @@ struct Record {
     config: Config,
     /// Step, mean training loss since the last evaluation, validation loss.
     curve: Vec<(u64, f32, f32)>,
-    /// Training losses since the last evaluation.
     since: Vec<f32>,
 }
 

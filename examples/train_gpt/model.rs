@@ -8,7 +8,7 @@ use candle_core::{D, DType, Device, Tensor};
 use candle_nn::{LayerNorm, Linear, Module, VarBuilder, layer_norm_no_bias, ops};
 use rayon::prelude::*;
 use tallow::head::{self, CrossEntropyConfig};
-use tallow::{Batch, Gradient, Init, TokenEmbedding, TokenEmbeddingConfig};
+use tallow::{Batch, Gradient, Init, Scale, TokenEmbedding, TokenEmbeddingConfig};
 
 /// Every setting that decides about the numbers of a run; the defaults are the lesson's.
 #[derive(Clone, Debug, PartialEq, clap::Args, serde::Serialize, serde::Deserialize)]
@@ -48,8 +48,9 @@ impl Gpt {
     /// Takes weights from `vb`, or draws them. Over detached tensors instead of variables it is a model without gradients.
     pub fn new(cfg: &Config, vb: VarBuilder) -> Result<Self> {
         let &Config { vocab_size, d_model, seed, .. } = cfg;
-        let gradient = Gradient::RowSparse;
-        let table = TokenEmbeddingConfig { vocab_size, d_model, seed, gradient, ..Default::default() };
+        // Scaled as in the first Transformer: freshly drawn rows would be lost beside positions of length sqrt(C / 2).
+        let (scale, gradient) = (Scale::SqrtDModel, Gradient::RowSparse);
+        let table = TokenEmbeddingConfig { vocab_size, d_model, seed, scale, gradient, ..Default::default() };
         let wte = TokenEmbedding::new(&table, vb.pp("wte"))?;
         let head = match cfg.tied {
             true => wte.weight()?.clone(), // no row is ever behind: the gradient through the head is dense
@@ -114,8 +115,7 @@ struct Block {
     down: Linear,
     heads: usize,
     dropout: f32,
-    /// Its place in the model, so that no two blocks drop the same.
-    site: u64,
+    site: u64, // of dropout: no two drop the same
 }
 
 impl Block {
@@ -123,7 +123,7 @@ impl Block {
         let c = cfg.d_model;
         let small = Init::Normal { std: 0.02 / (2.0 * cfg.blocks as f64).sqrt() };
         let seed = |n| cfg.seed.wrapping_add(2 + 4 * i + n);
-        let linear = |name: &str, init: Init, shape: (usize, usize), n: u64, bias: bool| -> Result<Linear> {
+        let linear = |name, init: Init, shape: (usize, usize), n, bias: bool| -> Result<Linear> {
             let zeros = || vb.pp(name).get_with_hints(shape.0, "bias", candle_nn::Init::Const(0.0));
             Ok(Linear::new(init.get(shape, "weight", seed(n), &vb.pp(name))?, bias.then(zeros).transpose()?))
         };

@@ -132,7 +132,7 @@ fn sizes_that_make_no_sense_are_errors() {
 }
 
 #[test]
-fn thirty_steps_learn_how_often_tokens_occur() {
+fn thirty_steps_learn_more_than_how_often_tokens_occur() {
     let tokenizer = Tokenizer::cl100k();
     let text = "The table has a row for every word. 每个词占一行，一行里放几个小数目。".repeat(8);
     let ids = tokenizer.encode(&text).unwrap();
@@ -150,7 +150,7 @@ fn thirty_steps_learn_how_often_tokens_occur() {
         losses.push(f64::from(loss.to_scalar::<f32>().unwrap()));
     }
     assert!((losses[0] - (cfg.vocab_size as f64).ln()).abs() < 0.1, "{losses:?}");
-    assert!(losses[29] < entropy + 0.3, "{} and the entropy {entropy}", losses[29]);
+    assert!(losses[29] < entropy * 0.8, "{} and the entropy {entropy}", losses[29]);
 }
 
 /// Stock candle's embedding, cross-entropy and AdamW, and tallow's, around the same blocks: the same operations give the same
@@ -162,12 +162,15 @@ fn where_operations_are_the_same_bits_are_stock_candle_s() {
     let losses = |ours: bool| -> (Vec<u32>, HashMap<String, Vec<f32>>) {
         let (varmap, gpt) = build(&cfg);
         let stock_wte = candle_nn::Embedding::new(gpt.wte.weight().unwrap().clone(), cfg.d_model);
-        let wte: &dyn Module = if ours { &gpt.wte } else { &stock_wte };
         let mut stock_opt = candle_nn::AdamW::new(varmap.all_vars(), params(&cfg)).unwrap();
         let mut opt = ours.then(|| AdamW::from_varmap(&varmap, params(&cfg)).unwrap());
         let mut losses = Vec::new();
         for (step, batch) in (0..40).zip(batches(&cfg, &ids)) {
-            let hidden = gpt.body.forward(&wte.forward(&batch.inputs).unwrap(), Some(step)).unwrap();
+            let rows = match ours {
+                true => gpt.wte.forward(&batch.inputs).unwrap(),
+                false => (stock_wte.forward(&batch.inputs).unwrap() * 8.0).unwrap(), // sqrt(64)
+            };
+            let hidden = gpt.body.forward(&rows, Some(step)).unwrap();
             let logits = hidden.flatten(0, 1).unwrap().matmul(&gpt.head.t().unwrap()).unwrap();
             let loss = candle_nn::loss::cross_entropy(&logits, &batch.targets.flatten_all().unwrap()).unwrap();
             match &mut opt {
