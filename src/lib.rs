@@ -29,7 +29,8 @@
 //!   [`optim::AdamW`].
 //! - The loss of a vocabulary's logits, and its gradients, without the logits: [`head::cross_entropy`], then [`backward`]. For
 //!   generation and evaluation [`head::logits`], [`head::top_k`], [`head::log_probs`].
-//! - A program that trains: call [`keep_pages`] first.
+//! - A program that trains: call [`keep_pages`] and [`tune_threads`] first.
+//! - Going on after a crash, and weights from PyTorch: [`Checkpoint`], [`load_weights`]. Evaluation without gradients: [`no_grad`].
 //! - Only the first values, for a table of your own: [`Init::rows`].
 //! - Text files as token shards on disk: [`prepare`], and `tallow prepare`. The files themselves: [`shard`].
 //! - Batches for training, out of shards or a string, with resume and ranks: [`Dataset`] and [`DataLoader`].

@@ -37,7 +37,7 @@ struct Args {
     /// auto, cpu, cuda:N, metal:N
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// f32; on a GPU also bf16 and f16
+    /// f32, bf16, f16; the halves are slow on a CPU
     #[arg(long, default_value = "f32")]
     dtype: DType,
     #[arg(long, default_value_t = 5000)]
@@ -93,6 +93,7 @@ fn main() -> Result<()> {
     let story = || Dataset::from_text(&tokenizer, include_str!("../../assets/story.txt"), 0.1);
     let data = args.data.as_ref().map_or_else(story, |path| Dataset::from_path(path, &tokenizer, 0.1))?;
     let (train, val) = (data.split("train")?, data.split("val")?);
+    ensure!(val.tokens() > 0, "no document is for validation: `tallow prepare --val 0.1` takes every tenth or so");
     let &Config { batch: batch_size, context: context_length, seed, .. } = &cfg;
     let shape = DataLoaderConfig { batch_size, context_length, seed, epochs: None, ..Default::default() };
     let loading = DataLoaderConfig { device: device.clone(), ..shape };
@@ -104,28 +105,27 @@ fn main() -> Result<()> {
     let frozen = Gpt::new(&cfg, tallow::no_grad(&varmap, args.dtype, device))?;
     let mut opt = AdamW::from_varmap(&varmap, ParamsAdamW { lr: cfg.lr, ..Default::default() })?;
     let parameters: usize = varmap.all_vars().iter().map(|var| var.elem_count()).sum();
-    eprintln!("{parameters} parameters; {} + {} tokens of {}", train.tokens(), val.tokens(), data.name());
+    eprintln!("{parameters} parameters; {} tokens to train on, {} to validate with", train.tokens(), val.tokens());
 
-    let mut record = Record { config: cfg.clone(), curve: Vec::new(), since: Vec::new() };
-    let mut start = 0;
+    let (mut record, mut start) = (Record { config: cfg.clone(), curve: Vec::new(), since: Vec::new() }, 0);
     if let Some(folder) = &args.checkpoint
         && let Some(newest) = Checkpoint::newest(folder)?
     {
-        let name = folder.display();
-        ensure!(args.resume, "{name} holds step {}: --resume goes on from there, or take another folder", newest.step);
+        ensure!(args.resume, "{folder:?} holds step {}: --resume goes on from there, or choose another", newest.step);
         record = serde_json::from_value(newest.extra).context("the checkpoint is of another program")?;
-        ensure!(record.config == cfg, "the run in {name} has other settings: {:?}", record.config);
+        ensure!(record.config == cfg, "the run in {folder:?} has other settings: {:?}", record.config);
         let options = LoadOptions { tokenizer: Some(tokenizer.fingerprint()), ..Default::default() };
         Checkpoint::load(folder, &varmap, Some(&mut opt), &options)?;
         loader.load_state(&newest.loader.context("the checkpoint has no loader state")?)?;
         start = newest.step;
-        eprintln!("on from step {start} of {name}");
+        eprintln!("on from step {start} of {folder:?}");
     }
 
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(args.steps) } else { ProgressBar::hidden() };
     let bar = bar.with_position(start);
     bar.set_style(ProgressStyle::with_template("{pos}/{len} {wide_bar} loss {msg}, {eta} left")?);
     bar.reset_eta();
+    draw(&record.curve, &args.curve)?; // now and not in an hour: may the file be written?
     let began = Instant::now();
     for step in start + 1..=args.steps {
         let batch = loader.next().context("the loader has no end")??;
@@ -157,7 +157,7 @@ fn main() -> Result<()> {
     bar.finish_and_clear();
     let text = sample(&frozen, &cfg, &tokenizer, &args.prompt)?;
     eprintln!("\n{text}\n");
-    draw(&record.curve, &args.curve).with_context(|| args.curve.display().to_string())?;
+    draw(&record.curve, &args.curve)?;
     eprintln!("loss curve: {}", args.curve.display());
     Ok(())
 }
@@ -203,12 +203,12 @@ fn draw(curve: &[(u64, f32, f32)], path: &PathBuf) -> Result<()> {
     let mut sized = ChartBuilder::on(&area);
     sized.margin(12).x_label_area_size(36).y_label_area_size(44);
     let mut chart = sized.build_cartesian_2d(0..steps, 0f32..top)?;
-    chart.configure_mesh().x_desc("step").y_desc("loss").draw()?;
+    chart.configure_mesh().light_line_style(TRANSPARENT).x_desc("step").y_desc("loss").draw()?;
     for (name, colour, second) in [("training", BLUE, false), ("validation", RED, true)] {
         let points = curve.iter().map(|(step, train, val)| (*step, if second { *val } else { *train }));
         let line = chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
         line.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], colour));
     }
     chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
-    Ok(area.present()?)
+    area.present().with_context(|| path.display().to_string())
 }

@@ -205,7 +205,7 @@ impl DataLoader {
             if plan.samples() == 0 {
                 let tokens: u64 = split.tokens();
                 return bad(format!(
-                    "split {} has no sample of {} + 1 ids: it has {tokens} ids in {} shards; use a shorter context",
+                    "split {} has no sample of {} + 1 ids: it has {tokens} ids in {} shards; use a shorter context, or more text",
                     split.name(),
                     cfg.context_length,
                     split.shards().len()
