@@ -1,4 +1,4 @@
-//! Writing so that a name stands for something whole: a temporary name first, then the disk, then the name.
+//! Writing so that a name stands for something whole: a temporary name first, then the disk, then the name. Reading at a place.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -72,6 +72,23 @@ pub(crate) fn remove_temporaries(folder: &Path) -> Result<()> {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(entry.path(), e)),
                 _ => (),
             }
+        }
+    }
+    Ok(())
+}
+
+/// Reads bytes at a place of a file, all or an error.
+#[cfg(unix)]
+pub(crate) fn read_at(file: &File, bytes: &mut [u8], at: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, at)
+}
+
+#[cfg(windows)]
+pub(crate) fn read_at(file: &File, mut bytes: &mut [u8], mut at: u64) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, bytes, at)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            read => (bytes, at) = (&mut bytes[read..], at + read as u64),
         }
     }
     Ok(())

@@ -65,8 +65,10 @@ pub mod optim;
 mod parallel;
 #[cfg(feature = "prepare")]
 pub mod prepare;
+mod pretrained;
 mod rows;
 pub mod shard;
+mod tensors;
 mod tokenizer;
 #[cfg(feature = "cli")]
 pub mod view;
@@ -74,12 +76,13 @@ mod widest;
 
 pub use batch::{PaddedBatch, Padding, Side};
 pub use checkpoint::{Checkpoint, LoadOptions, Skipped, load_weights};
-pub use embedding::{Gradient, Init, NO_TOKEN, Scale, TokenEmbedding, TokenEmbeddingConfig};
+pub use embedding::{Fill, Gradient, Init, NO_TOKEN, Neighbor, Scale, TokenEmbedding, TokenEmbeddingConfig};
 pub use error::{Error, Result};
 pub use gradients::{backward, no_grad};
 pub use loader::{Batch, DataLoader, DataLoaderConfig, Dataset, Order};
 pub use memory::keep_pages;
 pub use parallel::tune_threads;
+pub use pretrained::{PretrainedTable, Transplanted};
 pub use rows::RowGradients;
 pub use tokenizer::{EncodeReader, Specials, Tokenizer};
 

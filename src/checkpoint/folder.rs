@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use crate::files::{TEMPORARY, sync_folder};
+use crate::tensors::wrong;
 use crate::{Error, Result};
 
 /// Larger JSON is not read.
@@ -196,10 +197,6 @@ pub(super) fn read_json(path: &Path) -> Result<Vec<u8>> {
         true => Err(wrong(path, "it is too large for the JSON of a checkpoint")),
         false => Ok(bytes),
     }
-}
-
-pub(super) fn wrong(path: &Path, reason: impl Into<String>) -> Error {
-    Error::Checkpoint { path: path.to_path_buf(), reason: reason.into() }
 }
 
 /// Checkpoints that have their marker, the oldest first.

@@ -12,7 +12,6 @@
 //! This room does not know what a training loop looks like.
 
 mod folder;
-mod tensors;
 mod weights;
 
 use std::path::{Path, PathBuf};
@@ -23,9 +22,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::loader::LoaderState;
 use crate::optim::AdamW;
+use crate::tensors::{self, TensorFile};
 use crate::{Error, Result};
 use folder::{Draft, Finished};
-use tensors::TensorFile;
 use weights::Weights;
 
 pub use weights::{Skipped, load_weights};
@@ -177,7 +176,7 @@ impl Checkpoint {
         let finished = Finished::find(folder.as_ref())?;
         finished.verify()?;
         let found = Self::parse(&finished)?;
-        let mut model = TensorFile::open(&finished.path(MODEL))?;
+        let model = TensorFile::open(&finished.path(MODEL))?;
         let weights = Weights::of(varmap);
         let (mut misfits, skipped) = weights.compare(&model, options);
         misfits.extend(weights::other_tokenizer(found.tokenizer, options));
@@ -186,9 +185,9 @@ impl Checkpoint {
             if finished.holds(OPTIMIZER) {
                 let file = TensorFile::open(&finished.path(OPTIMIZER))?;
                 let expected = optimizer.state_shapes();
-                let shape_of = |name: &str| file.info(name).map(|info| info.shape.clone());
+                let shape_of = |name: &str| file.header.info(name).map(|info| info.shape.clone());
                 misfits.extend(optimizer.misfits(shape_of));
-                let unknown = file.names().into_iter().filter(|name| !expected.contains_key(name));
+                let unknown = file.header.names().into_iter().filter(|name| !expected.contains_key(name));
                 misfits.extend(unknown.map(|name| format!("the optimizer here has no {name:?}")));
                 moments = Some(file);
             } else {
@@ -199,8 +198,8 @@ impl Checkpoint {
             return Err(finished.misfit(misfits));
         }
         // Both files are read to the end before the first weight changes.
-        let moments = moments.map(|mut file| file.read_all()).transpose()?;
-        weights.fill(&mut model, varmap, options)?;
+        let moments = moments.map(|file| file.read_all()).transpose()?;
+        weights.fill(&model, varmap, options)?;
         if let (Some(optimizer), Some(moments)) = (optimizer, moments) {
             optimizer.zero_grad();
             optimizer.load_state(&moments)?;

@@ -6,10 +6,9 @@ use candle_core::{Tensor, Var};
 use candle_nn::VarMap;
 
 use super::LoadOptions;
-use super::folder::wrong;
-use super::tensors::{TensorFile, dtype_of};
 use crate::Result;
 use crate::rows::{RowTable, Rows};
+use crate::tensors::{TensorFile, dtype_of, wrong};
 
 /// What a load with [`LoadOptions::partial`] left out; empty after any other.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,13 +48,13 @@ pub struct Skipped {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn load_weights(path: impl AsRef<Path>, varmap: &VarMap, options: &LoadOptions) -> Result<Skipped> {
-    let mut file = TensorFile::open(path.as_ref())?;
+    let file = TensorFile::open(path.as_ref())?;
     let weights = Weights::of(varmap);
     let (mut misfits, skipped) = weights.compare(&file, options);
-    let theirs = file.note("tokenizer").and_then(|digits| u64::from_str_radix(digits, 16).ok());
+    let theirs = file.header.note("tokenizer").and_then(|digits| u64::from_str_radix(digits, 16).ok());
     misfits.extend(other_tokenizer(theirs, options));
     match misfits.is_empty() {
-        true => weights.fill(&mut file, varmap, options)?,
+        true => weights.fill(&file, varmap, options)?,
         false => return Err(wrong(file.path(), list(&misfits))),
     }
     Ok(skipped)
@@ -105,13 +104,13 @@ impl Weights {
     pub(super) fn compare(&self, file: &TensorFile, options: &LoadOptions) -> (Vec<String>, Skipped) {
         let (mut misfits, mut skipped) = (Vec::new(), Skipped::default());
         if self.is_empty() {
-            let unusable = file.names().into_iter().filter_map(|name| {
-                file.info(&name).and_then(|info| dtype_of(info).err()).map(|reason| format!("{name:?} {reason}"))
+            let unusable = file.header.names().into_iter().filter_map(|name| {
+                file.header.info(&name).and_then(|info| dtype_of(info).err()).map(|reason| format!("{name:?} {reason}"))
             });
             return (unusable.collect(), skipped);
         }
         for (name, tensor) in self.tensors() {
-            let Some(info) = file.info(name) else {
+            let Some(info) = file.header.info(name) else {
                 skipped.missing.push(name.to_string());
                 continue;
             };
@@ -129,7 +128,7 @@ impl Weights {
             }
         }
         let here = |name: &String| self.0.binary_search_by(|(other, _)| other.cmp(name)).is_ok();
-        skipped.unexpected = file.names().into_iter().filter(|name| !here(name)).collect();
+        skipped.unexpected = file.header.names().into_iter().filter(|name| !here(name)).collect();
         if !options.partial {
             let advice = "(`partial: true` goes without)";
             let Skipped { missing, unexpected } = std::mem::take(&mut skipped);
@@ -140,9 +139,9 @@ impl Weights {
     }
 
     /// Sets every variable that the file has, or makes all of them in an empty VarMap.
-    pub(super) fn fill(&self, file: &mut TensorFile, varmap: &VarMap, options: &LoadOptions) -> Result<()> {
+    pub(super) fn fill(&self, file: &TensorFile, varmap: &VarMap, options: &LoadOptions) -> Result<()> {
         if self.is_empty() {
-            let made = file.names().into_iter().map(|name| {
+            let made = file.header.names().into_iter().map(|name| {
                 let var = Var::from_tensor(&file.read(&name, &options.device)?)?;
                 Ok((name, var))
             });
@@ -153,7 +152,7 @@ impl Weights {
         // A row that owes steps would take them from its new values.
         self.catch_up()?;
         self.tables().for_each(|table| table.clear());
-        for (name, var) in self.0.iter().filter(|(name, _)| file.info(name).is_some()).collect::<Vec<_>>() {
+        for (name, var) in self.0.iter().filter(|(name, _)| file.header.info(name).is_some()).collect::<Vec<_>>() {
             var.set(&file.read(name, var.device())?.to_dtype(var.dtype())?)?;
         }
         Ok(())

@@ -2,8 +2,10 @@
 //!
 //! This room knows nothing about files or text.
 
+mod grow;
 mod init;
 mod lookup;
+mod neighbors;
 
 use std::sync::Arc;
 
@@ -12,8 +14,11 @@ use candle_nn::VarBuilder;
 
 use crate::rows::{RowGradients, RowTable, Rows};
 use crate::{Error, Result, guard};
+pub use grow::Fill;
 pub use init::Init;
 use lookup::Lookup;
+pub use neighbors::Neighbor;
+pub(crate) use neighbors::{nearest, queries_fit};
 
 /// The id that stands for "no token": a row of zeros, and no gradient, on every device.
 ///

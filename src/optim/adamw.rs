@@ -242,17 +242,7 @@ impl AdamW {
     pub fn state(&self) -> Result<HashMap<String, Tensor>> {
         let mut state = HashMap::from([("step".to_string(), Tensor::new(&[self.step as i64], &Device::Cpu)?)]);
         for member in self.groups.iter().flat_map(|group| &group.members) {
-            let shape = member.var.shape();
-            let (m, v) = match &member.state {
-                State::Host { m, v } => {
-                    (Tensor::from_slice(m, shape, &Device::Cpu)?, Tensor::from_slice(v, shape, &Device::Cpu)?)
-                }
-                State::HostF64 { m, v } => {
-                    (Tensor::from_slice(m, shape, &Device::Cpu)?, Tensor::from_slice(v, shape, &Device::Cpu)?)
-                }
-                State::Device { m, v } => (m.to_device(&Device::Cpu)?, v.to_device(&Device::Cpu)?),
-                State::Table(attached) => attached.state.moments(&attached.table)?,
-            };
+            let (m, v) = member.moments()?;
             state.insert(format!("{}.m", member.name), m);
             state.insert(format!("{}.v", member.name), v);
         }
@@ -276,26 +266,53 @@ impl AdamW {
             return Err(Error::Config(format!("this is not the state of this optimizer: {}", wrong.join("; "))));
         }
         for member in self.groups.iter_mut().flat_map(|group| &mut group.members) {
-            let get = |kind: &str, dtype| state[&format!("{}.{kind}", member.name)].to_dtype(dtype);
-            match &mut member.state {
-                State::Host { m, v } => {
-                    *m = get("m", DType::F32)?.flatten_all()?.to_vec1()?;
-                    *v = get("v", DType::F32)?.flatten_all()?.to_vec1()?;
-                }
-                State::HostF64 { m, v } => {
-                    *m = get("m", DType::F64)?.flatten_all()?.to_vec1()?;
-                    *v = get("v", DType::F64)?.flatten_all()?.to_vec1()?;
-                }
-                State::Device { m, v } => {
-                    let device = member.var.device();
-                    (*m, *v) = (get("m", DType::F32)?.to_device(device)?, get("v", DType::F32)?.to_device(device)?);
-                }
-                State::Table(attached) => {
-                    attached.state.set_moments(&attached.table, &get("m", DType::F32)?, &get("v", DType::F32)?)?;
-                }
-            }
+            let [m, v] = ["m", "v"].map(|kind| &state[&format!("{}.{kind}", member.name)]);
+            member.set_moments(m, v)?;
         }
         self.step = step;
+        Ok(())
+    }
+
+    /// Goes on with the variables that `varmap` has now under the names that this optimizer knows: call it after
+    /// [`TokenEmbedding::resize`](crate::TokenEmbedding::resize) or [`shrink`](crate::TokenEmbedding::shrink). Rows that stayed
+    /// keep their moments, new ones begin with zeros; so does the bias correction's count of steps not, which is one for all.
+    /// Row gradients that wait in a table that was replaced are forgotten.
+    ///
+    /// # Errors
+    /// [`Error::Config`]: a variable whose shape is another in more than its first dimension, or which has another dtype; or a
+    /// table with another optimizer. For an optimizer made without names ([`Optimizer::new`]) nothing is found.
+    ///
+    /// # Cost
+    /// A copy of the moments of each variable that was replaced.
+    pub fn follow(&mut self, varmap: &VarMap) -> Result<()> {
+        let data = varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        for member in self.groups.iter_mut().flat_map(|group| &mut group.members) {
+            let Some(var) = data.get(&member.name).filter(|var| var.as_tensor().id() != member.var.as_tensor().id())
+            else {
+                continue;
+            };
+            let (old, new) = (member.var.dims().to_vec(), var.dims());
+            if old.get(1..) != new.get(1..) || old.len() != new.len() || member.var.dtype() != var.dtype() {
+                return Err(Error::Config(format!(
+                    "{:?} was {old:?} {} and is {new:?} {}: moments follow only to more or fewer rows",
+                    member.name,
+                    member.var.dtype().as_str(),
+                    var.dtype().as_str()
+                )));
+            }
+            let fit = |moment: Tensor| -> Result<Tensor> {
+                let (old, new) = (moment.dim(0)?, var.dim(0)?);
+                let kept = moment.narrow(0, 0, old.min(new))?;
+                Ok(if new > old { kept.pad_with_zeros(0, 0, new - old)? } else { kept.contiguous()? })
+            };
+            let (m, v) = member.moments()?;
+            let mut followed = Member::new(member.name.clone(), var.clone())?;
+            if let (State::Table(new), State::Table(old)) = (&followed.state, &member.state) {
+                new.state.set_replay(&new.table, old.state.replay())?;
+            }
+            followed.set_moments(&fit(m)?, &fit(v)?)?;
+            *member = followed;
+        }
         Ok(())
     }
 
@@ -338,6 +355,40 @@ impl Member {
             }
         };
         Ok(Member { name, var, state })
+    }
+
+    /// Both moments in the variable's shape, on the CPU.
+    fn moments(&self) -> Result<(Tensor, Tensor)> {
+        let shape = self.var.shape();
+        Ok(match &self.state {
+            State::Host { m, v } => {
+                (Tensor::from_slice(m, shape, &Device::Cpu)?, Tensor::from_slice(v, shape, &Device::Cpu)?)
+            }
+            State::HostF64 { m, v } => {
+                (Tensor::from_slice(m, shape, &Device::Cpu)?, Tensor::from_slice(v, shape, &Device::Cpu)?)
+            }
+            State::Device { m, v } => (m.to_device(&Device::Cpu)?, v.to_device(&Device::Cpu)?),
+            State::Table(attached) => attached.state.moments(&attached.table)?,
+        })
+    }
+
+    fn set_moments(&mut self, new_m: &Tensor, new_v: &Tensor) -> Result<()> {
+        let (new_m32, new_v32) = (new_m.to_dtype(DType::F32)?, new_v.to_dtype(DType::F32)?);
+        match &mut self.state {
+            State::Host { m, v } => {
+                (*m, *v) = (new_m32.flatten_all()?.to_vec1()?, new_v32.flatten_all()?.to_vec1()?);
+            }
+            State::HostF64 { m, v } => {
+                *m = new_m.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+                *v = new_v.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+            }
+            State::Device { m, v } => {
+                let device = self.var.device();
+                (*m, *v) = (new_m32.to_device(device)?, new_v32.to_device(device)?);
+            }
+            State::Table(attached) => attached.state.set_moments(&attached.table, &new_m32, &new_v32)?,
+        }
+        Ok(())
     }
 
     fn step(&mut self, grads: &GradStore, params: &ParamsAdamW, t: usize) -> Result<()> {

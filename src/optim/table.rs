@@ -55,6 +55,10 @@ impl TableState {
         Ok(())
     }
 
+    pub(super) fn replay(&self) -> Replay {
+        self.lock().replay
+    }
+
     /// One step on the rows that have a gradient.
     pub(super) fn step_rows(&self, table: &RowTable, params: &ParamsAdamW, t: usize) -> Result<()> {
         let Some(RowGradients { rows, values }) = table.take()? else { return Ok(()) };

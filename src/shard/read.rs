@@ -9,6 +9,7 @@ use memmap2::Mmap;
 use super::index::{HEADER_BYTES, Header};
 use super::write::with_suffix;
 use super::{IdType, ShardInfo};
+use crate::files::read_at;
 use crate::{Error, Result};
 
 /// How shards are read.
@@ -40,7 +41,7 @@ pub struct Shard {
 enum Ids {
     Memory(Arc<[u32]>),
     /// The file stays open: asking it to be read ahead, not the map, keeps out of the way of page faults.
-    Map(Mmap, File),
+    Map(Mmap, #[cfg_attr(not(target_os = "linux"), allow(dead_code))] File),
     File(File),
 }
 
@@ -413,20 +414,4 @@ fn hint_random(map: &Mmap) {
     {
         _ = map;
     }
-}
-
-#[cfg(unix)]
-fn read_at(file: &File, bytes: &mut [u8], at: u64) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, bytes, at)
-}
-
-#[cfg(windows)]
-fn read_at(file: &File, mut bytes: &mut [u8], mut at: u64) -> std::io::Result<()> {
-    while !bytes.is_empty() {
-        match std::os::windows::fs::FileExt::seek_read(file, bytes, at)? {
-            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            read => (bytes, at) = (&mut bytes[read..], at + read as u64),
-        }
-    }
-    Ok(())
 }

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
-use tokenizers::{Encoding, Tokenizer};
+use tokenizers::{AddedToken, Encoding, Tokenizer};
 
 use crate::fingerprint::Fingerprint;
 
@@ -86,6 +86,15 @@ impl File {
             with_specials: OnceLock::new(),
             plain,
         })
+    }
+
+    /// The same with more special tokens. It is what reading the file that it would be saved as gives.
+    pub(super) fn with_more(&self, tokens: &[&str]) -> Result<Self, String> {
+        let mut plain = self.plain.clone();
+        let tokens = tokens.iter().map(|token| AddedToken::from(*token, true));
+        contained(|| plain.add_special_tokens(tokens))?;
+        let json = contained(|| plain.to_string(false))?;
+        File::from_bytes(Path::new(&format!("{}.json", self.name)), json.as_bytes())
     }
 
     pub(super) fn encode(&self, text: &str, specials: bool) -> Result<Encoding, String> {

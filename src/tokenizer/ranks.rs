@@ -19,6 +19,7 @@ pub(super) struct Ranks {
     /// Text and id of every special token.
     pub(super) specials: Vec<(String, u32)>,
     pub(super) fingerprint: u64,
+    pattern: &'static str,
     splitter: Splitter,
     /// Linear-time merging, where this vocabulary is the bundled one.
     linear: Option<&'static BytePairEncoding>,
@@ -107,7 +108,7 @@ impl Ranks {
     fn new(
         name: String,
         vocab: Vocab,
-        pattern: &str,
+        pattern: &'static str,
         specials: &[(&str, u32)],
         linear: Option<&'static BytePairEncoding>,
     ) -> Self {
@@ -122,7 +123,17 @@ impl Ranks {
         }
         let specials = specials.iter().map(|(token, id)| (token.to_string(), *id)).collect();
         let fingerprint = fingerprint.finish();
-        Ranks { name, vocab, specials, fingerprint, splitter: Splitter::new(pattern), linear }
+        Ranks { name, vocab, specials, fingerprint, pattern, splitter: Splitter::new(pattern), linear }
+    }
+
+    /// The same with more special tokens, from the first id that is free.
+    pub(super) fn with_more(&self, tokens: &[&str]) -> Self {
+        let mut specials: Vec<_> = self.specials.iter().map(|(token, id)| (token.as_str(), *id)).collect();
+        for token in tokens {
+            let largest = specials.iter().map(|(_, id)| *id as usize + 1).max().unwrap_or(0);
+            specials.push((token, self.vocab.rows().max(largest) as u32));
+        }
+        Ranks::new(self.name.clone(), self.vocab.clone(), self.pattern, &specials, self.linear)
     }
 
     /// Calls `each(end, ids)` for every piece of ordinary text: where it ends and its ids, until told to stop.

@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, Hasher};
 use hashbrown::HashTable;
 
 /// Token bytes by id, and ids by token bytes.
+#[derive(Clone)]
 pub(super) struct Vocab {
     bytes: Vec<u8>,
     /// Start and end in `bytes`, by id; an empty span is an id without a token.

@@ -14,6 +14,7 @@ mod loader;
 mod optim;
 #[cfg(feature = "prepare")]
 mod prepare;
+mod pretrained;
 #[cfg(all(feature = "cli", unix))]
 mod readme;
 mod shard;

@@ -1,0 +1,240 @@
+//! More rows for a table that was trained, and what they begin with.
+
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::VarMap;
+use rayon::prelude::*;
+
+use super::{Init, NO_TOKEN, TokenEmbedding};
+use crate::rows::RowTable;
+use crate::{Error, Result};
+
+/// Tables are read in blocks of about this many values.
+const BLOCK_VALUES: usize = 1 << 21;
+
+/// What new rows of a trained table begin with.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fill {
+    /// The mean of all rows: a new token begins with the average of what every context predicts (Hewitt, 2021). What
+    /// transformers does where the covariance below is not positive definite.
+    Mean,
+    /// The mean, and noise with 10⁻⁹ times the covariance of the rows, so that new tokens differ: transformers'
+    /// `resize_token_embeddings(mean_resizing=True)`. The noise is Σ zᵢ (rowᵢ − mean) √(10⁻⁹/V) with seeded normal zᵢ, which has
+    /// that covariance without its square root. Costs V · C multiplications a new row.
+    MultivariateNormal {
+        /// What the noise is drawn from.
+        seed: u64,
+    },
+    /// Drawn as the rows of a new table are.
+    Init {
+        /// How.
+        init: Init,
+        /// From what.
+        seed: u64,
+    },
+    /// Zeros: the token says nothing until it is trained, and a tied head gives it the logit 0.
+    Zero,
+    /// A copy of this row: the new token begins as the old one.
+    CopyOf(u32),
+}
+
+impl Fill {
+    /// `count` rows from `first` on, (count, C) f32 on the CPU, beside a table of V rows that `blocks` gives in order: (rows, C)
+    /// each, any dtype and device.
+    pub(crate) fn rows<B>(&self, first: usize, count: usize, columns: usize, blocks: impl Fn() -> B) -> Result<Tensor>
+    where
+        B: Iterator<Item = Result<(usize, Tensor)>>,
+    {
+        let host = |block: Result<(usize, Tensor)>| -> Result<(usize, Vec<f32>)> {
+            let (from, rows) = block?;
+            Ok((from, rows.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?))
+        };
+        let mean = || -> Result<(usize, Vec<f64>)> {
+            let (mut sum, mut rows) = (vec![0f64; columns], 0);
+            for block in blocks() {
+                for row in host(block)?.1.chunks_exact(columns) {
+                    sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
+                    rows += 1;
+                }
+            }
+            sum.iter_mut().for_each(|sum| *sum /= rows.max(1) as f64);
+            Ok((rows, sum))
+        };
+        let mut out = vec![0f32; count * columns];
+        match *self {
+            Fill::Zero => (),
+            Fill::Init { init, seed } => out = init.rows(seed, first, count, columns),
+            Fill::Mean => {
+                let mean = mean()?.1;
+                out.chunks_exact_mut(columns).for_each(|row| round(&mean, row));
+            }
+            Fill::CopyOf(id) => {
+                for block in blocks() {
+                    let (from, values) = host(block)?;
+                    let row = (id as usize).checked_sub(from).and_then(|i| values.chunks_exact(columns).nth(i));
+                    if let Some(row) = row {
+                        out.chunks_exact_mut(columns).for_each(|new| new.copy_from_slice(row));
+                        return Ok(Tensor::from_vec(out, (count, columns), &Device::Cpu)?);
+                    }
+                }
+                return Err(Error::Config(format!("new rows cannot be copies of row {id}: the table has no such row")));
+            }
+            Fill::MultivariateNormal { seed } => {
+                let (rows, mean) = mean()?;
+                let scale = (1e-9 / rows.max(1) as f64).sqrt();
+                let mut sums: Vec<Vec<f64>> = vec![mean.clone(); count];
+                for block in blocks() {
+                    let (from, values) = host(block)?;
+                    // The noise of the n-th new row is a function of seed and n, however many there are.
+                    let noise = Init::CANDLE.rows(seed, from, values.len() / columns, count);
+                    sums.par_iter_mut().enumerate().for_each(|(new, sum)| {
+                        for (row, noise) in values.chunks_exact(columns).zip(noise.chunks_exact(count)) {
+                            let z = f64::from(noise[new]) * scale;
+                            sum.iter_mut()
+                                .zip(row.iter().zip(&mean))
+                                .for_each(|(sum, (value, mean))| *sum += z * (f64::from(*value) - mean));
+                        }
+                    });
+                }
+                out.chunks_exact_mut(columns).zip(&sums).for_each(|(row, sum)| round(sum, row));
+            }
+        }
+        Ok(Tensor::from_vec(out, (count, columns), &Device::Cpu)?)
+    }
+}
+
+fn round(values: &[f64], out: &mut [f32]) {
+    out.iter_mut().zip(values).for_each(|(out, value)| *out = *value as f32);
+}
+
+impl TokenEmbedding {
+    /// Gives the table `rows` rows: a new variable takes the old one's place in `varmap`, with the same first rows. For a tensor
+    /// core's taste say `rows.next_multiple_of(128)`.
+    ///
+    /// Afterwards tell whoever had the old variable: [`AdamW::follow`](crate::optim::AdamW::follow) takes its moments along; a tied
+    /// head takes [`weight`](Self::weight) again; other layers over the table are made anew. Until then a step of an
+    /// optimizer that was not told is an error for a row-sparse table, and moves nothing for a dense one. Frozen rows stay
+    /// frozen, new ones are free; row gradients that wait are forgotten.
+    ///
+    /// # Errors
+    /// - [`Error::Config`]: fewer rows than now ([`shrink`](Self::shrink) drops rows), more than ids can name, a table that is no
+    ///   variable of `varmap`, or [`Fill::CopyOf`] a row that is not there. Nothing is changed then.
+    ///
+    /// # Cost
+    /// One copy of the table, and what [`Fill`] says; both tables are in memory for a moment.
+    ///
+    /// # Example
+    /// ```
+    /// use candle_core::{DType, Device};
+    /// use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
+    /// use tallow::{Fill, TokenEmbedding, TokenEmbeddingConfig, optim::AdamW};
+    /// let varmap = VarMap::new();
+    /// let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+    /// let cfg = TokenEmbeddingConfig { vocab_size: 100, d_model: 8, ..Default::default() };
+    /// let mut wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
+    /// let mut opt = AdamW::from_varmap(&varmap, ParamsAdamW::default())?;
+    /// wte.resize(&varmap, 102, Fill::Mean)?;
+    /// opt.follow(&varmap)?;
+    /// assert_eq!((wte.vocab_size(), varmap.all_vars()[0].dims()), (102, &[102, 8][..]));
+    /// # Ok::<(), tallow::Error>(())
+    /// ```
+    ///
+    /// Source: `transformers.PreTrainedModel.resize_token_embeddings`.
+    pub fn resize(&mut self, varmap: &VarMap, rows: usize, fill: Fill) -> Result<()> {
+        let old = self.vocab_size();
+        if rows < old {
+            let reason =
+                format!("the table has {old} rows: `shrink` drops those from {rows} on, and with them their ids");
+            return Err(Error::Config(reason));
+        }
+        if rows > NO_TOKEN as usize {
+            return Err(Error::Config(format!("a table of {rows} rows has more than u32 ids can name")));
+        }
+        self.flush()?;
+        if rows == old {
+            return self.name_in(varmap).map(|_| ());
+        }
+        let new = fill.rows(old, rows - old, self.d_model(), || self.blocks())?;
+        let new = new.to_dtype(self.dtype())?.to_device(self.device())?;
+        self.replace(varmap, &Tensor::cat(&[&self.weight, &new], 0)?)
+    }
+
+    /// Drops the rows from `rows` on; their ids are outside the table from then on. All else as in [`resize`](Self::resize).
+    ///
+    /// # Errors
+    /// [`Error::Config`]: more rows than now or none at all, or a table that is no variable of `varmap`.
+    pub fn shrink(&mut self, varmap: &VarMap, rows: usize) -> Result<()> {
+        if rows == 0 || rows > self.vocab_size() {
+            let reason = format!("a table of {} rows cannot shrink to {rows}", self.vocab_size());
+            return Err(Error::Config(reason));
+        }
+        self.flush()?;
+        self.replace(varmap, &self.weight.narrow(0, 0, rows)?.copy()?)
+    }
+
+    /// Sets rows that the table has to what `fill` says of new ones.
+    pub(crate) fn refill(&mut self, rows: &[u32], fill: Fill) -> Result<()> {
+        self.flush()?;
+        for row in rows {
+            let values = fill.rows(*row as usize, 1, self.d_model(), || self.blocks())?;
+            self.weight.slice_set(&values.to_dtype(self.dtype())?.to_device(self.device())?, 0, *row as usize)?;
+        }
+        Ok(())
+    }
+
+    /// Freezes all rows but these: what is trained are `rows` alone, the others keep their bits.
+    ///
+    /// # Errors
+    /// As [`freeze_rows`](Self::freeze_rows).
+    pub fn freeze_except(&self, rows: &[u32]) -> Result<()> {
+        let mut frozen = vec![true; self.vocab_size()];
+        for row in rows {
+            match frozen.get_mut(*row as usize) {
+                Some(frozen) => *frozen = false,
+                None => return Err(Error::Config(format!("row {row} of a table of {} rows", frozen.len()))),
+            }
+        }
+        let frozen: Vec<u32> = (0..).zip(&frozen).filter(|(_, frozen)| **frozen).map(|(row, _)| row).collect();
+        self.freeze_rows(&frozen)
+    }
+
+    /// The table in blocks of rows, each with its first row. The caller brings rows up to date.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Result<(usize, Tensor)>> {
+        let rows = self.vocab_size();
+        let step = (BLOCK_VALUES / self.d_model().max(1)).max(1);
+        (0..rows).step_by(step).map(move |from| Ok((from, self.weight.narrow(0, from, step.min(rows - from))?)))
+    }
+
+    fn name_in(&self, varmap: &VarMap) -> Result<String> {
+        let data = varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let found = data.iter().find(|(_, var)| var.as_tensor().id() == self.weight.id());
+        found.map(|(name, _)| name.clone()).ok_or_else(|| {
+            Error::Config(
+                "this layer's table is no variable of the VarMap: only one that is can change its size".to_string(),
+            )
+        })
+    }
+
+    /// Puts another table in the place of this one.
+    fn replace(&mut self, varmap: &VarMap, table: &Tensor) -> Result<()> {
+        let name = self.name_in(varmap)?;
+        let var = Var::from_tensor(table)?;
+        let rows = match self.table() {
+            None => None,
+            Some(old) => {
+                let new = RowTable::of(var.as_tensor());
+                let rows = table.dim(0)?;
+                let frozen: Vec<u32> = (0..)
+                    .zip(old.frozen().iter())
+                    .filter(|(row, frozen)| **frozen && (*row as usize) < rows)
+                    .map(|(row, _)| row)
+                    .collect();
+                new.freeze(&frozen)?;
+                old.clear();
+                Some(new)
+            }
+        };
+        varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(name, var.clone());
+        (self.weight, self.rows) = (var.as_tensor().clone(), rows);
+        Ok(())
+    }
+}

@@ -1,0 +1,131 @@
+//! Where a tokenizer and a table meet: new tokens for both at once, and a table in the order of another tokenizer.
+
+use candle_nn::{VarBuilder, VarMap};
+
+use super::PretrainedTable;
+use crate::{Error, Fill, Init, Result, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
+
+/// What [`TokenEmbedding::transplant`] carried over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transplanted {
+    /// Tokens of the new tokenizer.
+    pub tokens: usize,
+    /// Tokens whose bytes the old tokenizer has as a token: they keep its row.
+    pub matched: usize,
+    /// Ids without an old row, ascending: the others, and numbers that are no token's. They were filled.
+    pub filled: Vec<u32>,
+}
+
+/// In [`pretrained`](super), because an embedding does not know text.
+impl TokenEmbedding {
+    /// Adds special tokens to the tokenizer and rows for them to the table, both or none, and gives the ids of `tokens`.
+    ///
+    /// New tokens take the first free ids. Where the table has rows for those already (many models have more rows than
+    /// tokens), these rows are filled anew. See [`resize`](Self::resize) for what an optimizer must be told, and
+    /// [`freeze_except`](Self::freeze_except) to train only them. The tokenizer's fingerprint changes with it: a
+    /// [`Checkpoint`](crate::Checkpoint) or shards of the smaller one are told apart from those of this one.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::add_tokens`] and [`resize`](Self::resize). Nothing is changed then.
+    ///
+    /// # Example
+    /// ```
+    /// use candle_core::{DType, Device};
+    /// use candle_nn::{VarBuilder, VarMap};
+    /// use tallow::{Fill, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
+    /// let (mut tokenizer, varmap) = (Tokenizer::cl100k(), VarMap::new());
+    /// let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+    /// let cfg = TokenEmbeddingConfig { vocab_size: tokenizer.table_rows(), d_model: 8, ..Default::default() };
+    /// let mut wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
+    /// let ids = wte.add_tokens(&varmap, &mut tokenizer, &["<|user|>", "<|bot|>"], Fill::Mean)?;
+    /// assert_eq!((ids, wte.vocab_size()), (vec![100277, 100278], 100279));
+    /// # Ok::<(), tallow::Error>(())
+    /// ```
+    pub fn add_tokens(
+        &mut self,
+        varmap: &VarMap,
+        tokenizer: &mut Tokenizer,
+        tokens: &[&str],
+        fill: Fill,
+    ) -> Result<Vec<u32>> {
+        let mut grown = tokenizer.clone();
+        let ids = grown.add_tokens(tokens)?;
+        let old = self.vocab_size();
+        let new = |id: &&u32| tokenizer.token_bytes(**id).is_none() && (**id as usize) < old;
+        let within: Vec<u32> = ids.iter().filter(new).copied().collect();
+        if let Fill::CopyOf(id) = fill
+            && id as usize >= old
+        {
+            return Err(Error::Config(format!("new rows cannot be copies of row {id}: the table has {old}")));
+        }
+        self.resize(varmap, old.max(grown.table_rows()), fill)?;
+        self.refill(&within, fill)?;
+        *tokenizer = grown;
+        Ok(ids)
+    }
+
+    /// Makes the variable `weight` of `vb` out of a pretrained table for another tokenizer: row i is the old row of the token with
+    /// the same bytes as token i of `to`, or else what `fill` says. `cfg` gives gradient, scale and padding; its sizes must be
+    /// those of `to` and the table.
+    ///
+    /// # Errors
+    /// - [`Error::Config`]: another width than the table's, or fewer rows than `to.table_rows()`; or `vb` has the weight already.
+    /// - those of [`new`](Self::new) and of reading.
+    ///
+    /// # Cost
+    /// One pass over the table, and what [`Fill`] says for the ids without an old row.
+    pub fn transplant(
+        table: &PretrainedTable,
+        from: &Tokenizer,
+        to: &Tokenizer,
+        fill: Fill,
+        cfg: &TokenEmbeddingConfig,
+        vb: VarBuilder,
+    ) -> Result<(Self, Transplanted)> {
+        let (rows, columns) = (cfg.vocab_size, table.d_model());
+        if cfg.d_model != columns || rows < to.table_rows() {
+            return Err(Error::Config(format!(
+                "the config says {rows} x {}: this table for {} is {} x {columns}, or has more rows",
+                cfg.d_model,
+                to.name(),
+                to.table_rows()
+            )));
+        }
+        if vb.contains_tensor("weight") {
+            return Err(Error::Config("the VarBuilder has a table already: nothing can be carried over".to_string()));
+        }
+        // (old row, new row), in the order of the old table; and ids without an old row.
+        let (mut pairs, mut filled, mut tokens) = (Vec::new(), Vec::new(), 0);
+        for id in 0..rows as u32 {
+            let bytes = to.token_bytes(id);
+            tokens += usize::from(bytes.is_some());
+            let old =
+                bytes.and_then(|bytes| from.token_to_id(&bytes)).filter(|old| (*old as usize) < table.vocab_size());
+            match old {
+                Some(old) => pairs.push((old as usize, id as usize)),
+                None => filled.push(id),
+            }
+        }
+        pairs.sort_unstable();
+        let layer = Self::new(&TokenEmbeddingConfig { init: Init::Constant(0.0), ..cfg.clone() }, vb)?;
+        let weight = layer.weight()?.clone();
+        let here = |rows: candle_core::Tensor| rows.to_dtype(weight.dtype())?.to_device(weight.device());
+        let mut left = &pairs[..];
+        for block in table.blocks() {
+            let (first, block) = block?;
+            let block = here(block)?;
+            let (now, later) = left.split_at(left.partition_point(|(old, _)| *old < first + block.dims()[0]));
+            for (old, new) in now {
+                weight.slice_set(&block.narrow(0, old - first, 1)?.contiguous()?, 0, *new)?;
+            }
+            left = later;
+        }
+        if !filled.is_empty() {
+            let values = here(fill.rows(0, filled.len(), columns, || table.blocks())?)?;
+            for (i, id) in filled.iter().enumerate() {
+                weight.slice_set(&values.narrow(0, i, 1)?.contiguous()?, 0, *id as usize)?;
+            }
+        }
+        Ok((layer, Transplanted { tokens, matched: pairs.len(), filled }))
+    }
+}
