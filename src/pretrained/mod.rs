@@ -212,7 +212,7 @@ impl PretrainedTable {
     }
 }
 
-/// In [`pretrained`](self), because an embedding does not know files.
+// In this room, because an embedding does not know files.
 impl TokenEmbedding {
     /// Makes the variable `weight` of `vb` out of a pretrained table, in the dtype and on the device of `vb`. Begin with
     /// `table.config()`. Where `cfg.vocab_size` is larger than the table, the rows beyond are drawn from `cfg.init` and

@@ -16,7 +16,7 @@ pub struct Transplanted {
     pub filled: Vec<u32>,
 }
 
-/// In [`pretrained`](super), because an embedding does not know text.
+// In this room, because an embedding does not know text.
 impl TokenEmbedding {
     /// Adds special tokens to the tokenizer and rows for them to the table, both or none, and gives the ids of `tokens`.
     ///
