@@ -82,7 +82,7 @@ pub use gradients::{backward, no_grad};
 pub use loader::{Batch, DataLoader, DataLoaderConfig, Dataset, Order};
 pub use memory::keep_pages;
 pub use parallel::tune_threads;
-pub use pretrained::{PretrainedTable, Transplanted};
+pub use pretrained::{PretrainedTable, RowStatistics, TensorInfo, Transplanted, list_tensors};
 pub use rows::RowGradients;
 pub use tokenizer::{EncodeReader, Specials, Tokenizer};
 

@@ -1,4 +1,4 @@
-//! `tallow inspect`: what is in a folder of shards.
+//! `tallow inspect`: what is in a folder of shards, or in a file of weights (`weights.rs`).
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -15,8 +15,11 @@ use super::progress::{bar, grouped};
 
 #[derive(Args)]
 pub struct Inspect {
-    /// The folder
+    /// The folder, or a safetensors, GGUF or PyTorch file
     folder: PathBuf,
+    /// Which tensor of a file is the table [default: the one that has a name that tables have]
+    #[arg(long)]
+    tensor: Option<String>,
     /// Which split
     #[arg(long, default_value = "train")]
     split: String,
@@ -35,6 +38,10 @@ const SAMPLE_TOKENS: usize = 24;
 
 impl Inspect {
     pub fn run(self) -> Result<()> {
+        if self.folder.is_file() {
+            let tokenizer = self.tokenizer.chosen()?;
+            return super::weights::inspect(&self.folder, self.tensor.as_deref(), tokenizer, self.top, self.json);
+        }
         let manifest = Manifest::read(&self.folder)?;
         if manifest.splits.get(&self.split).is_none_or(|split| split.tokens == 0) {
             let with: Vec<&str> =

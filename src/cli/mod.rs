@@ -5,11 +5,13 @@ mod decode;
 mod encode;
 mod inspect;
 mod io;
+mod neighbors;
 mod prepare;
 mod progress;
 mod show;
 mod table;
 mod verify;
+mod weights;
 
 use std::path::PathBuf;
 
@@ -39,8 +41,10 @@ enum Command {
     Decode(decode::Decode),
     /// Turn text files into shards of ids for training
     Prepare(Box<prepare::Prepare>),
-    /// Say what is in a folder of shards
+    /// Say what is in a folder of shards, or in a file of weights
     Inspect(inspect::Inspect),
+    /// Find the tokens whose rows are nearest to a token's
+    Neighbors(neighbors::Neighbors),
     /// Recount and checksum a folder of shards
     Verify(verify::Verify),
     /// Read token files of other trainers, or write them
@@ -57,6 +61,7 @@ impl Cli {
             Command::Decode(args) => args.run(),
             Command::Prepare(args) => args.run(),
             Command::Inspect(args) => args.run(),
+            Command::Neighbors(args) => args.run(),
             Command::Verify(args) => args.run(),
             Command::Convert(args) => args.run(),
         }
@@ -85,6 +90,11 @@ enum SpecialsArg {
 }
 
 impl TokenizerArgs {
+    /// The tokenizer, if one was chosen: another model's ids are not the bundled one's.
+    fn chosen(&self) -> Result<Option<Tokenizer>> {
+        self.tokenizer.is_some().then(|| self.open()).transpose()
+    }
+
     fn open(&self) -> Result<Tokenizer> {
         let tokenizer = match &self.tokenizer {
             Some(path) if path.as_os_str() != "cl100k" || path.exists() => Tokenizer::from_file(path)?,

@@ -122,7 +122,7 @@ impl Table {
     }
 }
 
-fn token(tokenizer: &Tokenizer, row: usize) -> Option<String> {
+pub fn token(tokenizer: &Tokenizer, row: usize) -> Option<String> {
     let bytes = tokenizer.token_bytes(u32::try_from(row).ok()?)?;
     Some(match std::str::from_utf8(&bytes) {
         Ok(text) => visible(text),

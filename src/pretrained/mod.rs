@@ -3,6 +3,7 @@
 //! This room knows how models name their tables. It does not know where files come from.
 
 mod find;
+mod report;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use crate::embedding::{nearest, queries_fit};
 use crate::tensors::{Gguf, TensorFile, dtype_of, wrong};
 use crate::{Error, Init, Neighbor, Result, TokenEmbedding, TokenEmbeddingConfig};
 
+pub use report::{RowStatistics, TensorInfo, list_tensors};
 pub use tokens::Transplanted;
 
 /// Rows are carried over in blocks of about this many values: never two tables in memory.
@@ -252,12 +254,45 @@ impl TokenEmbedding {
     }
 }
 
-fn open_file(path: &Path, tensor: Option<&str>) -> Result<PretrainedTable> {
-    let mut first = Vec::new();
-    File::open(path).and_then(|f| f.take(32).read_to_end(&mut first)).map_err(|e| Error::io(path, e))?;
-    if first.starts_with(b"version https://git-lfs") {
-        return Err(wrong(path, "this is only the Git LFS pointer to a file: fetch the file itself (git lfs pull)"));
+/// What a file of weights is, by its first bytes.
+#[derive(PartialEq)]
+enum Format {
+    Safetensors,
+    Gguf,
+    Pth,
+}
+
+impl Format {
+    fn of(path: &Path) -> Result<Self> {
+        let mut first = Vec::new();
+        File::open(path).and_then(|f| f.take(32).read_to_end(&mut first)).map_err(|e| Error::io(path, e))?;
+        if first.starts_with(b"version https://git-lfs") {
+            return Err(wrong(
+                path,
+                "this is only the Git LFS pointer to a file: fetch the file itself (git lfs pull)",
+            ));
+        }
+        Ok(match &first[..] {
+            [b'G', b'G', b'U', b'F', ..] => Format::Gguf,
+            [b'P', b'K', ..] => Format::Pth,
+            _ => Format::Safetensors,
+        })
     }
+}
+
+/// The tensors of a PyTorch file, also where trainers put them a level deeper.
+fn pth(path: &Path) -> candle_core::Result<PthTensors> {
+    let mut file = PthTensors::new(path, None)?;
+    for key in ["state_dict", "model", "model_state_dict"] {
+        if file.tensor_infos().is_empty() {
+            file = PthTensors::new(path, Some(key)).unwrap_or(file);
+        }
+    }
+    Ok(file)
+}
+
+fn open_file(path: &Path, tensor: Option<&str>) -> Result<PretrainedTable> {
+    let format = Format::of(path)?;
     let unsure = |reason| wrong(path, reason);
     let made = |name: &str, dims: &[usize], dtype, tied, source| match *dims {
         [rows, columns] if rows > 0 && columns > 0 && rows <= u32::MAX as usize => {
@@ -266,7 +301,7 @@ fn open_file(path: &Path, tensor: Option<&str>) -> Result<PretrainedTable> {
         }
         _ => Err(wrong(path, format!("{name:?} is no table: its shape is {dims:?}"))),
     };
-    if first.starts_with(b"GGUF") {
+    if format == Format::Gguf {
         let file = Gguf::open(path)?;
         let names = file.names();
         let tensors: Vec<_> =
@@ -275,7 +310,7 @@ fn open_file(path: &Path, tensor: Option<&str>) -> Result<PretrainedTable> {
         let shape = file.info(name).map(|info| info.shape.clone()).unwrap_or_default();
         return made(name, &shape, DType::F32, !find::has_head(names.iter().map(String::as_str)), Source::Gguf(file));
     }
-    if first.starts_with(b"PK") {
+    if format == Format::Pth {
         let (name, rows, tied) = open_pth(path, tensor)?;
         return made(&name, rows.clone().dims(), rows.dtype(), tied, Source::Pth(rows));
     }
@@ -298,12 +333,7 @@ fn open_file(path: &Path, tensor: Option<&str>) -> Result<PretrainedTable> {
 fn open_pth(path: &Path, tensor: Option<&str>) -> Result<(String, Tensor, bool)> {
     let sound =
         |e: candle_core::Error| wrong(path, format!("no PyTorch file that candle can read: {}", Error::from(e)));
-    let mut file = PthTensors::new(path, None).map_err(sound)?;
-    for key in ["state_dict", "model", "model_state_dict"] {
-        if file.tensor_infos().is_empty() {
-            file = PthTensors::new(path, Some(key)).unwrap_or(file);
-        }
-    }
+    let file = pth(path).map_err(sound)?;
     let infos = file.tensor_infos();
     let tensors: Vec<_> = infos.iter().map(|(name, info)| (name.as_str(), Some(info.layout.dims()))).collect();
     let name = find::table(&tensors, tensor).map_err(|reason| wrong(path, reason))?;

@@ -302,3 +302,58 @@ fn output_goes_through_links_and_into_devices() {
     refusal(&["encode", "-o", dangling.to_str().unwrap()], b"Hello");
     assert!(std::fs::symlink_metadata(&dangling).unwrap().is_symlink());
 }
+
+#[test]
+fn a_file_of_weights_is_inspected() {
+    let file = |name: &str| golden("pretrained").join(name).display().to_string();
+    let shown = stdout(&["inspect", &file("gpt2/model.safetensors")], b"");
+    let squeezed: Vec<String> = shown.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    for line in [
+        "transformer.wte.weight 50 x 8 F32",
+        "transformer.h.0.ln_1.bias 8 F32",
+        "table transformer.wte.weight: 50 rows x 8 columns; tied: the model has no head of its own",
+        "zeros none",
+    ] {
+        assert!(squeezed.iter().any(|l| l == line), "{line}\nnot in\n{shown}");
+    }
+    // Rows that were never trained, and twins.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    let rows = [[3f32, 4.], [0., 0.], [0.3, 0.4], [3., 4.], [5., 0.], [f32::NAN, 1.]];
+    let rows = candle_core::Tensor::new(&rows, &candle_core::Device::Cpu).unwrap();
+    candle_core::safetensors::save(&[("wte.weight".to_string(), rows)].into(), &path).unwrap();
+    let found: Value = serde_json::from_str(&stdout(&["inspect", &path.display().to_string(), "--json"], b"")).unwrap();
+    let statistics = &found["table"]["statistics"];
+    assert_eq!(statistics["norms"], serde_json::json!([0.0, 0.5, 5.0, 5.0, 5.0]));
+    assert_eq!(statistics["zero"], serde_json::json!([1]));
+    assert_eq!(statistics["short"], serde_json::json!([2]));
+    assert_eq!(statistics["duplicates"], serde_json::json!([[0, 3]]));
+    assert_eq!(statistics["not_finite"], serde_json::json!([5]));
+    let refused = refusal(&["inspect", &file("llama/model-00003-of-00003.safetensors"), "--tensor", "x"], b"");
+    assert!(refused.contains("there is no tensor \"x\""), "{refused}");
+    assert!(
+        stdout(&["inspect", &file("gpt2.bin"), "--tensor", "lm_head.weight"], b"")
+            .contains("table      lm_head.weight")
+    );
+}
+
+#[test]
+fn neighbors_are_printed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    let rows = [[1f32, 0.], [1., 1.], [2., 0.1], [-1., 0.], [0., 1.]];
+    let rows = candle_core::Tensor::new(&rows, &candle_core::Device::Cpu).unwrap();
+    candle_core::safetensors::save(&[("wte.weight".to_string(), rows)].into(), &path).unwrap();
+    let path = path.display().to_string();
+    let found = stdout(&["neighbors", &path, "0", "4", "-k", "2", "--json"], b"");
+    let lines: Vec<Value> = found.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let ids = |line: &Value| {
+        line["neighbors"].as_array().unwrap().iter().map(|n| n["id"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!((ids(&lines[0]), ids(&lines[1])), (vec![2, 1], vec![1, 2]));
+    assert!(refusal(&["neighbors", &path, "word"], b"").contains("no tokenizer.json is beside the file"));
+    assert!(refusal(&["neighbors", &path, "5"], b"").contains("outside the table of 5 rows"));
+    // With a tokenizer, words; one of several tokens is the mean of its rows, and its tokens are no neighbours.
+    let found = stdout(&["neighbors", &path, "!", "-k", "1", "--tokenizer", "cl100k"], b"");
+    assert!(found.starts_with("!  (0)") && found.contains('#'), "{found}");
+}
