@@ -128,6 +128,17 @@ pub enum Error {
         reason: String,
     },
 
+    /// The Hugging Face Hub, or a mirror, gave something else than what was asked for.
+    #[error("{asked}: {answer}; {advice}")]
+    Hub {
+        /// What was asked for.
+        asked: String,
+        /// What came back.
+        answer: String,
+        /// What to do.
+        advice: String,
+    },
+
     /// An output folder in which this work cannot be done.
     #[error("{}: {reason}", .path.display())]
     Folder {

@@ -93,3 +93,20 @@ pub(crate) fn read_at(file: &File, mut bytes: &mut [u8], mut at: u64) -> std::io
     }
     Ok(())
 }
+
+/// Writes bytes at a place of a file, all or an error.
+#[cfg(all(feature = "hub", unix))]
+pub(crate) fn write_at(file: &File, bytes: &[u8], at: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, at)
+}
+
+#[cfg(all(feature = "hub", windows))]
+pub(crate) fn write_at(file: &File, mut bytes: &[u8], mut at: u64) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        match std::os::windows::fs::FileExt::seek_write(file, bytes, at)? {
+            0 => return Err(std::io::ErrorKind::WriteZero.into()),
+            written => (bytes, at) = (&bytes[written..], at + written as u64),
+        }
+    }
+    Ok(())
+}

@@ -58,6 +58,8 @@ mod fingerprint;
 mod gradients;
 mod guard;
 pub mod head;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod loader;
 mod memory;
 mod mix;
@@ -82,6 +84,8 @@ pub use gradients::{backward, no_grad};
 pub use loader::{Batch, DataLoader, DataLoaderConfig, Dataset, Order};
 pub use memory::keep_pages;
 pub use parallel::tune_threads;
+#[cfg(feature = "hub")]
+pub use pretrained::pull;
 pub use pretrained::{PretrainedTable, RowStatistics, TensorInfo, Transplanted, list_tensors};
 pub use rows::RowGradients;
 pub use tokenizer::{EncodeReader, Specials, Tokenizer};

@@ -8,6 +8,7 @@ mod io;
 mod neighbors;
 mod prepare;
 mod progress;
+mod pull;
 mod show;
 mod table;
 mod verify;
@@ -45,6 +46,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Find the tokens whose rows are nearest to a token's
     Neighbors(neighbors::Neighbors),
+    /// Fetch the table of a model, and nothing else of it
+    Pull(pull::Pull),
     /// Recount and checksum a folder of shards
     Verify(verify::Verify),
     /// Read token files of other trainers, or write them
@@ -62,6 +65,7 @@ impl Cli {
             Command::Prepare(args) => args.run(),
             Command::Inspect(args) => args.run(),
             Command::Neighbors(args) => args.run(),
+            Command::Pull(args) => args.run(),
             Command::Verify(args) => args.run(),
             Command::Convert(args) => args.run(),
         }

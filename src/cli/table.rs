@@ -104,22 +104,27 @@ impl Table {
             let ends = [0..vocab_size.min(3), 999..1002, vocab_size.saturating_sub(2).max(3)..vocab_size];
             return Ok(ends.into_iter().filter(|range| range.start < range.end && range.end <= vocab_size).collect());
         };
-        let mut ranges = Vec::new();
-        for part in rows.split(',').map(str::trim) {
-            let (start, end) = part.split_once("..").unwrap_or((part, ""));
-            let number = |text: &str| text.trim().parse::<usize>();
-            let range = match (number(start), number(end)) {
-                (Ok(start), Ok(end)) if start < end => start..end,
-                (Ok(start), Err(_)) if !part.contains("..") && start < usize::MAX => start..start + 1,
-                _ => bail!("{part:?} is not a range of rows: write START..END, the end not included, or one number"),
-            };
-            if range.end > vocab_size {
-                bail!("rows {part} end beyond the table, whose {vocab_size} rows are 0..{vocab_size}");
-            }
-            ranges.push(range);
-        }
-        Ok(ranges)
+        ranges(rows, vocab_size)
     }
+}
+
+/// Ranges of rows as a flag has them: `0..3,1000`.
+pub fn ranges(rows: &str, vocab_size: usize) -> Result<Vec<Range<usize>>> {
+    let mut ranges = Vec::new();
+    for part in rows.split(',').map(str::trim) {
+        let (start, end) = part.split_once("..").unwrap_or((part, ""));
+        let number = |text: &str| text.trim().parse::<usize>();
+        let range = match (number(start), number(end)) {
+            (Ok(start), Ok(end)) if start < end => start..end,
+            (Ok(start), Err(_)) if !part.contains("..") && start < usize::MAX => start..start + 1,
+            _ => bail!("{part:?} is not a range of rows: write START..END, the end not included, or one number"),
+        };
+        if range.end > vocab_size {
+            bail!("rows {part} end beyond the table, whose {vocab_size} rows are 0..{vocab_size}");
+        }
+        ranges.push(range);
+    }
+    Ok(ranges)
 }
 
 pub fn token(tokenizer: &Tokenizer, row: usize) -> Option<String> {

@@ -3,12 +3,13 @@
 //! This room knows how models name their tables. It does not know where files come from.
 
 mod find;
+mod remote;
 mod report;
 mod tokens;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -17,9 +18,11 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::embedding::{nearest, queries_fit};
-use crate::tensors::{Gguf, TensorFile, dtype_of, wrong};
+use crate::tensors::{Gguf, TensorFile, dtype_of, single_header, wrong};
 use crate::{Error, Init, Neighbor, Result, TokenEmbedding, TokenEmbeddingConfig};
 
+#[cfg(feature = "hub")]
+pub use remote::pull;
 pub use report::{RowStatistics, TensorInfo, list_tensors};
 pub use tokens::Transplanted;
 
@@ -184,6 +187,41 @@ impl PretrainedTable {
                 Ok(Tensor::from_raw_buffer(&bytes, self.dtype, &[rows.len(), columns], &Device::Cpu)?)
             }
         }
+    }
+
+    /// Writes rows (all of them, if `ranges` is empty) as a safetensors file with this tensor alone, whole or not at all.
+    ///
+    /// # Errors
+    /// - [`Error::Config`]: a range that is empty or leaves the table.
+    /// - [`Error::Io`].
+    ///
+    /// # Cost
+    /// One pass, in blocks.
+    pub fn save(&self, path: impl AsRef<Path>, ranges: &[Range<usize>]) -> Result<()> {
+        let path = path.as_ref();
+        let all = 0..self.shape.0;
+        let ranges = if ranges.is_empty() { std::slice::from_ref(&all) } else { ranges };
+        if let Some(bad) = ranges.iter().find(|range| range.is_empty() || range.end > self.shape.0) {
+            return Err(Error::Config(format!("rows {bad:?} of a table of {}", self.shape.0)));
+        }
+        let io = |e| Error::io(path, e);
+        let rows: usize = ranges.iter().map(Range::len).sum();
+        let bytes = rows * self.shape.1 * self.dtype.size_in_bytes();
+        let info = safetensors::tensor::TensorInfo {
+            dtype: self.dtype.into(),
+            shape: vec![rows, self.shape.1],
+            data_offsets: (0, bytes),
+        };
+        let mut out = std::io::BufWriter::new(crate::files::temporary(crate::files::folder_of(path))?);
+        out.write_all(&single_header(&self.name, &info, &[("tied", self.tied.to_string())])?).map_err(io)?;
+        let step = (BLOCK_VALUES / self.shape.1).max(1);
+        for range in ranges {
+            for from in range.clone().step_by(step) {
+                let block = self.block(from..range.end.min(from + step))?.contiguous()?;
+                out.write_all(&safetensors::View::data(&block)).map_err(io)?;
+            }
+        }
+        crate::files::persist(out, path).map_err(io)
     }
 
     /// The `k` rows nearest to each of `ids` by cosine, as [`TokenEmbedding::neighbors`], without loading the table.
@@ -396,14 +434,14 @@ fn open_folder(folder: &Path, tensor: Option<&str>) -> Result<PretrainedTable> {
 }
 
 /// Where the index of a sharded model says that its table is.
-pub(crate) struct Sharded {
-    pub(crate) tensor: String,
-    pub(crate) file: String,
-    pub(crate) tied: bool,
+struct Sharded {
+    tensor: String,
+    file: String,
+    tied: bool,
 }
 
 impl Sharded {
-    pub(crate) fn parse(json: &[u8], tensor: Option<&str>) -> std::result::Result<Self, String> {
+    fn parse(json: &[u8], tensor: Option<&str>) -> std::result::Result<Self, String> {
         #[derive(serde::Deserialize)]
         struct Index {
             weight_map: BTreeMap<String, String>,

@@ -11,7 +11,9 @@ use std::ops::Range;
 use std::path::Path;
 
 pub(crate) use gguf::Gguf;
-pub(crate) use safetensors::{TensorFile, dtype_of, write};
+#[cfg(feature = "hub")]
+pub(crate) use safetensors::Header;
+pub(crate) use safetensors::{TensorFile, dtype_of, single_header, write};
 
 use crate::Error;
 

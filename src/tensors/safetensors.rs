@@ -138,6 +138,15 @@ pub(crate) fn write<'t>(
         end = info.data_offsets.1;
         infos.push((name.to_string(), info));
     }
+    out.write_all(&header_of(infos, notes)?)?;
+    for (_, tensor) in tensors {
+        out.write_all(&safetensors::View::data(&tensor.to_device(&Device::Cpu)?.contiguous()?))?;
+    }
+    Ok(())
+}
+
+/// The first bytes of a file, up to its first tensor.
+fn header_of(infos: Vec<(String, TensorInfo)>, notes: &[(&str, String)]) -> candle_core::Result<Vec<u8>> {
     let sound = |e: &dyn std::fmt::Display| candle_core::Error::Msg(format!("no header for these tensors: {e}"));
     let header = Metadata::new(None, infos).map_err(|e| sound(&e))?;
     let mut header = serde_json::to_value(&header).map_err(|e| sound(&e))?;
@@ -147,12 +156,16 @@ pub(crate) fn write<'t>(
     header["__metadata__"] = serde_json::to_value(notes).unwrap_or(Value::Null);
     let mut header = header.to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
-    out.write_all(&(header.len() as u64).to_le_bytes())?;
-    out.write_all(&header)?;
-    for (_, tensor) in tensors {
-        out.write_all(&safetensors::View::data(&tensor.to_device(&Device::Cpu)?.contiguous()?))?;
-    }
-    Ok(())
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.append(&mut header);
+    Ok(bytes)
+}
+
+/// The first bytes of a file that holds this tensor alone.
+pub(crate) fn single_header(name: &str, info: &TensorInfo, notes: &[(&str, String)]) -> candle_core::Result<Vec<u8>> {
+    let (from, to) = info.data_offsets;
+    let info = TensorInfo { dtype: info.dtype, shape: info.shape.clone(), data_offsets: (0, to - from) };
+    header_of(vec![(name.to_string(), info)], notes)
 }
 
 /// candle's dtype of a tensor; or a reason that goes on where its name stands.

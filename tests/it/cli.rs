@@ -357,3 +357,23 @@ fn neighbors_are_printed() {
     let found = stdout(&["neighbors", &path, "!", "-k", "1", "--tokenizer", "cl100k"], b"");
     assert!(found.starts_with("!  (0)") && found.contains('#'), "{found}");
 }
+
+#[test]
+fn rows_are_pulled_out_of_a_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("rows.safetensors").display().to_string();
+    let model = golden("pretrained/llama").display().to_string();
+    let said = stdout(&["pull", &model, "--rows", "7,60..64", "-o", &out], b"");
+    assert_eq!(said, format!("{out}: 5 rows x 8 columns of model.embed_tokens.weight, bf16\n"));
+    let (whole, part) =
+        (tallow::PretrainedTable::open(&model, None).unwrap(), tallow::PretrainedTable::open(&out, None).unwrap());
+    let values = |rows: candle_core::Tensor| rows.to_dtype(candle_core::DType::F32).unwrap().to_vec2::<f32>().unwrap();
+    assert_eq!(values(part.block(0..5).unwrap()), values(whole.rows(&[7, 60, 61, 62, 63]).unwrap()));
+    assert!(!part.tied() && part.name() == "model.embed_tokens.weight");
+    stdout(&["pull", &golden("pretrained/q8_0.gguf").display().to_string(), "-o", &out], b"");
+    assert!(stdout(&["inspect", &out], b"").contains("token_embd.weight: 40 rows x 256 columns"));
+    assert!(refusal(&["pull", &model, "--rows", "60..65", "-o", &out], b"").contains("end beyond the table"));
+    assert!(refusal(&["pull", &model, "-o", "/nowhere/x"], b"").contains("/nowhere"));
+    #[cfg(not(feature = "hub"))]
+    assert!(refusal(&["pull", "owner/name", "-o", &out], b"").contains("--features hub"));
+}

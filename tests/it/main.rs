@@ -8,6 +8,8 @@ mod cli;
 mod cli_shards;
 mod embedding;
 mod head;
+#[cfg(feature = "hub")]
+mod hub;
 mod init;
 mod interop;
 mod loader;
