@@ -34,6 +34,8 @@
 //! - Only the first values, for a table of your own: [`Init::rows`].
 //! - Text files as token shards on disk: [`prepare`], and `tallow prepare`. The files themselves: [`shard`].
 //! - Batches for training, out of shards or a string, with resume and ranks: [`Dataset`] and [`DataLoader`].
+//! - Somebody's trained rows, from a file or the Hub: [`PretrainedTable`]. New tokens on them: [`TokenEmbedding::add_tokens`];
+//!   more rows: [`TokenEmbedding::resize`]; what is near: [`TokenEmbedding::neighbors`].
 //! - A device by name, with a fallback: [`device::open`].
 //!
 //! # What it is not
@@ -41,7 +43,7 @@
 //! for sentence embeddings does that. Position, attention and the rest of the model come after it.
 //!
 //! # Features
-//! `cli` (default): the binary and [`view`], with `prepare`. `prepare`: reading corpora. `parquet`: from Parquet, too. `cuda`, `cudnn`, `metal`, `accelerate`, `mkl`: candle's own. For a
+//! `cli` (default): the binary and [`view`], with `prepare`. `prepare`: reading corpora. `parquet`: from Parquet, too. `hub`: the Hugging Face Hub. `full`: all of these. `cuda`, `cudnn`, `metal`, `accelerate`, `mkl`: candle's own. For a
 //! library, `default-features = false` leaves out everything that only the command line needs.
 
 #![warn(missing_docs)]

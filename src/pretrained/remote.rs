@@ -14,8 +14,8 @@ impl Tokenizer {
     /// branch, tag or commit; `None`: main). Where a repository has no `tokenizer.json`, its only `.tiktoken` file is taken.
     ///
     /// # Errors
-    /// - [`Error::Config`]: no such folder, and a build without the feature `hub`.
-    /// - [`Error::Hub`]: what was asked, what came back, what to do; with the repository's files, where none is of use.
+    /// - [`Error::Config`](crate::Error::Config): no such folder, and a build without the feature `hub`.
+    /// - [`Error::Hub`](crate::Error::Hub): what was asked, what came back, what to do; with the repository's files, where none is of use.
     /// - those of [`from_file`](Self::from_file).
     pub fn from_pretrained(name: &str, revision: Option<&str>) -> Result<Self> {
         if Path::new(name).is_dir() {
@@ -34,8 +34,8 @@ impl PretrainedTable {
     /// cache, and the second call asks nobody.
     ///
     /// # Errors
-    /// - [`Error::Config`]: no such file or folder, and a build without the feature `hub`.
-    /// - [`Error::Hub`]: what was asked, what came back, what to do.
+    /// - [`Error::Config`](crate::Error::Config): no such file or folder, and a build without the feature `hub`.
+    /// - [`Error::Hub`](crate::Error::Hub): what was asked, what came back, what to do.
     /// - those of [`open`](Self::open).
     ///
     /// # Cost
