@@ -93,6 +93,11 @@ impl Remote {
         Ok(remote)
     }
 
+    /// Whether parts can only be those of one commit.
+    pub(crate) fn is_pinned(&self) -> bool {
+        is_commit(&self.commit)
+    }
+
     fn asked(&self, range: &Range<u64>) -> String {
         format!("bytes {}-{} of {}/{} at {}", range.start, range.end, self.repo, self.file, self.commit)
     }

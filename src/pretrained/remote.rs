@@ -162,11 +162,17 @@ mod online {
         let folder = crate::files::folder_of(&path);
         let io = |e| Error::io(&path, e);
         fs::create_dir_all(folder).map_err(io)?;
+        // The files of a commit never change; a mirror that does not say the commit may have others by now.
+        let finished = || path.is_file() && (!hub.refresh || remote.is_pinned());
+        if finished() {
+            hub.remember(repo, revision, &remote.commit)?;
+            return PretrainedTable::open(&path, tensor);
+        }
         let (incomplete, notes) = unfinished(&path);
         let out = File::options().read(true).write(true).create(true).truncate(false).open(&incomplete).map_err(io)?;
         // Two processes do not write one file; who waited finds it finished.
         out.lock().map_err(io)?;
-        if path.is_file() && !hub.refresh {
+        if finished() {
             return PretrainedTable::open(&path, tensor);
         }
         let source = format!("{repo}@{}/{}", remote.commit, place.file_name().unwrap_or_default().display());

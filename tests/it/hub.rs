@@ -284,7 +284,8 @@ fn only_the_header_and_the_table_travel_and_only_once() {
     // Asked to look, it looks.
     let fresh = Hub { refresh: true, ..server.hub.clone() };
     pull(&fresh, "owner/name", None, None, &|_, _| ()).unwrap();
-    assert!(!server.asked().is_empty());
+    let looked = server.asked();
+    assert!(!looked.is_empty() && looked.iter().map(|a| a.sent).sum::<u64>() <= 64 << 10, "{looked:?}");
     // Nothing is left over.
     let kept = std::fs::read_dir(server.hub.cache.join("models--owner--name/tallow").join(COMMIT)).unwrap().count();
     assert_eq!(kept, 1);
@@ -428,6 +429,32 @@ fn shards_and_whole_files_come_through_the_python_client_s_cache() {
     assert!(server.asked().is_empty());
     let listed = server.hub.files("owner/name", None).unwrap();
     assert_eq!(listed.len(), files.len());
+}
+
+/// What Python's client finds in our cache, and we in its.
+#[test]
+fn the_cache_is_the_python_client_s() {
+    let Some(python) = crate::interop::python("huggingface_hub") else { return };
+    let tokenizer = std::fs::read(crate::golden("byte_level.json")).unwrap();
+    let config = b"{\"model_type\": \"llama\"}".to_vec();
+    let files =
+        [("model.safetensors", small()), ("tokenizer.json", tokenizer.clone()), ("config.json", config.clone())];
+    let server = Server::new(&files, Fault::None);
+    server.pull().unwrap();
+    server.hub.fetch("owner/name", None, "tokenizer.json").unwrap();
+    let found = crate::interop::run(
+        &python,
+        "hub_cache.py",
+        &[&server.hub.cache, Path::new(&server.hub.endpoint), Path::new("config.json")],
+    );
+    assert_eq!(found["cached"].as_str().unwrap().as_bytes(), tokenizer);
+    assert_eq!(found["commits"], serde_json::json!([COMMIT]));
+    assert_eq!(found["warnings"], serde_json::json!([]));
+    // config.json came by Python just now.
+    server.asked();
+    let offline = Hub { offline: true, ..server.hub.clone() };
+    assert_eq!(std::fs::read(offline.fetch("owner/name", None, "config.json").unwrap()).unwrap(), config);
+    assert!(server.asked().is_empty());
 }
 
 #[test]
