@@ -75,7 +75,7 @@ impl Cli {
 /// Which tokenizer, and what it does with special tokens.
 #[derive(Args)]
 struct TokenizerArgs {
-    /// A tokenizer.json or .tiktoken file, or cl100k [default: the bundled cl100k]
+    /// A tokenizer.json or .tiktoken file, a folder with one, a repository on the Hub, or cl100k [default: the bundled cl100k]
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
     /// What text that spells a special token (<|endoftext|>) is
@@ -101,7 +101,8 @@ impl TokenizerArgs {
 
     fn open(&self) -> Result<Tokenizer> {
         let tokenizer = match &self.tokenizer {
-            Some(path) if path.as_os_str() != "cl100k" || path.exists() => Tokenizer::from_file(path)?,
+            Some(path) if path.is_file() => Tokenizer::from_file(path)?,
+            Some(path) if path.as_os_str() != "cl100k" || path.exists() => open_named(path)?,
             _ => Tokenizer::cl100k(),
         };
         Ok(tokenizer.with_specials(match self.specials {
@@ -109,6 +110,16 @@ impl TokenizerArgs {
             SpecialsArg::Forbid => Specials::Forbid,
             SpecialsArg::Allow => Specials::Allow,
         }))
+    }
+}
+
+/// A folder, or with the feature `hub` a repository.
+fn open_named(path: &std::path::Path) -> Result<Tokenizer> {
+    match path.to_str() {
+        Some(name) if path.is_dir() || (cfg!(feature = "hub") && name.split('/').count() == 2) => {
+            Ok(Tokenizer::from_pretrained(name, None)?)
+        }
+        _ => Ok(Tokenizer::from_file(path)?),
     }
 }
 

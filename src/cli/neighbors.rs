@@ -1,7 +1,7 @@
 //! `tallow neighbors`: the tokens whose rows point the same way.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
 use clap::Args;
@@ -14,8 +14,8 @@ use super::table::token;
 
 #[derive(Args)]
 pub struct Neighbors {
-    /// A safetensors, GGUF or PyTorch file, or a folder with a model
-    file: PathBuf,
+    /// A safetensors, GGUF or PyTorch file, a folder with a model, or a repository on the Hub
+    model: String,
     /// Words, or ids; a word of several tokens stands for the mean of their rows
     #[arg(required = true)]
     words: Vec<String>,
@@ -37,7 +37,7 @@ pub struct Neighbors {
 
 impl Neighbors {
     pub fn run(self) -> Result<()> {
-        let table = PretrainedTable::open(&self.file, self.tensor.as_deref())?;
+        let table = PretrainedTable::from_pretrained(&self.model, None, self.tensor.as_deref())?;
         let tokenizer = self.open_tokenizer()?;
         let words: Vec<Vec<u32>> =
             self.words.iter().map(|word| self.ids_of(word, tokenizer.as_ref())).collect::<Result<_>>()?;
@@ -68,15 +68,18 @@ impl Neighbors {
         Ok(())
     }
 
-    /// The one that was chosen, or the one beside the model.
+    /// The one that was chosen, or the model's own.
     fn open_tokenizer(&self) -> Result<Option<Tokenizer>> {
-        let folder = if self.file.is_dir() { Some(self.file.as_path()) } else { self.file.parent() };
-        let beside = folder.map(|folder| folder.join("tokenizer.json")).filter(|path| path.is_file());
-        match (self.tokenizer.chosen()?, beside) {
-            (Some(chosen), _) => Ok(Some(chosen)),
-            (None, Some(path)) => Ok(Some(Tokenizer::from_file(path)?)),
-            (None, None) => Ok(None),
+        let model = Path::new(&self.model);
+        if let Some(chosen) = self.tokenizer.chosen()? {
+            return Ok(Some(chosen));
         }
+        if !model.exists() {
+            return Ok(if self.ids { None } else { Some(Tokenizer::from_pretrained(&self.model, None)?) });
+        }
+        let folder = if model.is_dir() { Some(model) } else { model.parent() };
+        let beside = folder.map(|folder| folder.join("tokenizer.json")).filter(|path| path.is_file());
+        Ok(beside.map(Tokenizer::from_file).transpose()?)
     }
 
     fn ids_of(&self, word: &str, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>> {

@@ -90,6 +90,10 @@ fn a_layer_takes_the_rows_in_its_own_dtype() {
         let x = wte.forward(&Tensor::new(&[0u32, 7, 63], &CPU).unwrap()).unwrap();
         assert_eq!(values(&x), floats(&golden()["rows"]["llama"]));
         assert_eq!(varmap.data().lock().unwrap()["wte.weight"].dims(), [64, 8]);
+        // As a tied head: one logit a row.
+        let logits = values(&wte.attend(&x).unwrap());
+        let expected = values(&x.matmul(&wte.weight().unwrap().t().unwrap()).unwrap());
+        assert_eq!((logits[0].len(), logits), (64, expected));
         // What the VarBuilder has is kept.
         wte.var().unwrap().unwrap().set(&wte.weight().unwrap().zeros_like().unwrap()).unwrap();
         let again = TokenEmbedding::from_pretrained(&table, &table.config(), vb.pp("wte")).unwrap();
