@@ -16,9 +16,12 @@ const LISTED: usize = 40;
 
 pub fn inspect(path: &Path, tensor: Option<&str>, tokenizer: Option<Tokenizer>, top: usize, json: bool) -> Result<()> {
     let tensors = list_tensors(path)?;
-    let found = PretrainedTable::open(path, tensor);
     // Without a table it is still a file of tensors; a name that was asked for must be there.
-    let table = if tensor.is_some() { Some(found?) } else { found.ok() };
+    let (table, why) = match PretrainedTable::open(path, tensor) {
+        Ok(table) => (Some(table), String::new()),
+        Err(error) if tensor.is_some() => return Err(error.into()),
+        Err(error) => (None, error.to_string()),
+    };
     let statistics = table.as_ref().map(PretrainedTable::statistics).transpose()?;
     let name = |id: u32| tokenizer.as_ref().and_then(|tokenizer| token(tokenizer, id as usize));
     let mut out = anstream::AutoStream::auto(std::io::stdout()).lock();
@@ -46,8 +49,7 @@ pub fn inspect(path: &Path, tensor: Option<&str>, tokenizer: Option<Tokenizer>, 
         writeln!(out, "… and {} more", tensors.len() - LISTED)?;
     }
     let (Some(table), Some(statistics)) = (table, statistics) else {
-        writeln!(out, "\nno tensor here has a name that tables have (--tensor NAME chooses one)")?;
-        return Ok(());
+        return Ok(writeln!(out, "\nno table: {why}")?);
     };
     let head = if table.tied() { "tied: the model has no head of its own" } else { "the model has a head of its own" };
     writeln!(
