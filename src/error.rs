@@ -148,6 +148,13 @@ pub enum Error {
         reason: String,
     },
 
+    /// A figure could not be drawn, or a font not be read.
+    #[error("no picture: {reason}")]
+    Picture {
+        /// Why not.
+        reason: String,
+    },
+
     /// A loader state that belongs to other data or another order.
     #[error("this loader state does not fit: {reason}")]
     LoaderState {

@@ -74,7 +74,7 @@ mod rows;
 pub mod shard;
 mod tensors;
 mod tokenizer;
-#[cfg(feature = "cli")]
+#[cfg(feature = "pictures")]
 pub mod view;
 mod widest;
 
@@ -88,7 +88,7 @@ pub use memory::keep_pages;
 pub use parallel::tune_threads;
 #[cfg(feature = "hub")]
 pub use pretrained::pull;
-pub use pretrained::{PretrainedTable, RowStatistics, TensorInfo, Transplanted, list_tensors};
+pub use pretrained::{PretrainedTable, RowChange, RowChanges, RowStatistics, TensorInfo, Transplanted, list_tensors};
 pub use rows::RowGradients;
 pub use tokenizer::{EncodeReader, Specials, Tokenizer};
 

@@ -15,6 +15,7 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{Config, Gpt, mix};
 use tallow::optim::AdamW;
+use tallow::view::{Fonts, Lang, loss_curve};
 use tallow::{
     Batch, Checkpoint, DataLoader, DataLoaderConfig, Dataset, LoadOptions, Order, Tokenizer, head, loader::Split,
 };
@@ -195,20 +196,6 @@ fn sample(model: &Gpt, cfg: &Config, tokenizer: &Tokenizer, prompt: &str) -> Res
 }
 
 fn draw(curve: &[(u64, f32, f32)], path: &PathBuf) -> Result<()> {
-    use plotters::prelude::*;
-    let top = curve.iter().fold(1f32, |top, (_, train, val)| top.max(*train).max(*val));
-    let steps = curve.last().map_or(1, |(step, ..)| *step);
-    let area = SVGBackend::new(path, (720, 400)).into_drawing_area();
-    area.fill(&WHITE)?;
-    let mut sized = ChartBuilder::on(&area);
-    sized.margin(12).x_label_area_size(36).y_label_area_size(44);
-    let mut chart = sized.build_cartesian_2d(0..steps, 0f32..top)?;
-    chart.configure_mesh().light_line_style(TRANSPARENT).x_desc("step").y_desc("loss").draw()?;
-    for (name, colour, second) in [("training", BLUE, false), ("validation", RED, true)] {
-        let points = curve.iter().map(|(step, train, val)| (*step, if second { *val } else { *train }));
-        let line = chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?;
-        line.label(name).legend(move |(x, y)| PathElement::new([(x, y), (x + 20, y)], colour));
-    }
-    chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
-    area.present().with_context(|| path.display().to_string())
+    let svg = loss_curve(curve, Lang::En)?.svg(&Fonts::bundled())?;
+    std::fs::write(path, svg).with_context(|| path.display().to_string())
 }

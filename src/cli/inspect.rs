@@ -52,10 +52,7 @@ impl Inspect {
         // Counts need no tokenizer; texts need the right one.
         let known = matching(&manifest, &tokenizer, &self.folder);
         let name = |id: u32| match known {
-            Ok(()) => tokenizer.token_bytes(id).map(|bytes| match std::str::from_utf8(&bytes) {
-                Ok(text) => visible(text),
-                Err(_) => super::table::hex(&bytes),
-            }),
+            Ok(()) => super::table::token(&tokenizer, id as usize),
             Err(_) => None,
         };
         let tokens = manifest.splits.get(&self.split).map_or(0, |split| split.tokens);

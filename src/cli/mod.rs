@@ -6,6 +6,8 @@ mod encode;
 mod inspect;
 mod io;
 mod neighbors;
+mod pictures;
+mod plot;
 mod prepare;
 mod progress;
 mod pull;
@@ -33,7 +35,7 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Show a text become pieces, ids, and a matrix
-    Show(show::Show),
+    Show(Box<show::Show>),
     /// Show rows of the look-up table
     Table(table::Table),
     /// Turn text into ids
@@ -46,6 +48,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Find the tokens whose rows are nearest to a token's
     Neighbors(neighbors::Neighbors),
+    /// Draw a table, before and after training, or a folder of shards
+    Plot(Box<plot::Plot>),
     /// Fetch the table of a model, and nothing else of it
     Pull(pull::Pull),
     /// Recount and checksum a folder of shards
@@ -65,6 +69,7 @@ impl Cli {
             Command::Prepare(args) => args.run(),
             Command::Inspect(args) => args.run(),
             Command::Neighbors(args) => args.run(),
+            Command::Plot(args) => args.run(),
             Command::Pull(args) => args.run(),
             Command::Verify(args) => args.run(),
             Command::Convert(args) => args.run(),
@@ -97,6 +102,25 @@ impl TokenizerArgs {
     /// The tokenizer, if one was chosen: another model's ids are not the bundled one's.
     fn chosen(&self) -> Result<Option<Tokenizer>> {
         self.tokenizer.is_some().then(|| self.open()).transpose()
+    }
+
+    /// The one that was chosen, or the model's own: beside its file, or in its repository.
+    fn of_model(&self, model: &str) -> Result<Option<Tokenizer>> {
+        match self.beside(model)? {
+            None if !std::path::Path::new(model).exists() => Ok(Some(Tokenizer::from_pretrained(model, None)?)),
+            found => Ok(found),
+        }
+    }
+
+    /// The one that was chosen, or a tokenizer.json beside the model's file.
+    fn beside(&self, model: &str) -> Result<Option<Tokenizer>> {
+        if let Some(chosen) = self.chosen()? {
+            return Ok(Some(chosen));
+        }
+        let model = std::path::Path::new(model);
+        let folder = if model.is_dir() { Some(model) } else { model.parent() };
+        let beside = folder.map(|folder| folder.join("tokenizer.json")).filter(|path| path.is_file());
+        Ok(beside.map(Tokenizer::from_file).transpose()?)
     }
 
     fn open(&self) -> Result<Tokenizer> {

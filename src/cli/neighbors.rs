@@ -1,7 +1,6 @@
 //! `tallow neighbors`: the tokens whose rows point the same way.
 
 use std::io::Write;
-use std::path::Path;
 
 use anyhow::{Result, bail, ensure};
 use clap::Args;
@@ -38,7 +37,8 @@ pub struct Neighbors {
 impl Neighbors {
     pub fn run(self) -> Result<()> {
         let table = PretrainedTable::from_pretrained(&self.model, None, self.tensor.as_deref())?;
-        let tokenizer = self.open_tokenizer()?;
+        let tokenizer =
+            if self.ids { self.tokenizer.beside(&self.model)? } else { self.tokenizer.of_model(&self.model)? };
         let words: Vec<Vec<u32>> =
             self.words.iter().map(|word| self.ids_of(word, tokenizer.as_ref())).collect::<Result<_>>()?;
         // One pass for all words.
@@ -66,20 +66,6 @@ impl Neighbors {
             write_grid(&mut out, &columns, &near.iter().map(row).collect::<Vec<_>>())?;
         }
         Ok(())
-    }
-
-    /// The one that was chosen, or the model's own.
-    fn open_tokenizer(&self) -> Result<Option<Tokenizer>> {
-        let model = Path::new(&self.model);
-        if let Some(chosen) = self.tokenizer.chosen()? {
-            return Ok(Some(chosen));
-        }
-        if !model.exists() {
-            return Ok(if self.ids { None } else { Some(Tokenizer::from_pretrained(&self.model, None)?) });
-        }
-        let folder = if model.is_dir() { Some(model) } else { model.parent() };
-        let beside = folder.map(|folder| folder.join("tokenizer.json")).filter(|path| path.is_file());
-        Ok(beside.map(Tokenizer::from_file).transpose()?)
     }
 
     fn ids_of(&self, word: &str, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>> {

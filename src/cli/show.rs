@@ -6,15 +6,15 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anstyle::{AnsiColor, Style};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use clap::Args;
 use serde::Serialize;
-use tallow::view::{Align, Cell, Column, Piece, one_line, pieces, shown_columns, visible, write_grid};
+use tallow::view::{Align, Cell, Column, LookUp, Piece, hex, one_line, shown_columns, visible, write_grid};
 use tallow::{TokenEmbedding, Tokenizer};
 
 use super::io::Output;
-use super::table::hex;
+use super::pictures::{Pictures, projector, write};
 use super::{TableArgs, TokenizerArgs};
 
 /// Tokens printed at either end of a longer text.
@@ -37,6 +37,14 @@ pub struct Show {
     /// Also write the matrix and the ids to this safetensors file
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    pictures: Pictures,
+    /// Write tensors.tsv and metadata.tsv for the TensorBoard embedding projector into this folder
+    #[arg(long, value_name = "DIR")]
+    tsv: Option<PathBuf>,
+    /// Write the matrix as a NumPy file
+    #[arg(long, value_name = "FILE")]
+    npy: Option<PathBuf>,
     /// Read bytes that are not UTF-8 as U+FFFD
     #[arg(long)]
     lossy: bool,
@@ -63,7 +71,7 @@ struct Report<'a> {
     mean: Option<f64>,
     std: Option<f64>,
     /// One list a token.
-    values: Vec<Vec<f32>>,
+    values: &'a [Vec<f32>],
     /// Whether the ids give back the very bytes of the text, and every row is the table's row of its id.
     exact: bool,
 }
@@ -85,16 +93,12 @@ impl Show {
         let text = super::io::text(std::mem::take(&mut self.text), self.lossy)?;
         let tokenizer = self.tokenizer.open()?;
         let table = self.table.open(self.rows, &tokenizer, self.tokenizer.specials)?;
-        let pieces = pieces(&tokenizer, &text)?;
+        let look_up = LookUp::new(&tokenizer, &table, &text)?;
+        let LookUp { pieces, values, .. } = &look_up;
         let ids: Vec<u32> = pieces.iter().map(|piece| piece.id).collect();
-        let ids_tensor = Tensor::from_slice(&ids, (1, ids.len()), &Device::Cpu)?;
-        let matrix = table.lookup(&ids_tensor)?;
-        if let Some(path) = &self.out {
-            save(path, &matrix, &ids_tensor, &tokenizer, &self.table)?;
-        }
-        let values = matrix.squeeze(0)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-        let exact = tokenizer.decode_bytes(&ids)? == text.as_bytes() && is_rows(&table, &ids, &values)?;
-        let (mean, std) = mean_and_std(&values).unzip();
+        let written = self.write(&look_up, &ids, &table, &tokenizer)?;
+        let exact = tokenizer.decode_bytes(&ids)? == text.as_bytes() && is_rows(&table, &ids, values)?;
+        let (mean, std) = mean_and_std(values).unzip();
         let report = Report {
             text: &text,
             tokenizer: tokenizer.name(),
@@ -118,10 +122,48 @@ impl Show {
             writeln!(out)?;
             return out.finish();
         }
-        self.print(&report, &pieces, &tokenizer, &table)
+        self.print(&report, pieces, &tokenizer, &table, &written)
     }
 
-    fn print(&self, report: &Report, pieces: &[Piece], tokenizer: &Tokenizer, table: &TokenEmbedding) -> Result<()> {
+    /// The files that were asked for, and a word about each.
+    fn write(
+        &self,
+        look_up: &LookUp,
+        ids: &[u32],
+        table: &TokenEmbedding,
+        tokenizer: &Tokenizer,
+    ) -> Result<Vec<String>> {
+        let mut written = Vec::new();
+        if let Some(path) = &self.out {
+            let ids = Tensor::from_slice(ids, (1, ids.len()), &Device::Cpu)?;
+            save(path, &[("matrix", &table.lookup(&ids)?), ("ids", &ids)], tokenizer, &self.table)?;
+            written.push(format!("{} (tensors \"matrix\" and \"ids\")", path.display()));
+        }
+        let lang = self.pictures.language(&look_up.text);
+        let pictures = self.pictures.write(|| look_up.page(lang), || look_up.figure(lang))?;
+        written.extend(pictures.into_iter().map(|path| path.display().to_string()));
+        if let Some(folder) = &self.tsv {
+            written.extend(projector(folder, &look_up.projector())?);
+        }
+        if let Some(path) = &self.npy {
+            let values: Vec<f32> = look_up.values.concat();
+            // candle writes to a name only.
+            let file = tempfile::NamedTempFile::new()?;
+            Tensor::from_vec(values, (look_up.values.len(), look_up.d_model), &Device::Cpu)?.write_npy(file.path())?;
+            write(path, &std::fs::read(file.path())?)?;
+            written.push(format!("{} ({} x {}, f32)", path.display(), look_up.values.len(), look_up.d_model));
+        }
+        Ok(written)
+    }
+
+    fn print(
+        &self,
+        report: &Report,
+        pieces: &[Piece],
+        tokenizer: &Tokenizer,
+        table: &TokenEmbedding,
+        written: &[String],
+    ) -> Result<()> {
         let mut out = anstream::AutoStream::auto(std::io::stdout()).lock();
         let (bold, text) = (Style::new().bold(), report.text);
         let [batch, context, d_model] = report.shape;
@@ -164,8 +206,8 @@ impl Show {
             )?,
             false => writeln!(out, "not exact  this tokenizer changes the text: its ids give back other bytes")?,
         }
-        if let Some(path) = &self.out {
-            writeln!(out, "written    {} (tensors \"matrix\" and \"ids\")", path.display())?;
+        for file in written {
+            writeln!(out, "written    {file}")?;
         }
         writeln!(out, "next       add the position of each token to its row, then the transformer blocks")?;
         Ok(())
@@ -238,8 +280,8 @@ fn mean_and_std(values: &[Vec<f32>]) -> Option<(f64, f64)> {
     (count > 0.0).then(|| (mean, variance.sqrt()))
 }
 
-/// Writes `matrix` (1, T, C) and `ids` (1, T), with what they were made by.
-fn save(path: &Path, matrix: &Tensor, ids: &Tensor, tokenizer: &Tokenizer, args: &TableArgs) -> Result<()> {
+/// Writes tensors with what they were made by.
+pub fn save(path: &Path, tensors: &[(&str, &Tensor)], tokenizer: &Tokenizer, args: &TableArgs) -> Result<()> {
     let metadata = HashMap::from([
         ("format".to_string(), "pt".to_string()),
         ("tokenizer".to_string(), tokenizer.name().to_string()),
@@ -247,8 +289,5 @@ fn save(path: &Path, matrix: &Tensor, ids: &Tensor, tokenizer: &Tokenizer, args:
         ("seed".to_string(), args.seed.to_string()),
         ("init".to_string(), args.init.to_string()),
     ]);
-    let bytes = safetensors::serialize([("matrix", matrix), ("ids", ids)], Some(metadata))?;
-    let mut out = Output::open(Some(path))?;
-    out.write_all(&bytes).with_context(|| path.display().to_string())?;
-    out.finish()
+    write(path, &safetensors::serialize(tensors.iter().copied(), Some(metadata))?)
 }

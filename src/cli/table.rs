@@ -2,13 +2,14 @@
 
 use std::io::Write;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use candle_core::DType;
 use clap::Args;
 use serde::Serialize;
 use tallow::Tokenizer;
-use tallow::view::{Align, Cell, Column, shown_columns, visible, write_grid};
+use tallow::view::{Align, Cell, Column, shown_columns, token_text, write_grid};
 
 use super::{TableArgs, TokenizerArgs};
 
@@ -26,6 +27,9 @@ pub struct Table {
     table: TableArgs,
     #[command(flatten)]
     tokenizer: TokenizerArgs,
+    /// Also write the whole table to this safetensors file, as "wte.weight": what a model of this seed begins with
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
     /// One JSON object instead of a picture
     #[arg(long)]
     json: bool,
@@ -54,6 +58,9 @@ impl Table {
         let tokenizer = self.tokenizer.open()?;
         let table = self.table.open(self.vocab_size, &tokenizer, self.tokenizer.specials)?;
         let ranges = self.ranges(table.vocab_size())?;
+        if let Some(path) = &self.out {
+            super::show::save(path, &[("wte.weight", table.weight()?)], &tokenizer, &self.table)?;
+        }
         let mut rows = Vec::new();
         for range in &ranges {
             let values = table.weight()?.narrow(0, range.start, range.len())?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
@@ -96,6 +103,9 @@ impl Table {
             lines.push(gap());
         }
         write_grid(&mut out, &columns, &lines)?;
+        if let Some(path) = &self.out {
+            writeln!(out, "\nwritten    {}", path.display())?;
+        }
         Ok(())
     }
 
@@ -127,15 +137,7 @@ pub fn ranges(rows: &str, vocab_size: usize) -> Result<Vec<Range<usize>>> {
     Ok(ranges)
 }
 
+/// The token of a row as text, if it has one.
 pub fn token(tokenizer: &Tokenizer, row: usize) -> Option<String> {
-    let bytes = tokenizer.token_bytes(u32::try_from(row).ok()?)?;
-    Some(match std::str::from_utf8(&bytes) {
-        Ok(text) => visible(text),
-        Err(_) => hex(&bytes),
-    })
-}
-
-/// Bytes as `E6 B2`.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(" ")
+    Some(token_text(&tokenizer.token_bytes(u32::try_from(row).ok()?)?))
 }

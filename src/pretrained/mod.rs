@@ -2,6 +2,7 @@
 //!
 //! This room knows how models name their tables. It does not know where files come from.
 
+mod changes;
 mod find;
 mod remote;
 mod report;
@@ -21,6 +22,7 @@ use crate::embedding::{nearest, queries_fit};
 use crate::tensors::{Gguf, TensorFile, dtype_of, single_header, wrong};
 use crate::{Error, Init, Neighbor, Result, TokenEmbedding, TokenEmbeddingConfig};
 
+pub use changes::{RowChange, RowChanges};
 #[cfg(feature = "hub")]
 pub use remote::pull;
 pub use report::{RowStatistics, TensorInfo, list_tensors};

@@ -12,6 +12,10 @@ pub struct Statistics {
     pub counts: Vec<u64>,
     /// The longest documents, longest first.
     pub longest: Vec<LongDocument>,
+    /// How many documents are how long: those of 2^(i/2) tokens and more, but fewer than 2^((i+1)/2), at place i.
+    pub lengths: Vec<u64>,
+    /// After so many tokens of the split, so many rows of the table had occurred; some twelve points for each power of ten.
+    pub growth: Vec<(u64, usize)>,
 }
 
 /// One of the longest documents.
@@ -19,7 +23,7 @@ pub struct Statistics {
 pub struct LongDocument {
     /// Its ids, the separator included.
     pub tokens: u64,
-    /// The shard, as a number from 0, and the document in it.
+    /// The shard in which it begins, as a number from 0.
     pub shard: usize,
     /// Number of the document in that shard, from 0.
     pub document: u64,
@@ -36,7 +40,9 @@ impl Statistics {
     /// One pass over the ids; 8 bytes a table row.
     pub fn read(folder: &Path, split: &str, longest: usize, mut progress: impl FnMut(u64)) -> Result<Self> {
         let manifest = Manifest::read(folder)?;
-        let mut statistics = Statistics { counts: vec![0; manifest.table_rows], longest: Vec::new() };
+        let mut statistics = Statistics { counts: vec![0; manifest.table_rows], ..Default::default() };
+        let (mut tokens, mut touched, mut next) = (0u64, 0usize, 1u64);
+        let mut last: Option<LongDocument> = None;
         let shards = manifest.splits.get(split).into_iter().flat_map(|split| &split.shards);
         for (number, info) in shards.enumerate() {
             let shard = manifest.open(folder, split, info, Io::Map)?;
@@ -44,7 +50,13 @@ impl Statistics {
                 for id in ids {
                     // The manifest's largest id was compared; its rows may be a lie.
                     if let Some(count) = statistics.counts.get_mut(*id as usize) {
+                        touched += usize::from(*count == 0);
                         *count += 1;
+                    }
+                    tokens += 1;
+                    if tokens == next {
+                        statistics.growth.push((tokens, touched));
+                        next += (next / 5).max(1);
                     }
                 }
                 progress(ids.len() as u64);
@@ -52,14 +64,34 @@ impl Statistics {
             let index = shard.index()?;
             for document in 0..index.documents() {
                 let tokens = index.start(document + 1).saturating_sub(index.start(document));
-                if statistics.longest.len() < longest || statistics.longest.last().is_some_and(|l| l.tokens < tokens) {
-                    let place = statistics.longest.partition_point(|other| other.tokens >= tokens);
-                    statistics.longest.insert(place, LongDocument { tokens, shard: number, document });
-                    statistics.longest.truncate(longest);
+                // A document that was cut at the end of a shard goes on as the first of the next.
+                match &mut last {
+                    Some(last) if document == 0 && info.continues => last.tokens += tokens,
+                    _ => {
+                        let next = LongDocument { tokens, shard: number, document };
+                        last.replace(next).into_iter().for_each(|document| statistics.add(document, longest));
+                    }
                 }
             }
         }
+        last.into_iter().for_each(|document| statistics.add(document, longest));
+        if statistics.growth.last().is_some_and(|last| last.0 < tokens) {
+            statistics.growth.push((tokens, touched));
+        }
         Ok(statistics)
+    }
+
+    fn add(&mut self, document: LongDocument, longest: usize) {
+        let place = half_octave(document.tokens);
+        if self.lengths.len() <= place {
+            self.lengths.resize(place + 1, 0);
+        }
+        self.lengths[place] += 1;
+        let place = self.longest.partition_point(|other| other.tokens >= document.tokens);
+        if place < longest {
+            self.longest.insert(place, document);
+            self.longest.truncate(longest);
+        }
     }
 
     /// All ids.
@@ -81,6 +113,13 @@ impl Statistics {
     }
 }
 
+/// The largest i with 2^(i/2) <= length; 0 for an empty document.
+fn half_octave(length: u64) -> usize {
+    let whole = length.max(1).ilog2();
+    let upper = u128::from(length) * u128::from(length) >= 1 << (2 * whole + 1);
+    (2 * whole) as usize + usize::from(upper)
+}
+
 /// Ids of one document, at most `limit` of them.
 ///
 /// # Errors
@@ -98,4 +137,15 @@ pub fn document(folder: &Path, split: &str, shard: usize, document: u64, limit: 
     let mut ids = vec![0; (end.saturating_sub(start)).min(limit as u64) as usize];
     shard.read(start, &mut ids)?;
     Ok(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::half_octave;
+
+    #[test]
+    fn lengths_fall_into_half_octaves() {
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 16].map(half_octave), [0, 0, 2, 3, 4, 4, 5, 5, 6, 6, 7, 8]);
+        assert_eq!(half_octave(u64::MAX), 127);
+    }
 }

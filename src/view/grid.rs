@@ -93,23 +93,6 @@ pub fn shown_columns(count: usize, ends: usize) -> Vec<Option<usize>> {
     first.chain([None]).chain((count - ends..count).map(Some)).collect()
 }
 
-/// Text as it can safely be shown in one line, with spaces to be seen as `␣`; see [`one_line`].
-pub fn visible(text: &str) -> String {
-    text.split(' ').map(one_line).collect::<Vec<_>>().join("␣")
-}
-
-/// Text as it can safely be shown in one line: control and invisible characters escaped.
-pub fn one_line(text: &str) -> String {
-    let mut shown = String::new();
-    for c in text.chars() {
-        match c {
-            '"' | '\'' | '\\' => shown.push(c),
-            c => shown.extend(c.escape_debug()),
-        }
-    }
-    shown
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,11 +104,5 @@ mod tests {
         let mut out = Vec::new();
         write_grid(&mut anstream::StripStream::new(&mut out), &columns, &rows).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "  a      b\n  小     1\n  abc  -10\n");
-    }
-
-    #[test]
-    fn nothing_invisible_reaches_the_terminal() {
-        assert_eq!(visible(" a\n\x1b[31m\u{202e}\"é小"), "␣a\\n\\u{1b}[31m\\u{202e}\"é小");
-        assert_eq!(visible("\u{301}"), "\\u{301}");
     }
 }

@@ -1,5 +1,6 @@
 //! Text → the pieces that its tokens stand for, with the characters that are split between tokens.
 
+use super::text::{hex, visible};
 use crate::{Result, Tokenizer};
 
 /// What one token stands for in a text.
@@ -17,6 +18,17 @@ pub struct Piece {
     pub part: usize,
     /// Into how many tokens they are split: 1 for a token that cuts no character.
     pub of: usize,
+}
+
+impl Piece {
+    /// Its text for one line; for a part of a character, the character and which part: `沈 1/2`; else bytes in hex.
+    pub fn label(&self) -> String {
+        match &self.text {
+            Some(text) => visible(text),
+            None if self.of == 1 => hex(&self.bytes),
+            None => format!("{} {}/{}", visible(&self.characters), self.part, self.of),
+        }
+    }
 }
 
 /// Cuts `text` into the pieces of its tokens; neighbours that share a character are grouped.

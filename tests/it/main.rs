@@ -25,6 +25,8 @@ mod tokenizer;
 mod tokenizer_file;
 #[cfg(feature = "cli")]
 mod train_gpt;
+#[cfg(feature = "cli")]
+mod view;
 
 use std::path::PathBuf;
 

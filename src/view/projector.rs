@@ -1,0 +1,36 @@
+//! Files for TensorBoard's embedding projector.
+
+use std::fmt::Write;
+
+use super::LookUp;
+
+/// `tensors.tsv` and `metadata.tsv`, as <https://projector.tensorflow.org> loads them: a line a row, a head line over the metadata.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Projector {
+    /// Values between tabs; each reads back as the same f32.
+    pub tensors: String,
+    /// Token and id between tabs. Tabs and line ends of a token are escaped.
+    pub metadata: String,
+}
+
+impl Projector {
+    /// Of labelled rows: (token's text, id, values).
+    pub fn new<'a>(rows: impl IntoIterator<Item = (String, u32, &'a [f32])>) -> Self {
+        let (mut tensors, mut metadata) = (String::new(), "token\tid\n".to_string());
+        for (token, id, values) in rows {
+            let values: Vec<String> = values.iter().map(f32::to_string).collect();
+            let _ = writeln!(tensors, "{}", values.join("\t"));
+            let _ = writeln!(metadata, "{token}\t{id}");
+        }
+        Projector { tensors, metadata }
+    }
+}
+
+impl LookUp {
+    /// The matrix for the projector, one point for each different token.
+    pub fn projector(&self) -> Projector {
+        let mut seen = std::collections::HashSet::new();
+        let rows = self.pieces.iter().zip(&self.values).filter(|(piece, _)| seen.insert(piece.id));
+        Projector::new(rows.map(|(piece, values)| (piece.label(), piece.id, values.as_slice())))
+    }
+}
