@@ -43,7 +43,7 @@
 //! for sentence embeddings does that. Position, attention and the rest of the model come after it.
 //!
 //! # Features
-//! `cli` (default): the binary and [`view`], with `prepare`. `prepare`: reading corpora. `parquet`: from Parquet, too. `hub`: the Hugging Face Hub. `full`: all of these. `cuda`, `cudnn`, `metal`, `accelerate`, `mkl`: candle's own. For a
+//! `cli` (default): the binary, with `prepare` and `pictures`. `pictures`: [`view`]. `prepare`: reading corpora. `parquet`: from Parquet, too. `hub`: the Hugging Face Hub. `full`: all of these. `cuda`, `cudnn`, `metal`, `accelerate`, `mkl`: candle's own. For a
 //! library, `default-features = false` leaves out everything that only the command line needs.
 
 #![warn(missing_docs)]

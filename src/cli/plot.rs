@@ -13,7 +13,7 @@ use tallow::{PretrainedTable, Tokenizer};
 use super::TokenizerArgs;
 use super::pictures::{Pictures, projector};
 use super::prepare::matching;
-use super::progress::{bar, grouped};
+use super::progress::{bar, grouped, plural};
 use super::table::token;
 
 #[derive(Args)]
@@ -85,7 +85,7 @@ impl Plot {
             let line = json!({
                 "table": table.name(), "rows": rows, "d_model": columns,
                 "moved": plot.counts().map(|counts| counts[0]),
-                "scaled": plot.counts().map(|counts| counts[1]),
+                "shrunk": plot.counts().map(|counts| counts[1]),
                 "equal": plot.counts().map(|counts| counts[2]),
                 "farthest": plot.farthest.iter().map(|(id, token, distance)| json!({"id": id, "token": token, "distance": distance})).collect::<Vec<_>>(),
                 "mapped": plot.chosen.iter().map(|token| token.id).collect::<Vec<_>>(),
@@ -94,11 +94,11 @@ impl Plot {
             return Ok(writeln!(out, "{line}")?);
         }
         writeln!(out, "table      {}: {} rows x {columns} columns", table.name(), grouped(rows as u64))?;
-        if let Some([moved, scaled, equal]) = plot.counts() {
-            let [moved, scaled, equal] = [moved, scaled, equal].map(|rows| grouped(rows as u64));
+        if let Some([moved, shrunk, equal]) = plot.counts() {
+            let [moved, shrunk, equal] = [moved, shrunk, equal].map(|rows| grouped(rows as u64));
             writeln!(
                 out,
-                "trained    {moved} rows; {scaled} were only scaled (weight decay), {equal} are equal to the bit"
+                "trained    {moved} rows; {shrunk} only shrank by weight decay, {equal} are equal to the bit"
             )?;
             let far = plot.farthest.iter().take(8).map(|(_, token, distance)| format!("{token} {distance:.3}"));
             writeln!(out, "farthest   {}", far.collect::<Vec<_>>().join(", "))?;
@@ -146,10 +146,10 @@ impl Plot {
         }
         writeln!(
             out,
-            "{:<10} {} tokens in {} documents; {} of {} table rows occur",
+            "{:<10} {} tokens in {}; {} of {} table rows occur",
             self.split,
             grouped(split.tokens),
-            grouped(plot.lengths.iter().sum()),
+            plural(plot.lengths.iter().sum(), "document"),
             grouped(plot.frequencies.len() as u64),
             grouped(plot.table_rows as u64)
         )?;

@@ -67,7 +67,7 @@ impl LookUp {
     pub fn new(tokenizer: &Tokenizer, table: &TokenEmbedding, text: &str) -> Result<Self> {
         let pieces = pieces(tokenizer, text)?;
         let ids: Vec<u32> = pieces.iter().map(|piece| piece.id).collect();
-        let rows = table.lookup(&Tensor::from_slice(&ids, ids.len(), &Device::Cpu)?)?;
+        let rows = table.lookup(&Tensor::from_slice(&ids, (1, ids.len()), &Device::Cpu)?)?.squeeze(0)?;
         Ok(LookUp {
             text: text.to_string(),
             pieces,

@@ -93,10 +93,10 @@ impl TablePlot {
         })
     }
 
-    /// How many rows were trained, were only scaled (by weight decay), and are equal.
+    /// How many rows were trained, were only shrunk (by weight decay), and are equal.
     pub fn counts(&self) -> Option<[usize; 3]> {
         let changes = self.changes.as_ref()?;
-        Some([RowChange::Moved, RowChange::Scaled, RowChange::Equal].map(|what| changes.count(what)))
+        Some([RowChange::Moved, RowChange::Shrunk, RowChange::Equal].map(|what| changes.count(what)))
     }
 
     /// The rows of the map for the embedding projector.

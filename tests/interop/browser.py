@@ -8,7 +8,7 @@ import json
 import pathlib
 import sys
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 pages, shots = map(pathlib.Path, sys.argv[1:3])
 chromium = sys.argv[3]
@@ -121,7 +121,7 @@ def reading(browser):
         page.keyboard.press("Home")
         check("Home is the first piece", page.evaluate("document.activeElement.dataset.i") == "0")
         page.evaluate("document.activeElement.blur()")
-        page.wait_for_function("document.querySelectorAll('.on').length === 0")
+        expect(page.locator(".on")).to_have_count(0)
         # The pointer: over a cell of the matrix its value stands in the panel.
         for i, column in [(3, 5), (15, 63), (9, 0)]:
             strip = page.locator(f".row[data-i='{i}'] .strip")

@@ -161,11 +161,11 @@ fn what_moved_is_what_was_moved() {
     let [old, new] = [&before, &after].map(|path| PretrainedTable::open(path, None).unwrap());
     let changes = new.changes_since(&old).unwrap();
     assert_eq!(changes.moved(), [3, 700, 41]);
-    let counts = [RowChange::Moved, RowChange::Scaled, RowChange::Equal].map(|what| changes.count(what));
+    let counts = [RowChange::Moved, RowChange::Shrunk, RowChange::Equal].map(|what| changes.count(what));
     assert_eq!(counts, [3, 1, 996]);
     assert!((changes.distances[3] - 3.0).abs() < 1e-6 && changes.distances[0] == 0.0);
     let said: Value = serde_json::from_str(&stdout(&["plot", &after, "--before", &before, "--json"], b"")).unwrap();
-    assert_eq!((&said["moved"], &said["scaled"], &said["equal"]), (&json!(3), &json!(1), &json!(996)));
+    assert_eq!((&said["moved"], &said["shrunk"], &said["equal"]), (&json!(3), &json!(1), &json!(996)));
     assert_eq!(said["mapped"], json!([3, 700, 41]));
     assert_eq!(said["farthest"][1]["id"], 700);
     let page = folder.path().join("plot.html");
@@ -184,7 +184,7 @@ fn what_moved_is_what_was_moved() {
         ],
         b"",
     );
-    assert!(printed.contains("trained    3 rows; 1 were only scaled (weight decay), 996 are equal"), "{printed}");
+    assert!(printed.contains("trained    3 rows; 1 only shrank by weight decay, 996 are equal"), "{printed}");
     let page = std::fs::read_to_string(page).unwrap();
     assert!(page.contains("indow") || page.contains("<td class=\"token\">$</td>"), "row 3 is the token $");
     // A table that grew: the rows that are in both.

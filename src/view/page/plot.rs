@@ -17,11 +17,11 @@ impl TablePlot {
     pub fn page(&self, name: &str, lang: Lang) -> Result<String> {
         let (rows, columns) = self.shape;
         let below = html! {
-            @if let Some([moved, scaled, equal]) = self.counts() {
+            @if let Some([moved, shrunk, equal]) = self.counts() {
                 h2 { (lang.of("What training touched", "训练碰到了哪些行")) }
                 table {
                     (count(lang.of("trained", "训练过"), moved, rows))
-                    (count(lang.of("only scaled (weight decay), never trained", "只被权重衰减缩短，从未训练"), scaled, rows))
+                    (count(lang.of("only shrank by weight decay, never trained", "只被权重衰减缩短，从未训练"), shrunk, rows))
                     (count(lang.of("equal to the bit", "完全没变"), equal, rows))
                 }
                 h2 { (lang.of("Moved farthest", "移动最远的行")) }
@@ -35,7 +35,7 @@ impl TablePlot {
                     h2 { (lang.of("Never trained", "从未训练的行")) }
                     p { (lang.of("The first of them: ", "前面的一些：")) @for (i, (id, token)) in self.untouched.iter().enumerate() {
                         @if i > 0 { ", " } span.number { (id) } " " (token)
-                    } @if scaled + equal > self.untouched.len() { ", …" } }
+                    } @if shrunk + equal > self.untouched.len() { ", …" } }
                 }
             }
         };
