@@ -36,6 +36,7 @@
 //! - Batches for training, out of shards or a string, with resume and ranks: [`Dataset`] and [`DataLoader`].
 //! - Somebody's trained rows, from a file or the Hub: [`PretrainedTable`]. New tokens on them: [`TokenEmbedding::add_tokens`];
 //!   more rows: [`TokenEmbedding::resize`]; what is near: [`TokenEmbedding::neighbors`].
+//! - Pictures: a sentence's look-up as a page or a figure, a table before and after training, a folder of shards: [`view`].
 //! - A device by name, with a fallback: [`device::open`].
 //!
 //! # What it is not

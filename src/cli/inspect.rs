@@ -3,14 +3,14 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 use serde_json::json;
 use tallow::shard::{Manifest, Statistics, document};
 use tallow::view::{Align, Cell, Column, visible, write_grid};
 
 use super::TokenizerArgs;
-use super::prepare::{describe, matching};
+use super::prepare::{describe, matching, split_of};
 use super::progress::{bar, grouped};
 
 #[derive(Args)]
@@ -43,11 +43,7 @@ impl Inspect {
             return super::weights::inspect(&self.folder, self.tensor.as_deref(), tokenizer, self.top, self.json);
         }
         let manifest = Manifest::read(&self.folder)?;
-        if manifest.splits.get(&self.split).is_none_or(|split| split.tokens == 0) {
-            let with: Vec<&str> =
-                manifest.splits.iter().filter(|(_, split)| split.tokens > 0).map(|(name, _)| name.as_str()).collect();
-            bail!("{} has no tokens in a split {:?}, only in: {}", self.folder.display(), self.split, with.join(", "));
-        }
+        let split = split_of(&manifest, &self.split, &self.folder)?;
         let tokenizer = self.tokenizer.open()?;
         // Counts need no tokenizer; texts need the right one.
         let known = matching(&manifest, &tokenizer, &self.folder);
@@ -55,18 +51,15 @@ impl Inspect {
             Ok(()) => super::table::token(&tokenizer, id as usize),
             Err(_) => None,
         };
-        let tokens = manifest.splits.get(&self.split).map_or(0, |split| split.tokens);
-        let progress = bar(tokens.saturating_mul(manifest.dtype.bytes() as u64));
+        let progress = bar(split.tokens.saturating_mul(manifest.dtype.bytes() as u64));
         let width = manifest.dtype.bytes() as u64;
         let statistics = Statistics::read(&self.folder, &self.split, self.top, |read| progress.inc(read * width))?;
         progress.finish_and_clear();
         let frequent = statistics.most_frequent(self.top);
-        let split = manifest.splits.get(&self.split);
         // Samples from places spread over the shards.
-        let shards = split.map_or(0, |split| split.shards.len());
+        let shards = split.shards.len();
         let mut samples = Vec::new();
         for i in 0..self.top.min(if known.is_ok() { usize::MAX } else { 0 }) {
-            let Some(split) = split.filter(|_| shards > 0) else { break };
             let shard = i * shards / self.top;
             let within = (self.top - self.top.min(shards)) as u64 + 1;
             let documents = split.shards[shard].documents;

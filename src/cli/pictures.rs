@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use tallow::view::{Figure, Fonts, Lang, Projector};
 
@@ -81,6 +81,7 @@ impl Pictures {
 
 /// Writes a file whole or not at all.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    ensure!(path != Path::new("-"), "standard output is taken by what is printed: name a file");
     let mut out = Output::open(Some(path))?;
     out.write_all(bytes).with_context(|| path.display().to_string())?;
     out.finish()

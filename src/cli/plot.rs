@@ -12,7 +12,7 @@ use tallow::{PretrainedTable, Tokenizer};
 
 use super::TokenizerArgs;
 use super::pictures::{Pictures, projector};
-use super::prepare::matching;
+use super::prepare::{matching, split_of};
 use super::progress::{bar, grouped, plural};
 use super::table::token;
 
@@ -96,9 +96,10 @@ impl Plot {
         writeln!(out, "table      {}: {} rows x {columns} columns", table.name(), grouped(rows as u64))?;
         if let Some([moved, shrunk, equal]) = plot.counts() {
             let [moved, shrunk, equal] = [moved, shrunk, equal].map(|rows| grouped(rows as u64));
+            let rows = if moved == "1" { "row" } else { "rows" };
             writeln!(
                 out,
-                "trained    {moved} rows; {shrunk} only shrank by weight decay, {equal} are equal to the bit"
+                "trained    {moved} {rows}; {shrunk} only shrank by weight decay, {equal} are equal to the bit"
             )?;
             let far = plot.farthest.iter().take(8).map(|(_, token, distance)| format!("{token} {distance:.3}"));
             writeln!(out, "farthest   {}", far.collect::<Vec<_>>().join(", "))?;
@@ -116,11 +117,7 @@ impl Plot {
             folder.display()
         );
         let manifest = Manifest::read(folder)?;
-        let Some(split) = manifest.splits.get(&self.split).filter(|split| split.tokens > 0) else {
-            let with: Vec<&str> =
-                manifest.splits.iter().filter(|(_, split)| split.tokens > 0).map(|(name, _)| name.as_str()).collect();
-            bail!("{} has no tokens in a split {:?}, only in: {}", folder.display(), self.split, with.join(", "));
-        };
+        let split = split_of(&manifest, &self.split, folder)?;
         let width = manifest.dtype.bytes() as u64;
         let progress = bar(split.tokens.saturating_mul(width));
         let statistics = Statistics::read(folder, &self.split, 0, |read| progress.inc(read * width))?;

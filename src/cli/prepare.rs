@@ -11,7 +11,7 @@ use serde_json::json;
 use tallow::prepare::{
     Estimate, Event, Format, OnError, PrepareConfig, Rank, SeparatorChoice, estimate, finish, prepare, rank_from_env,
 };
-use tallow::shard::{IdType, Manifest};
+use tallow::shard::{IdType, Manifest, SplitInfo};
 
 use super::TokenizerArgs;
 use super::progress::{bar, bytes, grouped, memory_mib, plural};
@@ -292,6 +292,16 @@ pub fn describe(out: &mut impl Write, manifest: &Manifest) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A split that has tokens.
+pub fn split_of<'a>(manifest: &'a Manifest, name: &str, folder: &Path) -> Result<&'a SplitInfo> {
+    let Some(split) = manifest.splits.get(name).filter(|split| split.tokens > 0) else {
+        let with = manifest.splits.iter().filter(|(_, split)| split.tokens > 0);
+        let with: Vec<&str> = with.map(|(name, _)| name.as_str()).collect();
+        bail!("{} has no tokens in a split {name:?}, only in: {}", folder.display(), with.join(", "));
+    };
+    Ok(split)
 }
 
 /// The folder's tokenizer, if it is the one that was given.

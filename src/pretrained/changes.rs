@@ -106,7 +106,8 @@ fn norm(row: &[f32]) -> f64 {
 }
 
 fn change(new: &[f32], old: &[f32]) -> (RowChange, f64) {
-    if new == old {
+    // The same NaN is no movement.
+    if new.iter().zip(old).all(|(new, old)| new == old || new.to_bits() == old.to_bits()) {
         return (RowChange::Equal, 0.0);
     }
     let pairs = || new.iter().zip(old).map(|(new, old)| (f64::from(*new), f64::from(*old)));
@@ -139,5 +140,6 @@ mod tests {
         assert_eq!(change(&[0.0, 0.0, 1.0], &[0.0; 3]), (RowChange::Moved, 1.0));
         assert_eq!(change(&[-0.1, 0.2, -0.2], &old).0, RowChange::Moved, "it turned round");
         assert_eq!(change(&[f32::NAN, 0.0, 0.0], &old).0, RowChange::Moved);
+        assert_eq!(change(&[f32::NAN, 0.0, 0.0], &[f32::NAN, -0.0, 0.0]).0, RowChange::Equal);
     }
 }

@@ -55,6 +55,8 @@ where
     let mut sized = ChartBuilder::on(area);
     sized.margin_top(HEAD).margin_right(28).margin_left(8).margin_bottom(6).x_label_area_size(44).y_label_area_size(66);
     let mut chart = sized.build_cartesian_2d(x, y)?;
+    let (x, y) = (chart.x_range(), chart.y_range());
+    let (wide, high) = (x.end - x.start, y.end - y.start);
     chart
         .configure_mesh()
         .light_line_style(plotters::style::TRANSPARENT)
@@ -62,8 +64,8 @@ where
         .axis_style(GREY)
         .x_labels(6)
         .y_labels(6)
-        .x_label_formatter(&|value| tick(labels.x_of.map_or(*value, |x_of| x_of(*value))))
-        .y_label_formatter(&|value| tick(*value))
+        .x_label_formatter(&|value| labels.x_of.map_or_else(|| tick(*value, wide), |x_of| tick(x_of(*value), 0.0)))
+        .y_label_formatter(&|value| tick(*value, high))
         .label_style(style(12, GREY))
         .axis_desc_style(style(13, GREY))
         .x_desc(labels.x)

@@ -21,6 +21,8 @@ pub struct DatasetPlot {
     /// How many tokens of the split have how many bytes: 1 at place 0, and from 16 on all together. Empty where the tokenizer is
     /// not known; special tokens are not counted.
     pub token_bytes: Vec<u64>,
+    /// Bytes of a token in the mean over the split.
+    pub bytes_per_token: f64,
     /// Rows of the table that the ids need.
     pub table_rows: usize,
 }
@@ -30,17 +32,25 @@ impl DatasetPlot {
     pub fn new(statistics: &Statistics, bytes: impl Fn(u32) -> Option<usize>) -> Self {
         let mut frequencies: Vec<u64> = statistics.counts.iter().copied().filter(|count| *count > 0).collect();
         frequencies.sort_unstable_by_key(|count| std::cmp::Reverse(*count));
-        let mut token_bytes = vec![0; LONG];
+        let (mut token_bytes, mut bytes_of_all, mut known) = (vec![0; LONG], 0, 0);
         for (id, count) in (0u32..).zip(&statistics.counts).filter(|(_, count)| **count > 0) {
             if let Some(length) = bytes(id).filter(|length| *length > 0) {
                 token_bytes[length.min(LONG) - 1] += count;
+                bytes_of_all += length as u64 * count;
+                known += count;
             }
         }
-        if token_bytes.iter().all(|count| *count == 0) {
+        if known == 0 {
             token_bytes.clear();
         }
-        let (lengths, growth) = (statistics.lengths.clone(), statistics.growth.clone());
-        DatasetPlot { frequencies, lengths, growth, token_bytes, table_rows: statistics.counts.len() }
+        DatasetPlot {
+            frequencies,
+            lengths: statistics.lengths.clone(),
+            growth: statistics.growth.clone(),
+            token_bytes,
+            bytes_per_token: bytes_of_all as f64 / known.max(1) as f64,
+            table_rows: statistics.counts.len(),
+        }
     }
 
     /// All charts in one drawing.
@@ -81,8 +91,7 @@ impl DatasetPlot {
         ];
         if !self.token_bytes.is_empty() {
             let all: u64 = self.token_bytes.iter().sum();
-            let bytes: u64 = self.token_bytes.iter().zip(1..).map(|(count, length)| count * length).sum();
-            let mean = bytes as f64 / all.max(1) as f64;
+            let mean = self.bytes_per_token;
             panels.push((
                 lang.of(format!("Bytes of a token (mean {mean:.2})"), format!("每个 token 的字节数（平均 {mean:.2}）")),
                 Box::new(move |area, title| {

@@ -5,7 +5,7 @@ use plotters::prelude::{Color, PathElement, Rectangle};
 
 use super::figure::{Align, Area, BLUE, Drawn, Figure, GREY, INK, LINE, PALE, fill, write};
 use super::scale::{Diverging, short};
-use super::text::{Lang, one_line, shorten};
+use super::text::{Lang, one_line, plural, shorten};
 use super::{Piece, pieces, shown_columns};
 use crate::{Result, TokenEmbedding, Tokenizer};
 
@@ -86,7 +86,7 @@ impl LookUp {
     pub fn figure(&self, lang: Lang) -> Result<Figure> {
         let (tokens, columns) = (self.pieces.len(), self.d_model);
         let title = lang.of(
-            format!("{tokens} tokens fetch {tokens} rows: a {tokens} x {columns} matrix"),
+            format!("{} → {}: a {tokens} x {columns} matrix", plural(tokens, "token"), plural(tokens, "row")),
             format!("{tokens} 个 token 取出 {tokens} 行：{tokens} × {columns} 的矩阵"),
         );
         let rows = shown_columns(tokens, ROWS);

@@ -20,6 +20,9 @@ impl Pca {
         let mean: Vec<f64> = (0..width)
             .map(|column| points.iter().map(|point| f64::from(point[column])).sum::<f64>() / count as f64)
             .collect();
+        if count == 0 || width == 0 {
+            return Ok(Pca { mean, axes: [Vec::new(), Vec::new()], shares: [0.0; 2] });
+        }
         let centred = DMatrix::from_fn(count, width, |row, column| f64::from(points[row][column]) - mean[column]);
         // The smaller of the two products has the same eigenvalues.
         let by_points = count <= width;
@@ -86,6 +89,7 @@ mod tests {
 
     #[test]
     fn points_in_one_place_have_no_axes() {
+        assert_eq!(Pca::of(&[]).unwrap().shares, [0.0; 2]);
         let pca = Pca::of(&[vec![1.0, 2.0], vec![1.0, 2.0]]).unwrap();
         assert_eq!((pca.shares, pca.project(&[1.0, 2.0])), ([0.0; 2], (0.0, 0.0)));
     }

@@ -49,10 +49,10 @@ pub(super) fn short(value: f64) -> String {
     if (1e-4..1e6).contains(&value.abs()) { format!("{value:.*}", digits as usize) } else { format!("{value:.2e}") }
 }
 
-/// A number at an axis: as short as it is round. Sums of steps miss zero by a hair.
-pub(super) fn tick(value: f64) -> String {
+/// A number at an axis of this length: as short as it is round. Sums of steps miss zero by a hair.
+pub(super) fn tick(value: f64, axis: f64) -> String {
     match value.abs() {
-        size if size < 1e-12 => "0".to_string(),
+        size if size <= axis * 1e-9 => "0".to_string(),
         size if (1e-3..1e6).contains(&size) => {
             let digits = (3 - size.log10().floor() as i64).clamp(0, 4) as usize;
             let shown = format!("{value:.digits$}");
@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn ticks_are_round() {
         let shown: Vec<String> =
-            [0.1, 2.7e-17, 1.0, 10.0, 17559.93, 1e6, 2.5e-4, -0.25].into_iter().map(tick).collect();
+            [0.1, 2.7e-17, 1.0, 10.0, 17559.93, 1e6, 2.5e-4, -0.25].map(|value| tick(value, 1.0)).to_vec();
         assert_eq!(shown, ["0.1", "0", "1", "10", "17560", "1e6", "2.50e-4", "-0.25"]);
     }
 }

@@ -45,7 +45,7 @@ pub struct Token {
 
 impl TablePlot {
     /// Reads what the pictures need. `chosen` are the rows of the map; without any, the `top` that moved farthest, or the first
-    /// `top` where there is no `before`. `name` says the token of a row; a row without one is called by its number.
+    /// `top` where none moved. `name` says the token of a row; a row without one is called by its number.
     ///
     /// # Errors
     /// - [`Error::Config`](crate::Error::Config): tables of different widths.
@@ -64,9 +64,9 @@ impl TablePlot {
         let changes = before.map(|before| table.changes_since(before)).transpose()?;
         let moved = changes.as_ref().map(RowChanges::moved).unwrap_or_default();
         let named = |id: u32| name(id).unwrap_or_else(|| id.to_string());
-        let ids: Vec<u32> = match (chosen, &changes) {
-            ([], Some(_)) => moved.iter().copied().take(top).collect(),
-            ([], None) => (0..table.vocab_size().min(top) as u32).collect(),
+        let ids: Vec<u32> = match (chosen, &moved[..]) {
+            ([], []) => (0..table.vocab_size().min(top) as u32).collect(),
+            ([], moved) => moved.iter().copied().take(top).collect(),
             _ => chosen.to_vec(),
         };
         let values = table.rows(&ids)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;

@@ -50,6 +50,11 @@ pub fn one_line(text: &str) -> String {
     shown
 }
 
+/// `1 token`, `2 tokens`.
+pub(super) fn plural(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 /// Bytes as `E6 B2`.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(" ")

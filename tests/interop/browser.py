@@ -34,6 +34,10 @@ OVERLAP = """(selector) => {
   }
   return found;
 }"""
+OUTSIDE = """() => [...document.querySelectorAll('figure text')].filter(e => {
+  const [a, b] = [e.getBoundingClientRect(), e.ownerSVGElement.getBoundingClientRect()];
+  return a.left < b.left - 1 || a.right > b.right + 1 || a.top < b.top - 1 || a.bottom > b.bottom + 1;
+}).map(e => e.textContent)"""
 LABELS = ".chip .text, .chip .number, .split .whole, .row .text, .row .number, .ends span, .heads > *, .marks span, .axis span"
 
 
@@ -191,7 +195,11 @@ def plots(browser):
         for width in [360, 1024, 1920]:
             with Session(browser, "plot.html", width, 900, scheme) as s:
                 check("four figures with names", s.page.locator("figure[aria-label]").count() == 4)
-                check("no wider than the window", s.page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
+                layout(s.page, f"plot {scheme} {width}")
+                over = s.page.evaluate(OVERLAP, "figure text")
+                check("no label lies over another", not over, over[:5])
+                out = s.page.evaluate(OUTSIDE)
+                check("no label leaves its figure", not out, out)
                 s.page.screenshot(path=shots / f"plot-{scheme}-{width}.png", full_page=True)
     print("plots")
 

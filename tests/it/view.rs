@@ -187,6 +187,9 @@ fn what_moved_is_what_was_moved() {
     assert!(printed.contains("trained    3 rows; 1 only shrank by weight decay, 996 are equal"), "{printed}");
     let page = std::fs::read_to_string(page).unwrap();
     assert!(page.contains("indow") || page.contains("<td class=\"token\">$</td>"), "row 3 is the token $");
+    // Nothing moved.
+    let printed = stdout(&["plot", &after, "--before", &after, "--svg", &format!("{after}.svg")], b"");
+    assert!(printed.contains("trained    0 rows; 0 only shrank by weight decay, 1 000 are equal"), "{printed}");
     // A table that grew: the rows that are in both.
     let grown = folder.path().join("grown.safetensors");
     candle_core::safetensors::save(&[("wte.weight", table(1200, 16).weight().unwrap().copy().unwrap())].into(), &grown)
@@ -196,6 +199,34 @@ fn what_moved_is_what_was_moved() {
     let plot = TablePlot::new(&grown, Some(&old), &[1100, 3], 0, |_| None).unwrap();
     assert!(plot.chosen[0].before.is_none() && plot.chosen[1].before.is_some());
     plot.figure(Lang::En).unwrap();
+}
+
+#[test]
+fn tables_of_every_kind_draw() {
+    let folder = tempfile::tempdir().unwrap();
+    let normal = |scale: f32| (table(300, 8).weight().unwrap().copy().unwrap() * f64::from(scale)).unwrap();
+    let mut odd = normal(1.0).to_vec2::<f32>().unwrap();
+    (odd[5][3], odd[7][0], odd[9]) = (f32::NAN, f32::INFINITY, vec![0.0; 8]);
+    let tables = [
+        Tensor::zeros((1, 4), DType::F32, &Device::Cpu).unwrap(),
+        Tensor::ones((500, 4), DType::F32, &Device::Cpu).unwrap(),
+        normal(1.0).narrow(1, 0, 1).unwrap().contiguous().unwrap(),
+        normal(1e-30),
+        normal(1e30),
+        Tensor::full(f32::MAX, (100, 64), &Device::Cpu).unwrap(),
+        Tensor::new(odd, &Device::Cpu).unwrap(),
+    ];
+    for (i, tensor) in tables.into_iter().enumerate() {
+        let path = folder.path().join(format!("{i}.safetensors"));
+        candle_core::safetensors::save(&[("wte.weight", tensor)].into(), &path).unwrap();
+        let table = PretrainedTable::open(&path, None).unwrap();
+        for before in [None, Some(&table)] {
+            let plot = TablePlot::new(&table, before, &[], 100, |_| None).unwrap();
+            plot.figure(Lang::Zh).unwrap().svg(&Fonts::bundled()).unwrap();
+            plot.page("a table", Lang::En).unwrap();
+            assert_eq!(plot.counts(), before.map(|_| [0, 0, table.vocab_size()]));
+        }
+    }
 }
 
 #[test]
@@ -210,6 +241,7 @@ fn counts_of_a_dataset_are_those_of_its_ids() {
         .collect();
     let tokenizer = Tokenizer::cl100k();
     let (mut seen, mut tokens, mut bytes) = (std::collections::HashSet::new(), 0u64, vec![0u64; 16]);
+    let mut all_bytes = 0;
     let (mut growth, mut lengths) = (vec![0usize], std::collections::BTreeMap::new());
     for document in documents.iter().filter(|document| !document.is_empty()) {
         let ids = tokenizer.encode(document).unwrap();
@@ -220,12 +252,14 @@ fn counts_of_a_dataset_are_those_of_its_ids() {
             growth.push(seen.len());
             let length = tokenizer.token_bytes(id).unwrap().len();
             bytes[length.min(16) - 1] += 1;
+            all_bytes += length;
         }
     }
     assert_eq!(plot.frequencies.iter().sum::<u64>(), tokens);
     assert_eq!(plot.frequencies.len(), seen.len());
     assert!(plot.frequencies.is_sorted_by(|a, b| a >= b));
     assert_eq!(plot.token_bytes, bytes);
+    assert!((plot.bytes_per_token - all_bytes as f64 / tokens as f64).abs() < 1e-12);
     assert_eq!(plot.growth.last(), Some(&(tokens, seen.len())));
     assert!(plot.growth.len() > 20 && plot.growth.iter().all(|(at, rows)| growth[*at as usize] == *rows));
     let found: std::collections::BTreeMap<usize, u64> =

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::super::figure::failed;
 use super::super::scale::{Diverging, short};
-use super::super::text::{Lang, hex, one_line, shorten, visible};
+use super::super::text::{Lang, hex, one_line, plural, shorten, visible};
 use super::super::{LookUp, Piece, shown_columns};
 use super::shell;
 use crate::Result;
@@ -105,8 +105,16 @@ impl LookUp {
     fn counts(&self, pieces: &[Piece], columns: &[usize], lang: Lang) -> String {
         let (characters, tokens, width) = (self.text.chars().count(), self.pieces.len(), self.d_model);
         let mut line = lang.of(
-            format!("{characters} characters → {tokens} tokens → {tokens} rows of {width} numbers: a {tokens} × {width} matrix."),
-            format!("{characters} 个字符 → {tokens} 个 token → {tokens} 行，每行 {width} 个数：{tokens} × {width} 的矩阵。"),
+            format!(
+                "{} → {} → {} of {}: a {tokens} × {width} matrix.",
+                plural(characters, "character"),
+                plural(tokens, "token"),
+                plural(tokens, "row"),
+                plural(width, "number")
+            ),
+            format!(
+                "{characters} 个字符 → {tokens} 个 token → {tokens} 行，每行 {width} 个数：{tokens} × {width} 的矩阵。"
+            ),
         );
         if pieces.len() < tokens {
             let shown = pieces.len();
@@ -222,7 +230,8 @@ fn steps(look_up: &LookUp, lang: Lang) -> Markup {
             (
                 "Pieces.",
                 format!(
-                    "The tokenizer cuts the text into {tokens} pieces, its tokens.{}",
+                    "The tokenizer cuts the text into {}, its tokens.{}",
+                    plural(tokens, "piece"),
                     if split { " A character that is no token of its own is cut into bytes; its parts are joined here." } else { "" }
                 ),
             ),
