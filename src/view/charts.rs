@@ -74,15 +74,21 @@ where
     Ok(chart)
 }
 
-/// Names of colours, in the upper right corner.
+/// Names of colours, in the line of the title from the right, where no curve comes.
 fn legend(area: &Area, names: &[&str]) -> Drawn {
-    let right = area.dim_in_pixel().0 as i32 - 34;
-    for (i, (name, colour)) in names.iter().zip(COLOURS).enumerate() {
-        let y = HEAD + 14 + 20 * i as i32;
-        fill(area, [(right - 18, y - 5), (right, y + 5)], colour)?;
-        write(area, name, (right - 26, y), 14, Align::Right, INK)?;
+    let mut right = area.dim_in_pixel().0 as i32 - 28;
+    for (name, colour) in names.iter().zip(COLOURS).rev() {
+        write(area, name, (right, HEAD / 2), 14, Align::Right, INK)?;
+        right -= width(name, 14) + 24;
+        fill(area, [(right, HEAD / 2 - 5), (right + 18, HEAD / 2 + 5)], colour)?;
+        right -= 18;
     }
     Ok(())
+}
+
+/// About how wide a text of this size is in pixels.
+fn width(text: &str, size: i32) -> i32 {
+    text.chars().map(|c| if c.is_ascii() { size * 6 / 10 } else { size * 11 / 10 }).sum()
 }
 
 /// From where to where an axis goes: a little beyond the largest value, and not nowhere where all are equal.
@@ -243,7 +249,7 @@ pub(super) fn map(area: &Area, labels: Labels, places: &[Place]) -> Drawn {
     let mut taken: Vec<[i32; 4]> = points.iter().map(|(x, y)| [x - 3, y - 3, x + 3, y + 3]).collect();
     for (place, (x, y)) in places.iter().zip(&points) {
         let name = shorten(&place.name, 14);
-        let width = 1 + name.chars().map(|c| if c.is_ascii() { 7 } else { 13 }).sum::<i32>();
+        let width = 1 + width(&name, 12);
         for (align, from) in [(Align::Left, x + 5), (Align::Right, x - 5 - width)] {
             let frame = [from, y - 7, from + width, y + 7];
             let free = |other: &[i32; 4]| {

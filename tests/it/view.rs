@@ -147,7 +147,7 @@ fn tables_of_every_size_draw() {
 
 #[test]
 fn a_page_of_many_values_says_what_it_leaves_out() {
-    let text: String = (0..5000).map(|i| format!(" {}", i * 7919 % 1000)).collect();
+    let text: String = (0..20_000).map(|i| format!(" {}", i * 7919 % 1000)).collect();
     let look_up = LookUp::new(&Tokenizer::cl100k(), &table(100256, 512), &text).unwrap();
     let page = look_up.page(Lang::En).unwrap();
     assert!(page.len() < 5_000_000, "{}", page.len());

@@ -15,7 +15,8 @@ use super::super::{LookUp, Piece, shown_columns};
 use super::shell;
 use crate::Result;
 
-/// Tokens of a page, and numbers in it: more would make it slow and larger than 5 MB.
+/// Characters and tokens of a page, and numbers in it: more would make it slow and larger than 5 MB.
+const CHARACTERS: usize = 20_000;
 const TOKENS: usize = 4000;
 const VALUES: usize = 200_000;
 /// Up to here every piece's way from the table to the matrix is drawn, and nothing scrolls.
@@ -75,7 +76,7 @@ impl LookUp {
                 main {
                     header {
                         h1 { (title) }
-                        p.sentence tabindex="0" aria-label=(lang.of("The text", "文字")) { (one_line(&self.text)) }
+                        p.sentence tabindex="0" aria-label=(lang.of("The text", "文字")) { (self.sentence()) }
                         p.grey { (self.counts(pieces, &columns, lang)) }
                     }
                     (steps(self, lang))
@@ -100,6 +101,15 @@ impl LookUp {
             }
         };
         Ok(shell(lang, title, body, include_str!("look_up.js")))
+    }
+
+    /// The text, or what a page has room for of it.
+    fn sentence(&self) -> String {
+        let mut start: String = self.text.chars().take(CHARACTERS).collect();
+        if start.len() < self.text.len() {
+            start.push('…');
+        }
+        one_line(&start)
     }
 
     fn counts(&self, pieces: &[Piece], columns: &[usize], lang: Lang) -> String {
