@@ -196,18 +196,18 @@ impl TableArgs {
         Ok(TokenEmbedding::new(&cfg, vb.pp("wte"))?.with_token_names(tokenizer.names()))
     }
 
-    /// One line about the table.
-    fn describe(&self, table: &TokenEmbedding) -> String {
-        let (rows, columns) = (table.vocab_size(), table.d_model());
-        let mib = (rows * columns * table.dtype().size_in_bytes()) as f64 / f64::from(1 << 20);
-        format!(
-            "{rows} rows x {columns} columns, {} on {}, {}, seed {}, {mib:.1} MiB",
-            table.dtype().as_str(),
-            device_name(table.device()),
-            self.init,
-            self.seed
-        )
+    /// What the values were drawn from.
+    fn origin(&self) -> String {
+        format!("{}, seed {}", self.init, self.seed)
     }
+}
+
+/// One line about a table whose values have this origin.
+fn describe(table: &TokenEmbedding, origin: &str) -> String {
+    let (rows, columns) = (table.vocab_size(), table.d_model());
+    let mib = (rows * columns * table.dtype().size_in_bytes()) as f64 / f64::from(1 << 20);
+    let (dtype, device) = (table.dtype().as_str(), device_name(table.device()));
+    format!("{rows} rows x {columns} columns, {dtype} on {device}, {origin}, {mib:.1} MiB")
 }
 
 fn device_name(device: &candle_core::Device) -> String {

@@ -8,14 +8,15 @@ use std::path::{Path, PathBuf};
 use anstyle::{AnsiColor, Style};
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
+use candle_nn::{VarBuilder, VarMap};
 use clap::Args;
 use serde::Serialize;
 use tallow::view::{Align, Cell, Column, LookUp, Piece, hex, one_line, shown_columns, visible, write_grid};
-use tallow::{TokenEmbedding, Tokenizer};
+use tallow::{PretrainedTable, TokenEmbedding, Tokenizer};
 
 use super::io::Output;
 use super::pictures::{Pictures, projector, write};
-use super::{TableArgs, TokenizerArgs};
+use super::{TableArgs, TokenizerArgs, describe};
 
 /// Tokens printed at either end of a longer text.
 const ENDS: usize = 32;
@@ -27,6 +28,9 @@ pub struct Show {
     /// Rows of the table [default: as many as the tokenizer has tokens]
     #[arg(long, visible_alias = "vocab-size")]
     rows: Option<usize>,
+    /// Take the rows of a trained table instead of fresh ones: a safetensors, GGUF or PyTorch file, or a folder with a model
+    #[arg(long = "table", value_name = "FILE", conflicts_with_all = ["rows", "d_model", "seed", "init", "dtype"])]
+    trained: Option<PathBuf>,
     #[command(flatten)]
     table: TableArgs,
     #[command(flatten)]
@@ -64,8 +68,11 @@ struct Report<'a> {
     /// Rows of the table.
     rows: usize,
     d_model: usize,
-    seed: u64,
-    init: String,
+    /// Of a fresh table.
+    seed: Option<u64>,
+    init: Option<String>,
+    /// What the values were drawn from, or the file that they come from.
+    origin: &'a str,
     dtype: &'static str,
     device: String,
     mean: Option<f64>,
@@ -92,7 +99,7 @@ impl Show {
     pub fn run(mut self) -> Result<()> {
         let text = super::io::text(std::mem::take(&mut self.text), self.lossy)?;
         let tokenizer = self.tokenizer.open()?;
-        let table = self.table.open(self.rows, &tokenizer, self.tokenizer.specials)?;
+        let (table, origin) = self.open(&tokenizer)?;
         let look_up = LookUp::new(&tokenizer, &table, &text)?;
         let LookUp { pieces, values, .. } = &look_up;
         let ids: Vec<u32> = pieces.iter().map(|piece| piece.id).collect();
@@ -107,8 +114,9 @@ impl Show {
             shape: [1, values.len(), table.d_model()],
             rows: table.vocab_size(),
             d_model: table.d_model(),
-            seed: self.table.seed,
-            init: self.table.init.to_string(),
+            seed: self.fresh().map(|args| args.seed),
+            init: self.fresh().map(|args| args.init.to_string()),
+            origin: &origin,
             dtype: table.dtype().as_str(),
             device: super::device_name(table.device()),
             mean,
@@ -125,6 +133,25 @@ impl Show {
         self.print(&report, pieces, &tokenizer, &table, &written)
     }
 
+    /// How rows are drawn, where they are.
+    fn fresh(&self) -> Option<&TableArgs> {
+        self.trained.is_none().then_some(&self.table)
+    }
+
+    /// The table, and where its values come from.
+    fn open(&self, tokenizer: &Tokenizer) -> Result<(TokenEmbedding, String)> {
+        let Some(path) = &self.trained else {
+            let table = self.table.open(self.rows, tokenizer, self.tokenizer.specials)?;
+            return Ok((table, self.table.origin()));
+        };
+        let device = tallow::device::open(&self.table.device, |reason| eprintln!("warning: {reason}"))?;
+        let rows = PretrainedTable::open(path, None)?;
+        let varmap = VarMap::new();
+        let vb = VarBuilder::from_varmap(&varmap, rows.dtype(), &device);
+        let table = TokenEmbedding::from_pretrained(&rows, &rows.config(), vb)?;
+        Ok((table.with_token_names(tokenizer.names()), format!("{} of {}", rows.name(), path.display())))
+    }
+
     /// The files that were asked for, and a word about each.
     fn write(
         &self,
@@ -136,7 +163,7 @@ impl Show {
         let mut written = Vec::new();
         if let Some(path) = &self.out {
             let ids = Tensor::from_slice(ids, (1, ids.len()), &Device::Cpu)?;
-            save(path, &[("matrix", &table.lookup(&ids)?), ("ids", &ids)], tokenizer, &self.table)?;
+            save(path, &[("matrix", &table.lookup(&ids)?), ("ids", &ids)], tokenizer, self.fresh())?;
             written.push(format!("{} (tensors \"matrix\" and \"ids\")", path.display()));
         }
         let lang = self.pictures.language(&look_up.text);
@@ -183,7 +210,7 @@ impl Show {
             tokenizer.name(),
             tokenizer.vocab_size()
         )?;
-        writeln!(out, "table      {}\n", self.table.describe(table))?;
+        writeln!(out, "table      {}\n", describe(table, report.origin))?;
         self.print_matrix(&mut out, report, pieces)?;
         writeln!(out, "\nshape      {bold}batch {batch} x context {context} x d_model {d_model}{bold:#}")?;
         let split: Vec<&Piece> = pieces.iter().filter(|piece| piece.of > 1 && piece.part == 1).collect();
@@ -280,14 +307,16 @@ fn mean_and_std(values: &[Vec<f32>]) -> Option<(f64, f64)> {
     (count > 0.0).then(|| (mean, variance.sqrt()))
 }
 
-/// Writes tensors with what they were made by.
-pub fn save(path: &Path, tensors: &[(&str, &Tensor)], tokenizer: &Tokenizer, args: &TableArgs) -> Result<()> {
-    let metadata = HashMap::from([
+/// Writes tensors with what they were made by: `fresh` rows by a seed.
+pub fn save(path: &Path, tensors: &[(&str, &Tensor)], tokenizer: &Tokenizer, fresh: Option<&TableArgs>) -> Result<()> {
+    let mut metadata = HashMap::from([
         ("format".to_string(), "pt".to_string()),
         ("tokenizer".to_string(), tokenizer.name().to_string()),
         ("fingerprint".to_string(), format!("{:016x}", tokenizer.fingerprint())),
-        ("seed".to_string(), args.seed.to_string()),
-        ("init".to_string(), args.init.to_string()),
     ]);
+    if let Some(args) = fresh {
+        metadata.insert("seed".to_string(), args.seed.to_string());
+        metadata.insert("init".to_string(), args.init.to_string());
+    }
     write(path, &safetensors::serialize(tensors.iter().copied(), Some(metadata))?)
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use tallow::Tokenizer;
 use tallow::view::{Align, Cell, Column, shown_columns, token_text, write_grid};
 
-use super::{TableArgs, TokenizerArgs};
+use super::{TableArgs, TokenizerArgs, describe};
 
 #[derive(Args)]
 pub struct Table {
@@ -59,7 +59,7 @@ impl Table {
         let table = self.table.open(self.vocab_size, &tokenizer, self.tokenizer.specials)?;
         let ranges = self.ranges(table.vocab_size())?;
         if let Some(path) = &self.out {
-            super::show::save(path, &[("wte.weight", table.weight()?)], &tokenizer, &self.table)?;
+            super::show::save(path, &[("wte.weight", table.weight()?)], &tokenizer, Some(&self.table))?;
         }
         let mut rows = Vec::new();
         for range in &ranges {
@@ -82,7 +82,7 @@ impl Table {
             writeln!(out)?;
             return Ok(());
         }
-        writeln!(out, "embedding look-up table: {}", self.table.describe(&table))?;
+        writeln!(out, "embedding look-up table: {}", describe(&table, &self.table.origin()))?;
         writeln!(out, "vocab_size = {} rows, d_model = {} columns\n", table.vocab_size(), table.d_model())?;
         let shown = shown_columns(table.d_model(), 3);
         let mut columns = vec![Column::new("row", Align::Right), Column::new("token", Align::Left)];

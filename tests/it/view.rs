@@ -168,6 +168,14 @@ fn what_moved_is_what_was_moved() {
     assert_eq!((&said["moved"], &said["shrunk"], &said["equal"]), (&json!(3), &json!(1), &json!(996)));
     assert_eq!(said["mapped"], json!([3, 700, 41]));
     assert_eq!(said["farthest"][1]["id"], 700);
+    // A sentence's look-up in the trained table.
+    let said: Value = serde_json::from_str(&stdout(&["show", "$ J", "--table", &after, "--json"], b"")).unwrap();
+    let row: Vec<f32> = serde_json::from_value(said["values"][0].clone()).unwrap();
+    assert_eq!(new.rows(&[3]).unwrap().to_vec2::<f32>().unwrap()[0], row);
+    assert_eq!((&said["seed"], &said["rows"], &said["exact"]), (&Value::Null, &json!(1000), &json!(true)));
+    assert!(said["origin"].as_str().unwrap().contains("after.safetensors"), "{said}");
+    assert!(refusal(&["show", "Conveyor", "--table", &after], b"").contains("outside the table of 1000 rows"));
+    assert!(refusal(&["show", "$", "--table", &after, "--seed", "3"], b"").contains("cannot be used with"));
     let page = folder.path().join("plot.html");
     let printed = stdout(
         &[
