@@ -19,7 +19,8 @@ fn main() -> Result<()> {
     // Any trained table (see pretrained_rows) with its tokenizer; here the bundled one, with fresh rows.
     let mut tokenizer = Tokenizer::cl100k().with_specials(Specials::Allow);
     let varmap = VarMap::new();
-    let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+    let device = tallow::device::from_args("cpu")?;
+    let vb = VarBuilder::from_varmap(&varmap, DType::F32, &device);
     let gradient = Gradient::RowSparse;
     let cfg = TokenEmbeddingConfig { vocab_size: tokenizer.table_rows(), d_model: 64, gradient, ..Default::default() };
     let mut wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;

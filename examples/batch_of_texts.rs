@@ -32,7 +32,8 @@ fn main() -> Result<()> {
     }
 
     let varmap = VarMap::new();
-    let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+    let device = tallow::device::from_args("cpu")?;
+    let vb = VarBuilder::from_varmap(&varmap, DType::F32, &device);
     let cfg = TokenEmbeddingConfig { vocab_size: tokenizer.table_rows(), d_model: 8, ..Default::default() };
     let wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
     let x = wte.forward(&batch.ids)?;

@@ -15,17 +15,11 @@
 use anyhow::{Result, ensure};
 use candle_core::{DType, IndexOp, Module, Tensor};
 use candle_nn::{VarBuilder, VarMap};
-use tallow::{Init, PaddedBatch, Padding, TokenEmbedding, TokenEmbeddingConfig, Tokenizer, device};
+use tallow::{Init, PaddedBatch, Padding, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 
 fn main() -> Result<()> {
     tallow::keep_pages();
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let name = match args.as_slice() {
-        [] => "auto",
-        [flag, name] if flag == "--device" => name,
-        _ => anyhow::bail!("usage: gpu [--device auto|cpu|cuda[:N]|metal[:N]]"),
-    };
-    let device = device::open(name, |reason| eprintln!("warning: {reason}"))?;
+    let device = tallow::device::from_args("auto")?;
     println!("device  {:?}", device.location());
 
     let varmap = VarMap::new();

@@ -37,9 +37,9 @@ fn pairs(text: &str) -> Result<(Tensor, Tensor)> {
     Ok((Tensor::new(&ids[..last], &Device::Cpu)?, Tensor::new(&ids[1..], &Device::Cpu)?))
 }
 
-fn train(path: &str) -> Result<()> {
+fn train(path: &str, device: &Device) -> Result<()> {
     let varmap = VarMap::new();
-    let (wte, weight) = model(VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu))?;
+    let (wte, weight) = model(VarBuilder::from_varmap(&varmap, DType::F32, device))?;
     let mut opt = AdamW::new(varmap.all_vars(), ParamsAdamW { lr: 0.02, ..Default::default() })?;
     let (inputs, targets) = pairs(VERSE)?;
     for _ in 0..40 {
@@ -51,9 +51,9 @@ fn train(path: &str) -> Result<()> {
     Ok(varmap.save(path)?)
 }
 
-fn score(table: &str, text: &str) -> Result<()> {
-    let tensors = candle_core::safetensors::load(table, &Device::Cpu)?;
-    let (wte, weight) = model(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu))?;
+fn score(table: &str, text: &str, device: &Device) -> Result<()> {
+    let tensors = candle_core::safetensors::load(table, device)?;
+    let (wte, weight) = model(VarBuilder::from_tensors(tensors, DType::F32, device))?;
     let (inputs, targets) = pairs(text)?;
     let log_probs = head::log_probs(&wte.forward(&inputs)?, &weight, None, &targets, None)?.to_vec1::<f32>()?;
     let loss = -log_probs.iter().sum::<f32>() / log_probs.len() as f32;
@@ -65,12 +65,15 @@ fn score(table: &str, text: &str) -> Result<()> {
 fn main() -> Result<()> {
     tallow::keep_pages();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if let [table, text] = &arguments[..] {
-        return score(table, &std::fs::read_to_string(text).context(text.clone())?);
+    let device = &tallow::device::from_args("cpu")?;
+    if let [table, text, ..] = &arguments[..]
+        && !table.starts_with("--")
+    {
+        return score(table, &std::fs::read_to_string(text).context(text.clone())?, device);
     }
     let folder = tempfile::tempdir()?;
     let table = folder.path().join("table.safetensors").to_string_lossy().into_owned();
-    train(&table)?;
-    score(&table, VERSE)?;
-    score(&table, OTHER)
+    train(&table, device)?;
+    score(&table, VERSE, device)?;
+    score(&table, OTHER, device)
 }

@@ -15,7 +15,7 @@
 //! ```
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device};
+use candle_core::DType;
 use candle_nn::{VarBuilder, VarMap};
 use tallow::prepare::{PrepareConfig, prepare};
 use tallow::{DataLoader, DataLoaderConfig, Dataset, Order, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
@@ -55,7 +55,8 @@ fn main() -> Result<()> {
 
     // The table holds every id of the shards, the separator too: no check is needed again.
     let varmap = VarMap::new();
-    let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+    let device = tallow::device::from_args("cpu")?;
+    let vb = VarBuilder::from_varmap(&varmap, DType::F32, &device);
     let cfg_table = TokenEmbeddingConfig { vocab_size: manifest.table_rows, d_model: 64, ..Default::default() };
     let wte = TokenEmbedding::new(&cfg_table, vb.pp("wte"))?;
     println!("matrix {:?}", wte.lookup_below(&batch.inputs, batch.id_bound)?.dims());

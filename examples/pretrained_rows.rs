@@ -21,7 +21,7 @@ use tallow::{Gradient, PretrainedTable, TokenEmbedding, TokenEmbeddingConfig};
 
 fn main() -> Result<()> {
     let tiny = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/pretrained/llama");
-    let model = std::env::args().nth(1).unwrap_or_else(|| tiny.to_string());
+    let model = std::env::args().nth(1).filter(|first| !first.starts_with("--")).unwrap_or_else(|| tiny.to_string());
     let table = PretrainedTable::from_pretrained(&model, None, None)?;
     let (rows, columns, dtype) = (table.vocab_size(), table.d_model(), table.dtype().as_str());
     let head = if table.tied() { "tied" } else { "with a head of its own" };
@@ -36,7 +36,8 @@ fn main() -> Result<()> {
 
     // The whole table as a variable, in the VarBuilder's dtype.
     let varmap = VarMap::new();
-    let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+    let device = tallow::device::from_args("cpu")?;
+    let vb = VarBuilder::from_varmap(&varmap, DType::F32, &device);
     let cfg = TokenEmbeddingConfig { gradient: Gradient::RowSparse, ..table.config() };
     let wte = TokenEmbedding::from_pretrained(&table, &cfg, vb.pp("wte"))?;
     let x = wte.forward(&Tensor::new(&[[7u32, 8, 9]], &Device::Cpu)?)?;

@@ -26,7 +26,8 @@ fn main() -> Result<()> {
 
     // The look-up table: 100256 rows of 64 small random numbers, made once, trained later.
     let varmap = VarMap::new();
-    let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+    let device = tallow::device::from_args("cpu")?;
+    let vb = VarBuilder::from_varmap(&varmap, DType::F32, &device);
     let wte = TokenEmbedding::new(&TokenEmbeddingConfig::default(), vb.pp("wte"))?;
 
     // Every id fetches its row.

@@ -26,11 +26,12 @@ fn train(layer: &dyn Module, head: &Var, opt: &mut impl Optimizer, ids: &[u32]) 
         let start = step * 7 % (ids.len() - 65);
         let window = Tensor::from_slice(&ids[start..start + 64], 64, &Device::Cpu)?;
         let classes: Vec<u32> = ids[start + 1..start + 65].iter().map(|id| id % 32).collect();
-        let targets = Tensor::from_vec(classes, 64, &Device::Cpu)?;
+        let targets = Tensor::from_vec(classes, 64, head.device())?;
         let begin = Instant::now();
         let logits = layer.forward(&window)?.matmul(head.as_tensor())?;
         let loss = candle_nn::loss::cross_entropy(&logits, &targets)?;
         opt.backward_step(&loss)?;
+        head.device().synchronize()?;
         time += begin.elapsed();
         losses.push(loss.to_scalar::<f32>()?);
     }
@@ -39,15 +40,13 @@ fn train(layer: &dyn Module, head: &Var, opt: &mut impl Optimizer, ids: &[u32]) 
 
 fn main() -> Result<()> {
     tallow::keep_pages();
+    let device = tallow::device::from_args("cpu")?;
     let ids = Tokenizer::cl100k().encode(include_str!("../LICENSE-APACHE"))?;
-    let head = Tensor::from_vec(
-        (0..64 * 32).map(|i| ((i * 37 % 101) as f32 - 50.0) / 500.0).collect(),
-        (64, 32),
-        &Device::Cpu,
-    )?;
+    let head =
+        Tensor::from_vec((0..64 * 32).map(|i| ((i * 37 % 101) as f32 - 50.0) / 500.0).collect(), (64, 32), &device)?;
     let make = |gradient| -> Result<(TokenEmbedding, VarMap, Var)> {
         let varmap = VarMap::new();
-        let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+        let vb = VarBuilder::from_varmap(&varmap, DType::F32, &device);
         let wte = TokenEmbedding::new(&TokenEmbeddingConfig { gradient, ..Default::default() }, vb.pp("wte"))?;
         Ok((wte, varmap, Var::from_tensor(&head.copy()?)?))
     };

@@ -33,7 +33,7 @@ fn mean_length(x: &Tensor) -> candle_core::Result<f32> {
 
 fn main() -> Result<()> {
     tallow::keep_pages();
-    let device = Device::Cpu;
+    let device = tallow::device::from_args("cpu")?;
     let batch =
         PaddedBatch::from_texts(&Tokenizer::cl100k(), &["小沈阳江西演唱会邀请了,"], Padding::default(), &device)?;
     let varmap = VarMap::new();

@@ -7,7 +7,9 @@ use crate::{Error, Result};
 /// Opens `auto`, `cpu`, `cuda`, `cuda:N`, `metal` or `metal:N`.
 ///
 /// `auto` is the first of CUDA 0, Metal 0 and the CPU that opens. Where that is the CPU, `warn` is called once
-/// with the reason.
+/// with the reason. Memory of a CUDA device that tensors free is kept for later ones: see [`keep_memory`].
+///
+/// Open a device once and clone it: tensors of two openings of one device do not meet.
 ///
 /// # Errors
 /// [`Error::Device`]: no such name, a device that this build was not made for, or one that does not open.
@@ -29,7 +31,7 @@ pub fn open(name: &str, warn: impl FnOnce(&str)) -> Result<Device> {
         "cpu" if !name.contains(':') => Ok(Device::Cpu),
         "auto" if !name.contains(':') => Ok(open_first(warn)),
         "cuda" if !cfg!(feature = "cuda") => fail("this build has no CUDA: build with `--features cuda`".to_string()),
-        "cuda" => Device::new_cuda(ordinal).or_else(|e| fail(Error::from(e).to_string())),
+        "cuda" => open_cuda(ordinal).or_else(|e| fail(Error::from(e).to_string())),
         "metal" if !cfg!(feature = "metal") => {
             fail("this build has no Metal: build with `--features metal`".to_string())
         }
@@ -38,10 +40,55 @@ pub fn open(name: &str, warn: impl FnOnce(&str)) -> Result<Device> {
     }
 }
 
+/// The device that the program's flags name, `default` without: `--device NAME`, and `--release-memory` for
+/// [`keep_memory`]`(…, false)`. For examples and small programs; the reason for a fall-back goes to standard error.
+///
+/// # Errors
+/// As [`open`], and `--device` without a name.
+pub fn from_args(default: &str) -> Result<Device> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let name = match args.iter().position(|arg| arg == "--device") {
+        None => default,
+        Some(at) => args.get(at + 1).map_or("", String::as_str),
+    };
+    let device = open(name, |reason| eprintln!("warning: {reason}"))?;
+    keep_memory(&device, !args.iter().any(|arg| arg == "--release-memory"))?;
+    Ok(device)
+}
+
+fn open_cuda(ordinal: usize) -> candle_core::Result<Device> {
+    let device = Device::new_cuda(ordinal)?;
+    // A device without memory pools has nothing to keep.
+    _ = keep_memory(&device, true);
+    Ok(device)
+}
+
+/// Whether memory that tensors of a CUDA device free stays with the process, for the next tensors, or goes back to the system
+/// whenever the device is waited for.
+///
+/// CUDA gives it back by default, and the next step maps it again, which can take longer than the step's work; [`open`] therefore
+/// keeps it. Call this with `false` where other processes need what this one does not use at the moment (`--release-memory` in
+/// commands and examples). It is a property of the device in this process. Nothing happens on other devices.
+///
+/// Source: `CU_MEMPOOL_ATTR_RELEASE_THRESHOLD` of the device's default pool, CUDA driver API.
+///
+/// # Errors
+/// Those of the driver.
+pub fn keep_memory(device: &Device, keep: bool) -> Result<()> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => Ok(crate::cuda::keep_memory(device, keep)?),
+        _ => {
+            _ = keep;
+            Ok(())
+        }
+    }
+}
+
 fn open_first(warn: impl FnOnce(&str)) -> Device {
     let mut reasons = Vec::new();
     if cfg!(feature = "cuda") {
-        match Device::new_cuda(0) {
+        match open_cuda(0) {
             Ok(device) => return device,
             Err(error) => reasons.push(format!("CUDA does not open ({})", Error::from(error))),
         }

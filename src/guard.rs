@@ -4,21 +4,21 @@ use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 
 use crate::{Error, NO_TOKEN, Result};
 
-/// Checks every id against a table of `rows` rows. [`NO_TOKEN`] passes (also as an i64, where candle's own
+/// Ids where the host can read them. Those on a device are copied, which waits for that device.
+pub(crate) fn on_host(ids: &Tensor) -> candle_core::Result<Tensor> {
+    ids.contiguous()?.to_device(&Device::Cpu)
+}
+
+/// Checks every id, on the host, against a table of `rows` rows. [`NO_TOKEN`] passes (also as an i64, where candle's own
 /// mark i64::MAX passes too), and so does `padding_id`.
-///
-/// Ids on a device are copied to the host for it, which waits for that device.
 pub(crate) fn check(
     ids: &Tensor,
     rows: usize,
     padding_id: Option<u32>,
     names: impl Fn(u32) -> Option<String>,
 ) -> Result<()> {
-    let on_host = match ids.device() {
-        Device::Cpu => ids.contiguous()?,
-        _ => ids.contiguous()?.to_device(&Device::Cpu)?,
-    };
-    let (storage, layout) = on_host.storage_and_layout();
+    let ids = ids.contiguous()?;
+    let (storage, layout) = ids.storage_and_layout();
     let (start, end) = layout.contiguous_offsets().unwrap_or((0, 0));
     let bad = match &*storage {
         // Every u8 has a row once there are 256.
@@ -57,20 +57,13 @@ fn unravel(mut at: usize, dims: &[usize]) -> Vec<usize> {
     position
 }
 
-/// Ids as the look-up wants them: contiguous, on `device`, padding as [`NO_TOKEN`]; u32 but for the CPU, where the look-up
-/// takes every dtype of ids. No copy where they already are so.
-pub(crate) fn normalise(ids: &Tensor, padding_id: Option<u32>, device: &Device) -> candle_core::Result<Tensor> {
-    let mut ids = ids.contiguous()?;
-    if ids.dtype() != DType::U32 && !(device.is_cpu() && padding_id.is_none()) {
-        // The cast keeps u8 255 apart from padding, and turns i64::MAX into NO_TOKEN.
-        ids = ids.to_dtype(DType::U32)?;
-    }
-    if !ids.device().same_device(device) {
-        ids = ids.to_device(device)?;
-    }
-    if let Some(padding_id) = padding_id {
-        let padding = Tensor::new(NO_TOKEN, device)?.broadcast_as(ids.shape())?;
-        ids = ids.eq(padding_id)?.where_cond(&padding, &ids)?;
-    }
-    Ok(ids)
+/// Ids as the look-up wants them: contiguous, padding as [`NO_TOKEN`], which makes them u32. No copy where they already
+/// are so.
+pub(crate) fn normalise(ids: &Tensor, padding_id: Option<u32>) -> candle_core::Result<Tensor> {
+    let ids = ids.contiguous()?;
+    let Some(padding_id) = padding_id else { return Ok(ids) };
+    // The cast keeps u8 255 apart from padding, and turns i64::MAX into NO_TOKEN.
+    let ids = ids.to_dtype(DType::U32)?;
+    let padding = Tensor::new(NO_TOKEN, ids.device())?.broadcast_as(ids.shape())?;
+    ids.eq(padding_id)?.where_cond(&padding, &ids)
 }

@@ -53,12 +53,15 @@ mod batch;
 mod checkpoint;
 #[cfg(feature = "prepare")]
 mod corpus;
+#[cfg(any(feature = "cuda", all(test, target_os = "linux")))]
+mod cuda;
 pub mod device;
 mod embedding;
 mod error;
 mod files;
 mod fingerprint;
 mod gradients;
+mod grouping;
 mod guard;
 pub mod head;
 #[cfg(feature = "hub")]

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, TensorId, WithDType};
 
-use crate::{Error, NO_TOKEN, Result, memory, parallel};
+use crate::grouping::{Grouping, Groups};
+use crate::{Error, Result, memory, parallel};
 
 /// Gradients of single rows of a table.
 #[derive(Clone, Debug)]
@@ -44,7 +45,7 @@ struct Shared {
     keeper: Option<Arc<dyn Keeper>>,
     /// Rows that never change; empty where none is frozen.
     frozen: Arc<Vec<bool>>,
-    scratch: Scratch,
+    grouping: Grouping,
 }
 
 enum Pending {
@@ -164,27 +165,29 @@ impl RowTable {
 
     /// Takes what waits, summed by row; `None` if no look-up went backward since the last time.
     pub(crate) fn take(&self) -> Result<Option<RowGradients>> {
+        self.take_grouped()?.map(Grouped::sum).transpose()
+    }
+
+    /// Takes what waits, grouped by row but not yet summed: an optimizer on a GPU sums while it updates.
+    pub(crate) fn take_grouped(&self) -> Result<Option<Grouped>> {
         let mut shared = lock(&self.shared);
-        let Shared { pending, frozen, scratch, .. } = &mut *shared;
+        let Shared { pending, frozen, grouping, .. } = &mut *shared;
         let pending = std::mem::take(pending);
         if pending.is_empty() {
             return Ok(None);
         }
-        let (vocab_size, columns) = self.weight.dims2()?;
-        let sources: Vec<(Vec<u32>, &Tensor)> = pending
-            .iter()
-            .map(|source| match source {
-                Pending::Lookup(ids, grad) => Ok((ids.to_vec1()?, grad)),
-                Pending::Rows(gradients) => Ok((gradients.rows.clone(), &gradients.values)),
-            })
-            .collect::<candle_core::Result<_>>()?;
-        let ids: Vec<u32> = sources.iter().flat_map(|(ids, _)| ids).copied().collect();
-        scratch.group(&ids, vocab_size, frozen);
-        let values = match self.weight.device() {
-            Device::Cpu => sum_on_host(scratch, &sources, columns)?,
-            device => sum_on_device(scratch, &sources, columns, device)?,
-        };
-        Ok(Some(RowGradients { rows: scratch.rows.clone(), values }))
+        let mut ids = Vec::new();
+        let mut sources = Vec::new();
+        for source in pending {
+            let (source_ids, grad) = match source {
+                Pending::Lookup(ids, grad) => (ids.to_vec1()?, grad),
+                Pending::Rows(gradients) => (gradients.rows, gradients.values),
+            };
+            ids.extend_from_slice(&source_ids);
+            sources.push(grad);
+        }
+        let groups = grouping.group(&ids, self.weight.dim(0)?, frozen);
+        Ok(Some(Grouped { groups, sources }))
     }
 
     /// Takes what waits as it came: ids and gradients (N, C), look-up by look-up, position by position.
@@ -216,88 +219,68 @@ impl RowTable {
     }
 }
 
-/// Positions grouped by row, by stamps and counting: O(N), no hashing, no sorting.
-#[derive(Default)]
-struct Scratch {
-    /// By row: the number of the round in which it was last seen, and its place in `rows` then.
-    stamp: Vec<(u32, u32)>,
-    round: u32,
-    rows: Vec<u32>,
-    /// `positions[starts[i]..starts[i + 1]]` hold row `rows[i]`, ascending.
-    starts: Vec<u32>,
-    positions: Vec<u32>,
-    /// By position: the place of its row, or `NO_TOKEN` where it has none.
-    places: Vec<u32>,
+/// Gradients of look-ups, one tensor (N, C) after the other, and which of them belong to which row.
+pub(crate) struct Grouped {
+    pub(crate) groups: Groups,
+    pub(crate) sources: Vec<Tensor>,
 }
 
-impl Scratch {
-    fn group(&mut self, ids: &[u32], vocab_size: usize, frozen: &[bool]) {
-        if self.stamp.len() != vocab_size || self.round == u32::MAX {
-            self.stamp = vec![(0, 0); vocab_size];
-            self.round = 0;
-        }
-        self.round += 1;
-        self.rows.clear();
-        self.starts.clear();
-        self.places.clear();
-        for id in ids {
-            let row = *id as usize;
-            if *id == NO_TOKEN || row >= vocab_size || frozen.get(row) == Some(&true) {
-                self.places.push(NO_TOKEN);
-                continue;
-            }
-            if self.stamp[row].0 != self.round {
-                self.stamp[row] = (self.round, self.rows.len() as u32);
-                self.rows.push(*id);
-                self.starts.push(0);
-            }
-            let place = self.stamp[row].1;
-            self.starts[place as usize] += 1;
-            self.places.push(place);
-        }
-        // Counts become ends, then starts, while positions are filled in from behind.
-        let mut sum = 0;
-        for count in &mut self.starts {
-            sum += *count;
-            *count = sum;
-        }
-        self.starts.push(sum);
-        self.positions.resize(sum as usize, 0);
-        for (position, place) in self.places.iter().enumerate().rev().filter(|(_, place)| **place != NO_TOKEN) {
-            let start = &mut self.starts[*place as usize];
-            *start -= 1;
-            self.positions[*start as usize] = position as u32;
-        }
+impl Grouped {
+    pub(crate) fn sum(self) -> Result<RowGradients> {
+        let Grouped { groups, sources } = self;
+        let values = match sources[0].device() {
+            Device::Cpu => sum_on_host(&groups, &sources)?,
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => crate::cuda::sum_rows(device, &groups, &joined(&sources)?)?,
+            device => sum_on_device(&groups, &sources, device)?,
+        };
+        Ok(RowGradients { rows: groups.rows, values })
     }
+
+    /// All gradients as one tensor (N, C): of their own dtype where they have one, else f32.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn joined(&self) -> Result<Tensor> {
+        joined(&self.sources)
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn joined(sources: &[Tensor]) -> Result<Tensor> {
+    if let [source] = sources {
+        return Ok(source.clone());
+    }
+    let sources = sources.iter().map(|grad| grad.to_dtype(DType::F32)).collect::<candle_core::Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&sources, 0)?)
 }
 
 /// Sums in f32, each row's positions in their order: the order of candle's `index_add`, whatever the threads.
-fn sum_on_host(scratch: &Scratch, sources: &[(Vec<u32>, &Tensor)], columns: usize) -> Result<Tensor> {
-    let guards: Vec<_> = sources.iter().map(|(_, grad)| grad.storage_and_layout()).collect();
+fn sum_on_host(groups: &Groups, sources: &[Tensor]) -> Result<Tensor> {
+    let columns = sources[0].dim(1)?;
+    let guards: Vec<_> = sources.iter().map(|grad| grad.storage_and_layout()).collect();
     let mut first = 0;
     let mut slices = Vec::new();
-    for ((ids, _), (storage, layout)) in sources.iter().zip(&guards) {
-        slices.push((first, ids.len(), Floats::of(storage, layout.start_offset())?));
-        first += ids.len();
+    for (source, (storage, layout)) in sources.iter().zip(&guards) {
+        slices.push((first, Floats::of(storage, layout.start_offset())?));
+        first += source.dim(0)?;
     }
-    let count = scratch.rows.len();
+    let count = groups.rows.len();
     let mut values = vec![0f32; count * columns];
     memory::advise_huge_pages(&mut values);
     let sum = |(first, out): (usize, &mut [f32])| {
         for (place, out) in (first..).zip(out.chunks_exact_mut(columns)) {
-            let positions = scratch.starts[place] as usize..scratch.starts[place + 1] as usize;
-            for position in &scratch.positions[positions] {
+            let positions = groups.starts[place] as usize..groups.starts[place + 1] as usize;
+            for position in &groups.positions[positions] {
                 let position = *position as usize;
-                let source = slices.partition_point(|(first, ..)| *first <= position) - 1;
+                let source = slices.partition_point(|(first, _)| *first <= position) - 1;
                 // Empty sources share their first position with the next one, which comes later in the list.
-                let (first, _, floats) = &slices[source];
+                let (first, floats) = &slices[source];
                 floats.add_to(out, (position - first) * columns);
             }
         }
     };
     let rows_a_task = (1 << 14) / columns.max(1) + 1;
     let tasks = values.chunks_mut(rows_a_task * columns.max(1)).enumerate().map(|(i, out)| (i * rows_a_task, out));
-    if scratch.positions.len() * columns < 1 << 15 {
+    if groups.positions.len() * columns < 1 << 15 {
         tasks.for_each(sum);
     } else {
         parallel::for_each(tasks, sum);
@@ -334,15 +317,10 @@ impl<'a> Floats<'a> {
 }
 
 /// The same sums by candle's operations, where the host cannot read the gradients.
-fn sum_on_device(
-    scratch: &Scratch,
-    sources: &[(Vec<u32>, &Tensor)],
-    columns: usize,
-    device: &Device,
-) -> Result<Tensor> {
+fn sum_on_device(groups: &Groups, sources: &[Tensor], device: &Device) -> Result<Tensor> {
     let grads: Vec<Tensor> =
-        sources.iter().map(|(_, grad)| grad.to_dtype(DType::F32)).collect::<candle_core::Result<_>>()?;
+        sources.iter().map(|grad| grad.to_dtype(DType::F32)).collect::<candle_core::Result<_>>()?;
     let grads = Tensor::cat(&grads, 0)?;
-    let places = Tensor::from_slice(&scratch.places, scratch.places.len(), device)?;
-    Ok(Tensor::zeros((scratch.rows.len(), columns), DType::F32, device)?.index_add(&places, &grads, 0)?)
+    let places = Tensor::from_slice(&groups.places, groups.places.len(), device)?;
+    Ok(Tensor::zeros((groups.rows.len(), grads.dim(1)?), DType::F32, device)?.index_add(&places, &grads, 0)?)
 }

@@ -35,9 +35,12 @@ struct Args {
     /// A tokenizer.json or .tiktoken file instead of cl100k
     #[arg(long)]
     tokenizer: Option<PathBuf>,
-    /// auto, cpu, cuda:N, metal:N
+    /// auto, cpu, cuda, cuda:N, metal or metal:N
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// Give memory of a GPU back to the system whenever it is not in use: slower
+    #[arg(long)]
+    release_memory: bool,
     /// f32, bf16, f16; the halves are slow on a CPU
     #[arg(long, default_value = "f32")]
     dtype: DType,
@@ -88,7 +91,8 @@ fn main() -> Result<()> {
     let flags = std::env::args().take(1).chain(preset.split_whitespace().map(String::from));
     let args = Args::parse_from(flags.chain(std::env::args().skip(1)));
     ensure!(args.eval_every > 0 && args.save_every > 0, "--eval-every and --save-every count from 1");
-    let device = &tallow::device::open(&args.device, |why| eprintln!("{why}"))?;
+    let device = &tallow::device::open(&args.device, |why| eprintln!("warning: {why}"))?;
+    tallow::device::keep_memory(device, !args.release_memory)?;
     let tokenizer = args.tokenizer.as_ref().map_or_else(|| Ok(Tokenizer::cl100k()), Tokenizer::from_file)?;
     let cfg = Config { vocab_size: tokenizer.table_rows(), ..args.model.clone() };
     let story = || Dataset::from_text(&tokenizer, include_str!("../../assets/story.txt"), 0.1);
@@ -96,8 +100,8 @@ fn main() -> Result<()> {
     let (train, val) = (data.split("train")?, data.split("val")?);
     ensure!(val.tokens() > 0, "no document is for validation: `tallow prepare --val 0.1` takes every tenth or so");
     let &Config { batch: batch_size, context: context_length, seed, .. } = &cfg;
-    let shape = DataLoaderConfig { batch_size, context_length, seed, epochs: None, ..Default::default() };
-    let loading = DataLoaderConfig { device: device.clone(), ..shape };
+    // Ids stay on the host: the layer checks them there, and sends them.
+    let loading = DataLoaderConfig { batch_size, context_length, seed, epochs: None, ..Default::default() };
     let mut loader = DataLoader::new(&train, loading.clone())?;
 
     // The model, and once more over the same weights without gradients, for evaluation and the sample.

@@ -19,7 +19,7 @@ mod weights;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use candle_core::DType;
+use candle_core::{DType, Device};
 use candle_nn::{VarBuilder, VarMap};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tallow::{Init, Specials, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
@@ -165,6 +165,9 @@ struct TableArgs {
     /// auto, cpu, cuda, cuda:N, metal or metal:N
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// Give memory of a GPU back to the system whenever it is not in use: slower, and leaves it to other processes
+    #[arg(long)]
+    release_memory: bool,
 }
 
 fn dtype(text: &str) -> Result<DType, String> {
@@ -177,9 +180,15 @@ fn dtype(text: &str) -> Result<DType, String> {
 }
 
 impl TableArgs {
+    fn device(&self) -> Result<Device> {
+        let device = tallow::device::open(&self.device, |reason| eprintln!("warning: {reason}"))?;
+        tallow::device::keep_memory(&device, !self.release_memory)?;
+        Ok(device)
+    }
+
     /// The table with as many rows as asked for, or as the tokenizer needs.
     fn open(&self, rows: Option<usize>, tokenizer: &Tokenizer, specials: SpecialsArg) -> Result<TokenEmbedding> {
-        let device = tallow::device::open(&self.device, |reason| eprintln!("warning: {reason}"))?;
+        let device = self.device()?;
         let needed = match specials {
             SpecialsArg::Allow => tokenizer.table_rows(),
             _ => tokenizer.table_rows_ordinary(),

@@ -144,7 +144,7 @@ impl Show {
             let table = self.table.open(self.rows, tokenizer, self.tokenizer.specials)?;
             return Ok((table, self.table.origin()));
         };
-        let device = tallow::device::open(&self.table.device, |reason| eprintln!("warning: {reason}"))?;
+        let device = self.table.device()?;
         let rows = PretrainedTable::open(path, None)?;
         let varmap = VarMap::new();
         let vb = VarBuilder::from_varmap(&varmap, rows.dtype(), &device);

@@ -7,8 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp2, DType, Device, Layout, MetalStorage, Result, Shape, Storage, Tensor, WithDType,
+    CpuStorage, CustomOp2, DType, Device, Layout, MetalStorage, Result, Shape, Storage, Tensor, WithDType,
 };
+
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 
 use crate::rows::RowTable;
 use crate::{NO_TOKEN, memory, parallel};
@@ -56,6 +59,9 @@ pub(super) struct Lookup {
     pub(super) scale: Option<f64>,
     /// Where the gradient goes row by row; without it, it is a dense table.
     pub(super) rows: Option<Arc<RowTable>>,
+    /// The ids once more, u32 on the host, for a table on a device: backward groups them there without waiting for the device.
+    /// None where they came on the device; backward then fetches them.
+    pub(super) host_ids: Option<Tensor>,
 }
 
 impl Lookup {
@@ -73,17 +79,6 @@ impl Lookup {
             CpuStorage::BF16(table) => CpuStorage::BF16(gather(&table[span], ids, d_model, self.scale)?),
             CpuStorage::F16(table) => CpuStorage::F16(gather(&table[span], ids, d_model, self.scale)?),
             _ => candle_core::bail!("token-embedding wants a table of f32, f64, bf16 or f16"),
-        })
-    }
-
-    /// candle's own kernel, for the devices whose memory the host cannot read.
-    fn device_fwd<S: BackendStorage>(&self, table: &S, tl: &Layout, ids: &S, il: &Layout) -> Result<(S, Shape)> {
-        let shape = Self::shape(tl, il)?;
-        let flat = Layout::contiguous_with_offset(il.shape().elem_count(), il.start_offset());
-        let rows = table.index_select(ids, tl, &flat, 0)?;
-        Ok(match self.scale {
-            None => (rows, shape),
-            Some(scale) => (rows.affine(&Layout::contiguous(&shape), scale, 0.0)?, shape),
         })
     }
 }
@@ -108,6 +103,7 @@ impl CustomOp2 for Lookup {
         Ok((storage, shape))
     }
 
+    #[cfg(feature = "cuda")]
     fn cuda_fwd(
         &self,
         table: &CudaStorage,
@@ -115,9 +111,10 @@ impl CustomOp2 for Lookup {
         ids: &CudaStorage,
         il: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        self.device_fwd(table, tl, ids, il)
+        Ok((crate::cuda::gather(table, tl, ids, il, self.scale)?, Self::shape(tl, il)?))
     }
 
+    /// candle's own kernel.
     fn metal_fwd(
         &self,
         table: &MetalStorage,
@@ -125,7 +122,13 @@ impl CustomOp2 for Lookup {
         ids: &MetalStorage,
         il: &Layout,
     ) -> Result<(MetalStorage, Shape)> {
-        self.device_fwd(table, tl, ids, il)
+        let shape = Self::shape(tl, il)?;
+        let flat = Layout::contiguous_with_offset(il.shape().elem_count(), il.start_offset());
+        let rows = table.index_select(ids, tl, &flat, 0)?;
+        Ok(match self.scale {
+            None => (rows, shape),
+            Some(scale) => (rows.affine(&Layout::contiguous(&shape), scale, 0.0)?, shape),
+        })
     }
 
     /// Row-sparse: ids and output gradient are put aside, and candle gets no gradient at all.
@@ -144,8 +147,14 @@ impl CustomOp2 for Lookup {
                 None => grad.clone(),
                 Some(scale) => grad.affine(scale, 0.0)?,
             };
-            table.push(ids, &grad)?;
+            table.push(self.host_ids.as_ref().unwrap_or(ids), &grad)?;
             return Ok((None, None));
+        }
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(device) = table.device() {
+            let ids = &crate::guard::on_host(self.host_ids.as_ref().unwrap_or(ids))?;
+            let scale = self.scale.unwrap_or(1.0);
+            return Ok((Some(crate::cuda::dense_gradient(device, ids, grad, table.shape(), scale)?), None));
         }
         // bf16 and f16 cannot count: 256 + 1 is 256 in bf16. Sum in f32 and round once.
         let sum_dtype = match table.dtype() {

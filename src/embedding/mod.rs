@@ -233,11 +233,12 @@ impl TokenEmbedding {
     /// Rows of `ids` (…) as (…, C): [`forward`](Module::forward) with tallow's typed errors.
     ///
     /// # Errors
-    /// - [`Error::IdOutOfRange`]: an id without a row; the same on every device, before the device is asked. Ids
-    ///   on a GPU are copied to the host for the check: keep ids on the host, or use
-    ///   [`lookup_unchecked`](Self::lookup_unchecked) where they are known to be good.
+    /// - [`Error::IdOutOfRange`]: an id without a row; the same on every device, before the device is asked. Keep ids on
+    ///   the host, whatever the table's device: those on a GPU are copied back for the check, which waits for it. Where they
+    ///   are known to be good, [`lookup_unchecked`](Self::lookup_unchecked) does not.
     /// - [`Error::IdDType`]: ids of another type than u8, u32 or i64.
     pub fn lookup(&self, ids: &Tensor) -> Result<Tensor> {
+        let ids = &guard::on_host(ids)?;
         let check = || {
             let name = |id| self.names.as_ref().and_then(|names| names(id));
             guard::check(ids, self.vocab_size(), self.padding_id, name)
@@ -253,17 +254,30 @@ impl TokenEmbedding {
     /// [`lookup`](Self::lookup) for ids that the caller has checked already.
     ///
     /// # Errors
-    /// A wrong id is still an error on the CPU (without its position). On CUDA it ends the process's use of the
-    /// device, on Metal it gives a wrong row: that is what the guard is for.
+    /// A wrong id is still an error on the CPU (without its position). On CUDA it gives a row of zeros, on Metal a wrong row:
+    /// that is what the guard is for.
     pub fn lookup_unchecked(&self, ids: &Tensor) -> Result<Tensor> {
         if !matches!(ids.dtype(), DType::U8 | DType::U32 | DType::I64) {
             return Err(Error::IdDType { dtype: ids.dtype() });
         }
-        let ids = guard::normalise(ids, self.padding_id, self.weight.device())?;
-        if let Some(table) = self.table() {
-            table.catch_up(Rows::These(&ids.flatten_all()?.to_dtype(DType::U32)?.to_vec1()?))?;
+        let (device, table) = (self.device(), self.table());
+        let mut ids = guard::normalise(ids, self.padding_id)?;
+        let mut host_ids = None;
+        if !device.is_cpu() {
+            ids = ids.to_dtype(DType::U32)?;
         }
-        Ok(self.weight.apply_op2(&ids, Lookup { scale: self.scale, rows: self.rows.clone() })?)
+        // On the host, unless they are on the table's device and nobody asks for them yet.
+        if device.is_cpu() || table.is_some() || !ids.device().same_device(device) {
+            ids = guard::on_host(&ids)?;
+            if let Some(table) = table {
+                table.catch_up(Rows::These(&ids.flatten_all()?.to_dtype(DType::U32)?.to_vec1()?))?;
+            }
+            if !device.is_cpu() {
+                host_ids = Some(ids.clone());
+                ids = ids.to_device(device)?;
+            }
+        }
+        Ok(self.weight.apply_op2(&ids, Lookup { scale: self.scale, rows: self.rows.clone(), host_ids })?)
     }
 
     /// [`lookup`](Self::lookup) for ids that are known to be below `bound`, as a [`Batch`](crate::Batch) knows it of its own

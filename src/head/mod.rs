@@ -28,7 +28,7 @@ mod loss;
 mod product;
 mod search;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 
 pub use search::top_k;
 
@@ -254,12 +254,11 @@ impl Head {
                 self.dims
             )));
         }
-        let targets = &targets.to_device(&Device::Cpu)?;
-        guard::check(targets, self.vocab_size, None, |_| None).map_err(|error| match error {
+        let targets = guard::on_host(targets)?;
+        guard::check(&targets, self.vocab_size, None, |_| None).map_err(|error| match error {
             Error::IdOutOfRange { id, position, rows, .. } => Error::TargetOutOfRange { target: id, position, rows },
             other => other,
         })?;
-        let targets = guard::normalise(targets, None, &Device::Cpu)?;
         Ok(targets.flatten_all()?.to_dtype(DType::U32)?.to_vec1()?)
     }
 

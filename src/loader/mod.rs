@@ -73,7 +73,7 @@ pub struct DataLoaderConfig {
     pub pad_id: u32,
     /// For how many batches ahead a thread asks the disk; 0: no thread.
     pub prefetch: usize,
-    /// Where the tensors are.
+    /// Where the tensors are. For a model on a GPU leave ids on the CPU: the layer checks them there, and sends them.
     pub device: Device,
 }
 

@@ -384,7 +384,8 @@ impl Member {
             }
             State::Device { m, v } => {
                 let device = self.var.device();
-                (*m, *v) = (new_m32.to_device(device)?, new_v32.to_device(device)?);
+                // Copies: these are changed in place.
+                (*m, *v) = (new_m32.to_device(device)?.copy()?, new_v32.to_device(device)?.copy()?);
             }
             State::Table(attached) => attached.state.set_moments(&attached.table, &new_m32, &new_v32)?,
         }
@@ -403,7 +404,9 @@ impl Member {
             (_, None) => Ok(()),
             (State::Host { m, v }, Some(grad)) => host::step_dense(weight, grad, m, v, &Step::new(params, t).to_f32()),
             (State::HostF64 { m, v }, Some(grad)) => host::step_dense_f64(weight, grad, m, v, &Step::new(params, t)),
-            (State::Device { m, v }, Some(grad)) => on_device::step_dense(weight, grad, m, v, params, t),
+            (State::Device { m, v }, Some(grad)) => {
+                on_device::step_dense(weight, grad, m, v, &Step::new(params, t).to_f32())
+            }
         }
     }
 }

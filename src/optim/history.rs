@@ -1,6 +1,7 @@
 //! The steps that rows may still owe, and when what they owe can no longer change a weight.
 
-/// One step's constants, rounded to the type of the arithmetic as candle's AdamW rounds them.
+/// One step's constants, rounded to the type of the arithmetic as candle's AdamW rounds them. kernels.cu declares the same.
+#[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Step<T = f32> {
     pub(super) beta1: T,
@@ -178,6 +179,12 @@ impl History {
     /// Whether the products of all steps after `from` can stand for them: none of them is unsound.
     pub(super) fn can_jump(&self, from: usize, to: usize) -> bool {
         from < to && from >= self.unsafe_until
+    }
+
+    /// The products of decay, β1 and β2 over the entries after `from` up to `to`.
+    pub(super) fn products(&self, from: usize, to: usize) -> [f32; 3] {
+        let (a, b) = (&self.entries[from], &self.entries[to]);
+        [b.log_decay - a.log_decay, b.log_beta1 - a.log_beta1, b.log_beta2 - a.log_beta2].map(|log| log.exp() as f32)
     }
 
     /// Whether decay between two entries is mild enough for the bound.

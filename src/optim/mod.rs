@@ -9,6 +9,8 @@ mod adamw;
 mod history;
 mod host;
 mod kernel;
+#[cfg(any(feature = "cuda", all(test, target_os = "linux")))]
+mod on_cuda;
 mod on_device;
 mod sgd;
 mod table;
@@ -22,12 +24,18 @@ pub use adamw::{AdamW, ParamGroup};
 pub use sgd::Sgd;
 
 /// Adds the row gradients that wait to a dense gradient of the same table, in place. In f32 in the order of candle's own
-/// sum, look-up by look-up, position by position; bf16 and f16 rows are summed in f32 first.
+/// sum, look-up by look-up, position by position; bf16 and f16 rows, and those on CUDA, are summed in f32 first.
 fn add_rows_into(dense: &Tensor, table: &RowTable) -> Result<()> {
     if !dense.is_contiguous() {
         return Err(Error::Config(
             "the gradient of a row-sparse table must be contiguous: rows are added to it in place".to_string(),
         ));
+    }
+    #[cfg(feature = "cuda")]
+    if on_cuda::takes(dense) {
+        let Some(grouped) = table.take_grouped()? else { return Ok(()) };
+        // dense - (-1 · sums): exact, in one pass.
+        return Ok(on_cuda::step_rows(dense, &grouped, &on_cuda::Rule::Sgd { lr: -1.0 })?);
     }
     let waiting = match dense.dtype() {
         DType::F32 => table.take_lookups()?,

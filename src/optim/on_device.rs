@@ -1,12 +1,12 @@
-//! The same updates made of candle's operations, for devices whose memory the host cannot reach: correct before
-//! fast. Only the rows in question are computed; nothing of the table's size is allocated for them.
-
-use candle_core::{DType, Tensor, Var};
-use candle_nn::ParamsAdamW;
+//! The same updates for devices whose memory the host cannot reach: by kernels.cu on CUDA, else made of candle's operations,
+//! correct before fast. Only the rows in question are computed; nothing of the table's size is allocated for them.
 
 use super::Replay;
 use super::history::{History, Step};
+#[cfg(feature = "cuda")]
+use super::on_cuda;
 use crate::Result;
+use candle_core::{DType, Tensor, Var};
 
 /// candle's own sequence of operations.
 fn moments(m: &Tensor, v: &Tensor, grad: Option<&Tensor>, s: &Step) -> candle_core::Result<(Tensor, Tensor)> {
@@ -24,17 +24,13 @@ fn update_theta(theta: &Tensor, m: &Tensor, v: &Tensor, s: &Step) -> candle_core
 }
 
 /// One dense step.
-pub(super) fn step_dense(
-    weight: &Tensor,
-    grad: &Tensor,
-    m: &mut Tensor,
-    v: &mut Tensor,
-    params: &ParamsAdamW,
-    t: usize,
-) -> Result<()> {
-    let step = Step::new(params, t).to_f32();
-    (*m, *v) = moments(m, v, Some(&grad.to_dtype(DType::F32)?), &step)?;
-    let theta = update_theta(&weight.to_dtype(DType::F32)?, m, v, &step)?;
+pub(super) fn step_dense(weight: &Tensor, grad: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &Step) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if on_cuda::takes(weight) {
+        return Ok(on_cuda::step_dense(weight, grad, &on_cuda::Rule::AdamW { m, v, step })?);
+    }
+    (*m, *v) = moments(m, v, Some(&grad.to_dtype(DType::F32)?), step)?;
+    let theta = update_theta(&weight.to_dtype(DType::F32)?, m, v, step)?;
     Ok(Var::from_tensor(weight)?.set(&theta.to_dtype(weight.dtype())?)?)
 }
 
@@ -88,6 +84,10 @@ pub(super) fn replay(
     history: &History,
     replay: Replay,
 ) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if on_cuda::takes(weight) {
+        return Ok(on_cuda::replay(weight, m, v, due, history, replay)?);
+    }
     let mut due = due.to_vec();
     due.sort_by_key(|(row, last)| (*last, *row));
     for group in due.chunk_by(|a, b| a.1 == b.1) {
@@ -105,10 +105,10 @@ pub(super) fn replay(
             taken.theta = theta.to_dtype(weight.dtype())?.to_dtype(DType::F32)?;
         }
         if full < now {
-            let (a, b) = (&history.entries[full], &history.entries[now]);
-            taken.theta = (taken.theta * (b.log_decay - a.log_decay).exp())?;
-            taken.m = (taken.m * (b.log_beta1 - a.log_beta1).exp())?;
-            taken.v = (taken.v * (b.log_beta2 - a.log_beta2).exp())?;
+            let [decay, beta1, beta2] = history.products(full, now).map(f64::from);
+            taken.theta = (taken.theta * decay)?;
+            taken.m = (taken.m * beta1)?;
+            taken.v = (taken.v * beta2)?;
         }
         taken.put_back()?;
     }

@@ -6,6 +6,8 @@ use candle_nn::Optimizer;
 
 use super::add_rows_into;
 use super::host::{change_rows, sgd_dense};
+#[cfg(feature = "cuda")]
+use super::on_cuda;
 use crate::Result;
 use crate::rows::{Keeper, RowGradients, RowTable, Rows};
 
@@ -59,12 +61,19 @@ impl Optimizer for Sgd {
             }
             match (dense, table) {
                 (Some(grad), _) if var.device().is_cpu() => sgd_dense(var.as_tensor(), grad, lr)?,
-                (Some(grad), _) => var.set(&(var.as_tensor() - (grad * lr)?)?)?,
-                (None, Some(table)) => {
-                    if let Some(gradients) = table.take()? {
-                        step_rows(table, gradients, lr)?;
-                    }
+                #[cfg(feature = "cuda")]
+                (Some(grad), _) if on_cuda::takes(var.as_tensor()) => {
+                    on_cuda::step_dense(var.as_tensor(), grad, &on_cuda::Rule::Sgd { lr: lr as f32 })?
                 }
+                (Some(grad), _) => var.set(&(var.as_tensor() - (grad * lr)?)?)?,
+                (None, Some(table)) => match table.take_grouped()? {
+                    None => (),
+                    #[cfg(feature = "cuda")]
+                    Some(grouped) if on_cuda::takes(var.as_tensor()) => {
+                        on_cuda::step_rows(var.as_tensor(), &grouped, &on_cuda::Rule::Sgd { lr: lr as f32 })?
+                    }
+                    Some(grouped) => step_rows(table, grouped.sum()?, lr)?,
+                },
                 (None, None) => (),
             }
         }

@@ -7,8 +7,10 @@ use candle_nn::ParamsAdamW;
 
 use super::history::{History, MAX_ENTRIES, Step};
 use super::host::{Disjoint, Weight, in_place};
+#[cfg(feature = "cuda")]
+use super::on_cuda;
 use super::{Replay, kernel, on_device};
-use crate::rows::{Keeper, RowGradients, RowTable, Rows};
+use crate::rows::{Grouped, Keeper, RowGradients, RowTable, Rows};
 use crate::{Result, parallel};
 
 /// Elements of one task: some 10 µs of work.
@@ -61,7 +63,8 @@ impl TableState {
 
     /// One step on the rows that have a gradient.
     pub(super) fn step_rows(&self, table: &RowTable, params: &ParamsAdamW, t: usize) -> Result<()> {
-        let Some(RowGradients { rows, values }) = table.take()? else { return Ok(()) };
+        let Some(grouped) = table.take_grouped()? else { return Ok(()) };
+        let rows = &grouped.groups.rows;
         let mut state = self.lock();
         let step = Step::new(params, t).to_f32();
         let lazy = state.replay == Replay::Lazy;
@@ -70,12 +73,12 @@ impl TableState {
                 state.catch_up(table.weight(), Rows::All, &table.frozen())?;
             }
             // A forward that is older than the last step left rows behind.
-            state.catch_up(table.weight(), Rows::These(&rows), &table.frozen())?;
+            state.catch_up(table.weight(), Rows::These(rows), &table.frozen())?;
             state.history.push(step);
             let now = state.history.now() as u32;
             rows.iter().for_each(|row| state.last[*row as usize] = now);
         }
-        state.update(table.weight(), &rows, &values, &step)
+        state.step_rows(table.weight(), grouped, &step)
     }
 
     /// One step on the whole table, with a dense gradient.
@@ -87,7 +90,7 @@ impl TableState {
         if frozen.is_empty() {
             return match &mut state.moments {
                 Moments::Host { m, v } => super::host::step_dense(table.weight(), grad, m, v, &step),
-                Moments::Device { m, v } => on_device::step_dense(table.weight(), grad, m, v, params, t),
+                Moments::Device { m, v } => on_device::step_dense(table.weight(), grad, m, v, &step),
             };
         }
         let rows: Vec<u32> = (0..frozen.len() as u32).filter(|row| !frozen[*row as usize]).collect();
@@ -218,6 +221,18 @@ impl State {
         })
     }
 
+    /// Sums, and updates the rows that they are for; on CUDA in one pass.
+    fn step_rows(&mut self, weight: &Tensor, grouped: Grouped, step: &Step) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Moments::Device { m, v } = &self.moments
+            && on_cuda::takes(weight)
+        {
+            return Ok(on_cuda::step_rows(weight, &grouped, &on_cuda::Rule::AdamW { m, v, step })?);
+        }
+        let RowGradients { rows, values } = grouped.sum()?;
+        self.update(weight, &rows, &values, step)
+    }
+
     fn update(&mut self, weight: &Tensor, rows: &[u32], values: &Tensor, step: &Step) -> Result<()> {
         if rows.is_empty() {
             return Ok(());
@@ -270,11 +285,8 @@ impl State {
 }
 
 /// [`Replay::Truncated`]'s short cut: the products of all steps at once, and no updates.
-fn jump(theta: &mut [f32], m: &mut [f32], v: &mut [f32], history: &History, from: usize, to: usize) {
-    let (a, b) = (&history.entries[from], &history.entries[to]);
-    let factor = |from: f64, to: f64| (to - from).exp() as f32;
-    let (decay, beta1, beta2) =
-        (factor(a.log_decay, b.log_decay), factor(a.log_beta1, b.log_beta1), factor(a.log_beta2, b.log_beta2));
+pub(super) fn jump(theta: &mut [f32], m: &mut [f32], v: &mut [f32], history: &History, from: usize, to: usize) {
+    let [decay, beta1, beta2] = history.products(from, to);
     theta.iter_mut().for_each(|x| *x *= decay);
     m.iter_mut().for_each(|x| *x *= beta1);
     v.iter_mut().for_each(|x| *x *= beta2);

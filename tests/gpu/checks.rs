@@ -1,0 +1,325 @@
+//! The device against the CPU.
+
+use anyhow::{Result, bail, ensure};
+use candle_core::{DType, Device, IndexOp, Module, Tensor, Var};
+use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
+use tallow::optim::{AdamW, Replay, Sgd};
+use tallow::{Gradient, NO_TOKEN, Scale, TokenEmbedding, TokenEmbeddingConfig};
+
+use crate::Report;
+
+pub fn all(report: &mut Report, device: &Device, quick: bool) {
+    report.check("forward has the CPU's bits", || forward(device));
+    report.check("gradients are those of f64 sums", || gradients(device));
+    report.check("two runs have the same bits", || twice(device));
+    report.check("a bad id is an error, and the device works on", || bad_ids(device));
+    for gradient in [Gradient::Dense, Gradient::RowSparse] {
+        report.check(&format!("Sgd, 20 steps, {gradient:?}"), || sgd(device, gradient));
+        for replay in [Replay::Exact, Replay::Truncated { steps: 4 }, Replay::Lazy] {
+            if gradient == Gradient::RowSparse || replay == Replay::Exact {
+                report.check(&format!("AdamW, 20 steps, {gradient:?}, {replay:?}"), || adamw(device, gradient, replay));
+            }
+        }
+    }
+    report.check("memory is flat over 1000 steps", || memory(device));
+    if !quick && !device.is_cpu() {
+        report.check("a table beyond 2^32 elements", || huge(device));
+    }
+    report.check("candle's index_select with strided ids (not ours, noted)", || strided(device));
+}
+
+/// splitmix64.
+pub fn random(seed: &mut u64) -> u64 {
+    *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut x = *seed;
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Ids {
+    Uniform,
+    /// Rank r as often as 1 / r: some 8 000 distinct ones among 32 768 out of 100 256.
+    Zipf,
+    AllEqual,
+}
+
+pub fn ids(kind: Ids, count: usize, rows: usize, mut seed: u64) -> Vec<u32> {
+    let draw = |_| {
+        let unit = random(&mut seed) as f64 / u64::MAX as f64;
+        match kind {
+            Ids::Uniform => (unit * (rows - 1) as f64) as u32,
+            // The inverse of the logarithm that sums of 1 / r come to.
+            Ids::Zipf => ((rows as f64).powf(unit) - 1.0).min((rows - 1) as f64) as u32,
+            Ids::AllEqual => rows as u32 / 2,
+        }
+    };
+    (0..count).map(draw).collect()
+}
+
+fn numbers(shape: &[usize], dtype: DType, mut seed: u64) -> Result<Tensor> {
+    let values: Vec<f32> =
+        (0..shape.iter().product()).map(|_| (random(&mut seed) >> 40) as f32 / (1 << 24) as f32 - 0.5).collect();
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?)
+}
+
+fn bits(tensor: &Tensor) -> Result<Vec<u32>> {
+    let values: Vec<f32> = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+    Ok(values.into_iter().map(f32::to_bits).collect())
+}
+
+/// A layer over this table, and its variable.
+pub fn layer(table: &Tensor, device: &Device, cfg: TokenEmbeddingConfig) -> Result<(Var, TokenEmbedding)> {
+    let varmap = VarMap::new();
+    let var = Var::from_tensor(&table.to_device(device)?.copy()?)?;
+    varmap.data().lock().expect("not poisoned").insert("weight".to_string(), var.clone());
+    let (vocab_size, d_model) = table.dims2()?;
+    let cfg = TokenEmbeddingConfig { vocab_size, d_model, ..cfg };
+    Ok((var, TokenEmbedding::new(&cfg, VarBuilder::from_varmap(&varmap, table.dtype(), device))?))
+}
+
+fn forward(device: &Device) -> Result<String> {
+    let mut compared = 0;
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        for d_model in [1, 7, 8, 64, 65, 768, 1030, 4096] {
+            let table = numbers(&[97, d_model], dtype, 3)?;
+            for scale in [Scale::None, Scale::SqrtDModel] {
+                let cfg = TokenEmbeddingConfig { scale, padding_id: Some(5), ..Default::default() };
+                let (here, there) = (layer(&table, &Device::Cpu, cfg.clone())?.1, layer(&table, device, cfg)?.1);
+                for shape in [(3, 50), (1, 1), (0, 9), (2, 0)] {
+                    let mut list = ids(Ids::Uniform, shape.0 * shape.1, 97, 1);
+                    if let [first, second, third, ..] = &mut list[..] {
+                        (*first, *second, *third) = (96, 0, NO_TOKEN);
+                    }
+                    let list = Tensor::from_vec(list, shape, &Device::Cpu)?;
+                    for id_dtype in [DType::U32, DType::I64] {
+                        let list = list.to_dtype(id_dtype)?;
+                        let expected = here.lookup(&list)?;
+                        for list in [list.clone(), list.to_device(device)?] {
+                            for got in [there.lookup(&list)?, there.lookup_unchecked(&list)?] {
+                                ensure!(got.dims() == expected.dims() && got.dtype() == expected.dtype());
+                                ensure!(
+                                    bits(&got)? == bits(&expected)?,
+                                    "{dtype:?} d_model {d_model} ids {id_dtype:?} {shape:?} {scale:?}"
+                                );
+                                compared += 1;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(format!("{compared} look-ups in f32, bf16 and f16"))
+}
+
+/// The table's gradient when the layer's output meets this gradient.
+fn gradient(var: &Var, layer: &TokenEmbedding, list: &Tensor, upstream: &Tensor) -> Result<Tensor> {
+    let loss = (layer.lookup(list)? * upstream.to_device(var.device())?)?.sum_all()?;
+    match tallow::backward(&loss)?.get(var) {
+        Some(gradient) => Ok(gradient.clone()),
+        None => bail!("no gradient"),
+    }
+}
+
+fn gradients(device: &Device) -> Result<String> {
+    let mut worst = Vec::new();
+    for (kind, d_model) in [(Ids::Uniform, 64), (Ids::Zipf, 1024), (Ids::AllEqual, 64), (Ids::Zipf, 65)] {
+        let rows = 5000;
+        let list = ids(kind, 8192, rows, 2);
+        let upstream = numbers(&[8192, d_model], DType::F32, 4)?;
+        let (var, there) =
+            layer(&Tensor::zeros((rows, d_model), DType::F32, &Device::Cpu)?, device, Default::default())?;
+        let list_there = Tensor::from_slice(&list, list.len(), &Device::Cpu)?;
+        let got: Vec<f32> = gradient(&var, &there, &list_there, &upstream)?.flatten_all()?.to_vec1()?;
+        let mut exact = vec![(0f64, 0f64); rows * d_model];
+        let upstream: Vec<f32> = upstream.flatten_all()?.to_vec1()?;
+        for (id, row) in list.iter().zip(upstream.chunks(d_model)) {
+            for (sum, value) in exact[*id as usize * d_model..].iter_mut().zip(row) {
+                (sum.0, sum.1) = (sum.0 + f64::from(*value), sum.1 + f64::from(value.abs()));
+            }
+        }
+        let error = got.iter().zip(&exact).map(|(got, (sum, size))| (f64::from(*got) - sum).abs() / size.max(1e-30));
+        let error = error.fold(0.0, f64::max);
+        ensure!(error < 1e-6, "{kind:?} d_model {d_model}: {error:e} of what was added");
+        worst.push(format!("{kind:?} {error:.1e}"));
+        for dtype in [DType::BF16, DType::F16] {
+            let table = Tensor::zeros((50, 24), dtype, &Device::Cpu)?;
+            let list = Tensor::from_vec(ids(kind, 90, 50, 3), 90, &Device::Cpu)?;
+            let upstream = numbers(&[90, 24], dtype, 6)?;
+            let both = [&Device::Cpu, device].map(|device| {
+                let (var, layer) = layer(&table, device, Default::default())?;
+                bits(&gradient(&var, &layer, &list, &upstream)?)
+            });
+            let [here, there] = both;
+            ensure!(here? == there?, "{dtype:?}: a short row's sum has other bits than the CPU's");
+        }
+    }
+    Ok(format!("largest error, of the sum of magnitudes: {}", worst.join(", ")))
+}
+
+fn twice(device: &Device) -> Result<String> {
+    let run = || -> Result<Vec<u32>> {
+        let table = numbers(&[3000, 128], DType::F32, 3)?;
+        let cfg = TokenEmbeddingConfig { gradient: Gradient::RowSparse, ..Default::default() };
+        let (var, layer) = layer(&table, device, cfg)?;
+        let mut optimizer = AdamW::new(vec![var], ParamsAdamW::default())?;
+        for step in 0..5 {
+            let list = Tensor::from_vec(ids(Ids::Zipf, 4096, 3000, step), 4096, &Device::Cpu)?;
+            let loss = layer.forward(&list)?.sqr()?.sum_all()?;
+            optimizer.backward_step(&loss)?;
+        }
+        bits(layer.weight()?)
+    };
+    ensure!(run()? == run()?, "the second run has other bits");
+    Ok("5 steps, 4096 ids, the commonest in 500 positions".to_string())
+}
+
+fn bad_ids(device: &Device) -> Result<String> {
+    let (_, layer) = layer(&numbers(&[10, 16], DType::F32, 1)?, device, Default::default())?;
+    for bad in [10i64, -1, 1 << 40] {
+        let list = Tensor::new(&[[1i64, bad]], device)?;
+        match layer.lookup(&list) {
+            Ok(_) => bail!("id {bad} was looked up"),
+            Err(error) => ensure!(error.to_string().contains("position [0, 1]"), "{error}"),
+        }
+    }
+    if !device.is_cpu() && !device.is_metal() {
+        // Without the guard a wrong id is a row of zeros, not a dead context.
+        let rows = layer.lookup_unchecked(&Tensor::new(&[10u32, 4_000_000_000], device)?)?;
+        ensure!(bits(&rows)?.iter().all(|bits| *bits == 0), "a wrong id gave something");
+    }
+    device.synchronize()?;
+    let sum: f32 = layer.lookup(&Tensor::new(&[9u32], device)?)?.sum_all()?.to_scalar()?;
+    ensure!(sum.is_finite());
+    Ok("ids 10, -1 and 2^40 of 10 rows; afterwards a look-up".to_string())
+}
+
+/// 20 steps of the same gradients on both; elements that differ, and by how much at most.
+fn train<O: Optimizer>(
+    device: &Device,
+    dtype: DType,
+    gradient: Gradient,
+    make: impl Fn(Vec<Var>) -> Result<O>,
+) -> Result<(usize, f32)> {
+    let table = numbers(&[400, 72], dtype, 9)?;
+    let cfg = TokenEmbeddingConfig { gradient, ..Default::default() };
+    let mut tables = Vec::new();
+    for device in [&Device::Cpu, device] {
+        let (var, layer) = layer(&table, device, cfg.clone())?;
+        let mut optimizer = make(vec![var.clone()])?;
+        for step in 0..20 {
+            let list = Tensor::from_vec(ids(Ids::Zipf, 96, 400, step), (4, 24), &Device::Cpu)?;
+            let upstream = numbers(&[4, 24, 72], dtype, step + 100)?.to_device(device)?;
+            optimizer.set_learning_rate(if step == 7 { 1e-1 } else { 1e-2 });
+            let loss = (layer.forward(&list)? * upstream)?.sum_all()?;
+            optimizer.step(&tallow::backward(&loss)?)?;
+        }
+        tables.push(layer.weight()?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
+        drop(optimizer);
+    }
+    let moved = table.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    ensure!(moved != tables[1], "nothing moved");
+    let differences = tables[0].iter().zip(&tables[1]).map(|(a, b)| (a - b).abs());
+    let largest = differences.clone().fold(0.0, f32::max);
+    let limit = if dtype == DType::F32 { 1e-5 } else { 1e-2 };
+    ensure!(largest < limit, "{dtype:?}: a weight differs by {largest:e}");
+    Ok((differences.filter(|difference| *difference > 0.0).count(), largest))
+}
+
+fn over_dtypes(run: impl Fn(DType) -> Result<(usize, f32)>) -> Result<String> {
+    let mut said = Vec::new();
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let (count, largest) = run(dtype)?;
+        said.push(format!("{}: {count} of 28800 weights differ, by {largest:.1e} at most", dtype.as_str()));
+    }
+    Ok(said.join("; "))
+}
+
+fn adamw(device: &Device, gradient: Gradient, replay: Replay) -> Result<String> {
+    let params = ParamsAdamW { weight_decay: 0.1, ..Default::default() };
+    over_dtypes(|dtype| {
+        train(device, dtype, gradient, |vars| Ok(AdamW::new(vars, params.clone())?.with_replay(replay)?))
+    })
+}
+
+fn sgd(device: &Device, gradient: Gradient) -> Result<String> {
+    over_dtypes(|dtype| train(device, dtype, gradient, |vars| Ok(Sgd::new(vars, 1e-2)?)))
+}
+
+fn memory(device: &Device) -> Result<String> {
+    let cfg = TokenEmbeddingConfig { gradient: Gradient::RowSparse, ..Default::default() };
+    let (var, layer) = layer(&numbers(&[20_000, 64], DType::F32, 3)?, device, cfg)?;
+    let mut optimizer = AdamW::new(vec![var], ParamsAdamW::default())?;
+    let mut used = Vec::new();
+    for step in 0..1100 {
+        let list = Tensor::from_vec(ids(Ids::Zipf, 1024, 20_000, step % 8), 1024, &Device::Cpu)?;
+        optimizer.backward_step(&layer.forward(&list)?.sqr()?.sum_all()?)?;
+        if step == 99 || step == 1099 {
+            used.push(used_bytes(device)?);
+        }
+    }
+    let grown = used[1].saturating_sub(used[0]);
+    ensure!(grown <= 1 << 20, "{grown} bytes more after 1000 steps");
+    Ok(format!("{} bytes after 100 steps, {} after 1100", used[0], used[1]))
+}
+
+#[cfg(feature = "cuda")]
+fn used_bytes(device: &Device) -> Result<usize> {
+    use candle_core::cuda::cudarc::driver::{result, sys};
+    let Device::Cuda(device) = device else { return Ok(0) };
+    let stream = device.cuda_stream();
+    stream.synchronize()?;
+    let mut used = 0u64;
+    // SAFETY: the device is open, and the attribute is 64 bits.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(stream.context().cu_device())?;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT;
+        result::mem_pool::get_attribute(pool, attribute, (&raw mut used).cast())?;
+    }
+    Ok(used as usize)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn used_bytes(_: &Device) -> Result<usize> {
+    Ok(0)
+}
+
+/// 300 000 x 16 384 in bf16: 4.9e9 elements, 9.8 GB; with its moments and a gradient 60 GB.
+fn huge(device: &Device) -> Result<String> {
+    let (rows, d_model) = (300_000, 16_384);
+    let weight = Tensor::zeros((rows, d_model), DType::BF16, device)?;
+    let known = numbers(&[3, d_model], DType::BF16, 5)?.to_device(device)?;
+    let list = [0, 262_145, rows as u32 - 1];
+    for (i, id) in list.iter().enumerate() {
+        weight.slice_set(&known.i(i..=i)?, 0, *id as usize)?;
+    }
+    let var = Var::from_tensor(&weight)?;
+    let varmap = VarMap::new();
+    varmap.data().lock().expect("not poisoned").insert("weight".to_string(), var.clone());
+    let cfg = |gradient| TokenEmbeddingConfig { vocab_size: rows, d_model, gradient, ..Default::default() };
+    let vb = VarBuilder::from_varmap(&varmap, DType::BF16, device);
+    let list = Tensor::new(&list, &Device::Cpu)?;
+    let dense = TokenEmbedding::new(&cfg(Gradient::Dense), vb.clone())?;
+    ensure!(bits(&dense.lookup(&list)?)? == bits(&known)?, "rows came from elsewhere");
+    let gradient = gradient(&var, &dense, &list, &known)?;
+    ensure!(bits(&gradient.index_select(&list.to_device(device)?, 0)?)? == bits(&known)?, "gradients went elsewhere");
+    drop((gradient, dense));
+    let sparse = TokenEmbedding::new(&cfg(Gradient::RowSparse), vb)?;
+    let mut optimizer = Sgd::new(vec![var], 1.0)?;
+    let loss = (sparse.lookup(&list)? * &known)?.sum_all()?;
+    optimizer.step(&tallow::backward(&loss)?)?;
+    ensure!(bits(&sparse.lookup(&list)?)?.iter().all(|bits| *bits == 0), "rows were not updated in place");
+    Ok("300000 x 16384 bf16: look-up, dense gradient, row-sparse step".to_string())
+}
+
+fn strided(device: &Device) -> Result<String> {
+    let table = numbers(&[10, 4], DType::F32, 1)?;
+    let list = Tensor::new(&[[1u32, 2], [3, 4], [5, 6]], &Device::Cpu)?;
+    let pick = |device: &Device| -> Result<Vec<u32>> {
+        bits(&table.to_device(device)?.index_select(&list.to_device(device)?.i((.., 1))?, 0)?)
+    };
+    let same = pick(&Device::Cpu)? == pick(device)?;
+    Ok(format!("candle gives {} rows", if same { "the right" } else { "WRONG" }))
+}
