@@ -62,6 +62,16 @@ impl Grouping {
     }
 }
 
+impl Groups {
+    /// Every row of a dense gradient that is not frozen, each at its own position.
+    pub(crate) fn of_all_but(frozen: &[bool]) -> Groups {
+        let rows: Vec<u32> = (0..frozen.len() as u32).filter(|row| !frozen[*row as usize]).collect();
+        let mut places = vec![NO_TOKEN; frozen.len()];
+        rows.iter().enumerate().for_each(|(place, row)| places[*row as usize] = place as u32);
+        Groups { starts: (0..=rows.len() as u32).collect(), positions: rows.clone(), places, rows }
+    }
+}
+
 /// Sums in two rounds, so that no thread of a GPU adds more than `longest` rows in a row: a common token's positions are summed
 /// in parts first. Fewer positions are summed in one round, in their order.
 #[cfg(any(feature = "cuda", test))]

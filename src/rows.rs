@@ -170,8 +170,18 @@ impl RowTable {
 
     /// Takes what waits, grouped by row but not yet summed: an optimizer on a GPU sums while it updates.
     pub(crate) fn take_grouped(&self) -> Result<Option<Grouped>> {
+        let frozen = self.frozen();
+        self.group(&frozen)
+    }
+
+    /// The same with frozen rows, for a dense gradient that has them, too.
+    pub(crate) fn take_grouped_with_frozen(&self) -> Result<Option<Grouped>> {
+        self.group(&[])
+    }
+
+    fn group(&self, frozen: &[bool]) -> Result<Option<Grouped>> {
         let mut shared = lock(&self.shared);
-        let Shared { pending, frozen, grouping, .. } = &mut *shared;
+        let Shared { pending, grouping, .. } = &mut *shared;
         let pending = std::mem::take(pending);
         if pending.is_empty() {
             return Ok(None);

@@ -261,6 +261,11 @@ impl TokenEmbedding {
             return Err(Error::IdDType { dtype: ids.dtype() });
         }
         let (device, table) = (self.device(), self.table());
+        if ids.elem_count() == 0 && !device.is_cpu() {
+            // Devices give no memory for nothing: no row of the table, in the right shape.
+            let shape = [ids.dims(), &[self.d_model()]].concat();
+            return Ok(self.weight.detach().narrow(0, 0, 0)?.reshape(shape)?);
+        }
         let mut ids = guard::normalise(ids, self.padding_id)?;
         let mut host_ids = None;
         if !device.is_cpu() {

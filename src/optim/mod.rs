@@ -33,13 +33,16 @@ fn add_rows_into(dense: &Tensor, table: &RowTable) -> Result<()> {
     }
     #[cfg(feature = "cuda")]
     if on_cuda::takes(dense) {
-        let Some(grouped) = table.take_grouped()? else { return Ok(()) };
+        let Some(grouped) = table.take_grouped_with_frozen()? else { return Ok(()) };
         // dense - (-1 · sums): exact, in one pass.
         return Ok(on_cuda::step_rows(dense, &grouped, &on_cuda::Rule::Sgd { lr: -1.0 })?);
     }
     let waiting = match dense.dtype() {
         DType::F32 => table.take_lookups()?,
-        _ => table.take()?.into_iter().map(|gradients| (gradients.rows, gradients.values)).collect(),
+        _ => match table.take_grouped_with_frozen()? {
+            None => Vec::new(),
+            Some(grouped) => grouped.sum().map(|gradients| vec![(gradients.rows, gradients.values)])?,
+        },
     };
     for (ids, grad) in waiting {
         if dense.device().is_cpu() {

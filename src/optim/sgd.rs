@@ -9,7 +9,8 @@ use super::host::{change_rows, sgd_dense};
 #[cfg(feature = "cuda")]
 use super::on_cuda;
 use crate::Result;
-use crate::rows::{Keeper, RowGradients, RowTable, Rows};
+use crate::grouping::Groups;
+use crate::rows::{Grouped, Keeper, RowGradients, RowTable, Rows};
 
 /// θ ← θ - lr · g: `candle_nn::SGD`, bit for bit in f32, in one pass, and row by row for row-sparse tables.
 ///
@@ -52,10 +53,8 @@ impl Optimizer for Sgd {
                 add_rows_into(dense, table)?;
                 let frozen = table.frozen();
                 if !frozen.is_empty() {
-                    let rows: Vec<u32> = (0..frozen.len() as u32).filter(|row| !frozen[*row as usize]).collect();
-                    let index = Tensor::from_slice(&rows, rows.len(), var.device())?;
-                    let values = dense.index_select(&index, 0)?.to_dtype(DType::F32)?;
-                    step_rows(table, RowGradients { rows, values }, lr)?;
+                    let groups = Groups::of_all_but(&frozen);
+                    step_rows(table.weight(), Grouped { groups, sources: vec![dense.contiguous()?] }, lr)?;
                     continue;
                 }
             }
@@ -66,14 +65,11 @@ impl Optimizer for Sgd {
                     on_cuda::step_dense(var.as_tensor(), grad, &on_cuda::Rule::Sgd { lr: lr as f32 })?
                 }
                 (Some(grad), _) => var.set(&(var.as_tensor() - (grad * lr)?)?)?,
-                (None, Some(table)) => match table.take_grouped()? {
-                    None => (),
-                    #[cfg(feature = "cuda")]
-                    Some(grouped) if on_cuda::takes(var.as_tensor()) => {
-                        on_cuda::step_rows(var.as_tensor(), &grouped, &on_cuda::Rule::Sgd { lr: lr as f32 })?
+                (None, Some(table)) => {
+                    if let Some(grouped) = table.take_grouped()? {
+                        step_rows(table.weight(), grouped, lr)?;
                     }
-                    Some(grouped) => step_rows(table, grouped.sum()?, lr)?,
-                },
+                }
                 (None, None) => (),
             }
         }
@@ -94,16 +90,19 @@ impl Optimizer for Sgd {
     }
 }
 
-fn step_rows(table: &RowTable, gradients: RowGradients, lr: f64) -> Result<()> {
-    let weight = table.weight();
-    if weight.device().is_cpu() {
-        let values: Vec<f32> = gradients.values.flatten_all()?.to_vec1()?;
-        return change_rows(weight, &gradients.rows, &values, |x, g| x - (g * lr as f32 + 0.0));
+fn step_rows(weight: &Tensor, grouped: Grouped, lr: f64) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if on_cuda::takes(weight) {
+        return Ok(on_cuda::step_rows(weight, &grouped, &on_cuda::Rule::Sgd { lr: lr as f32 })?);
     }
-    let index = Tensor::from_slice(&gradients.rows, gradients.rows.len(), weight.device())?;
-    let rows = weight.index_select(&index, 0)?.to_dtype(DType::F32)?;
-    let rows = (rows - (gradients.values * lr)?)?.to_dtype(weight.dtype())?;
-    weight.scatter_set(&index.unsqueeze(1)?.broadcast_as(rows.shape())?.contiguous()?, &rows, 0)?;
+    let RowGradients { rows, values } = grouped.sum()?;
+    if weight.device().is_cpu() {
+        let values: Vec<f32> = values.flatten_all()?.to_vec1()?;
+        return change_rows(weight, &rows, &values, |x, g| x - (g * lr as f32 + 0.0));
+    }
+    let index = Tensor::from_slice(&rows, rows.len(), weight.device())?;
+    let new = (weight.index_select(&index, 0)?.to_dtype(DType::F32)? - (values * lr)?)?.to_dtype(weight.dtype())?;
+    weight.scatter_set(&index.unsqueeze(1)?.broadcast_as(new.shape())?.contiguous()?, &new, 0)?;
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use super::host::{Disjoint, Weight, in_place};
 #[cfg(feature = "cuda")]
 use super::on_cuda;
 use super::{Replay, kernel, on_device};
+use crate::grouping::Groups;
 use crate::rows::{Grouped, Keeper, RowGradients, RowTable, Rows};
 use crate::{Result, parallel};
 
@@ -93,10 +94,8 @@ impl TableState {
                 Moments::Device { m, v } => on_device::step_dense(table.weight(), grad, m, v, &step),
             };
         }
-        let rows: Vec<u32> = (0..frozen.len() as u32).filter(|row| !frozen[*row as usize]).collect();
-        let index = Tensor::from_slice(&rows, rows.len(), table.weight().device())?;
-        let values = grad.index_select(&index, 0)?.to_dtype(DType::F32)?;
-        state.update(table.weight(), &rows, &values, &step)
+        let grouped = Grouped { groups: Groups::of_all_but(&frozen), sources: vec![grad.contiguous()?] };
+        state.step_rows(table.weight(), grouped, &step)
     }
 
     /// The moments (V, C) as tensors on the CPU, with every row up to date.
