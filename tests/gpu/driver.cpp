@@ -103,6 +103,11 @@ template <class T> void kernels_of_candle(const std::string& t) {
     };
     whole("fast_sum_" + t, sum);
     whole("fast_sum_small_" + t, [=](void** p, size_t) { sum(p, arg<size_t>(p, 0)); });
+    whole("copy2d_" + t, [](void** p, size_t) {
+        const u32 rows = arg<u32>(p, 2), columns = arg<u32>(p, 3), from = arg<u32>(p, 4), step = arg<u32>(p, 5);
+        for (size_t row = 0; row < rows; ++row)
+            memmove(arg<T*>(p, 1) + row * step, arg<const T*>(p, 0) + row * from, columns * sizeof(T));
+    });
     whole("is_u32_" + t, [](void** p, size_t) {
         const size_t n = arg<size_t>(p, 0), ids = arg<size_t>(p, 8), right = arg<size_t>(p, 9);
         for (size_t i = 0; i < n; ++i) // one table: candle's left_size is 1
