@@ -51,6 +51,7 @@ size_t place(size_t i, size_t dims, const size_t* info, int operand) {
 
 template <class O, class T> O to(T x) { return (O)x; }
 template <> double to<double, float>(float x) { return x; }
+template <> float to<float, double>(double x) { return (float)x; }
 template <> bf16 to<bf16, float>(float x) { return narrow<bf16>(x); }
 template <> f16 to<f16, float>(float x) { return narrow<f16>(x); }
 
@@ -69,6 +70,8 @@ template <class T> void kernels_of_candle(const std::string& t) {
     };
     binary("bmul_", [](auto a, auto b) { return a * b; });
     binary("badd_", [](auto a, auto b) { return a + b; });
+    binary("bsub_", [](auto a, auto b) { return a - b; });
+    binary("bdiv_", [](auto a, auto b) { return a / b; });
     auto unary = [&](const char* name, auto f) {
         whole(name + t, [f](void** p, size_t) {
             const size_t n = arg<size_t>(p, 0), dims = arg<size_t>(p, 1);
@@ -80,6 +83,11 @@ template <class T> void kernels_of_candle(const std::string& t) {
     };
     unary("ucopy_", [](auto x) { return x; });
     unary("usqr_", [](auto x) { return x * x; });
+    unary("usqrt_", [](auto x) { return (decltype(x))sqrt(x); });
+    unary("uneg_", [](auto x) { return -x; });
+    unary("uexp_", [](auto x) { return (decltype(x))exp(x); });
+    unary("ulog_", [](auto x) { return (decltype(x))log(x); });
+    unary("urelu_", [](auto x) { return x > 0 ? x : 0; });
     whole("affine_" + t, [](void** p, size_t) {
         const size_t n = arg<size_t>(p, 0), dims = arg<size_t>(p, 1);
         const size_t* info = arg<const size_t*>(p, 2);
@@ -92,21 +100,41 @@ template <class T> void kernels_of_candle(const std::string& t) {
         const size_t* info = arg<const size_t*>(p, 2);
         for (size_t i = 0; i < n; ++i) arg<T*>(p, 4)[place(i, dims, info, 0)] = arg<T>(p, 3);
     });
-    auto sum = [](void** p, size_t sums) {
-        const size_t each = arg<size_t>(p, 1), dims = arg<size_t>(p, 2);
-        const size_t* info = arg<const size_t*>(p, 3);
-        for (size_t s = 0; s < sums; ++s) {
-            typename wide<T>::type sum = 0;
-            for (size_t i = s * each; i < (s + 1) * each; ++i) sum += widen(arg<const T*>(p, 4)[place(i, dims, info, 0)]);
-            arg<T*>(p, 5)[s] = to<T>(sum);
-        }
+    auto reduce = [&](const char* name, typename wide<T>::type first, auto f) {
+        auto run = [=](void** p, size_t results) {
+            const size_t each = arg<size_t>(p, 1), dims = arg<size_t>(p, 2);
+            const size_t* info = arg<const size_t*>(p, 3);
+            for (size_t r = 0; r < results; ++r) {
+                auto result = first;
+                for (size_t i = r * each; i < (r + 1) * each; ++i) result = f(result, widen(arg<const T*>(p, 4)[place(i, dims, info, 0)]));
+                arg<T*>(p, 5)[r] = to<T>(result);
+            }
+        };
+        whole(name + t, run);
+        whole(name + ("small_" + t), [=](void** p, size_t) { run(p, arg<size_t>(p, 0)); });
     };
-    whole("fast_sum_" + t, sum);
-    whole("fast_sum_small_" + t, [=](void** p, size_t) { sum(p, arg<size_t>(p, 0)); });
+    reduce("fast_sum_", 0, [](auto a, auto b) { return a + b; });
+    reduce("fast_max_", -INFINITY, [](auto a, auto b) { return a > b ? a : b; });
     whole("copy2d_" + t, [](void** p, size_t) {
         const u32 rows = arg<u32>(p, 2), columns = arg<u32>(p, 3), from = arg<u32>(p, 4), step = arg<u32>(p, 5);
         for (size_t row = 0; row < rows; ++row)
             memmove(arg<T*>(p, 1) + row * step, arg<const T*>(p, 0) + row * from, columns * sizeof(T));
+    });
+    whole("gather_u32_" + t, [](void** p, size_t) {
+        const size_t n = arg<size_t>(p, 0), from = arg<size_t>(p, 5), ids = arg<size_t>(p, 6), right = arg<size_t>(p, 7);
+        for (size_t i = 0; i < n; ++i) {
+            const u32 id = arg<const u32*>(p, 1)[i];
+            arg<T*>(p, 3)[i] = id == 0xffffffffu ? T() : arg<const T*>(p, 2)[(i / (right * ids) * from + id) * right + i % right];
+        }
+    });
+    whole("sa_u32_" + t, [](void** p, size_t) {
+        const size_t left = arg<size_t>(p, 3), from = arg<size_t>(p, 4), to_rows = arg<size_t>(p, 5), right = arg<size_t>(p, 6);
+        for (size_t i = 0; i < left * from * right; ++i) {
+            const u32 id = arg<const u32*>(p, 0)[i];
+            if (id == 0xffffffffu) continue;
+            T& out = arg<T*>(p, 2)[(i / (right * from) * to_rows + id) * right + i % right];
+            out = to<T>(widen(out) + widen(arg<const T*>(p, 1)[i]));
+        }
     });
     whole("is_u32_" + t, [](void** p, size_t) {
         const size_t n = arg<size_t>(p, 0), ids = arg<size_t>(p, 8), right = arg<size_t>(p, 9);
@@ -122,6 +150,15 @@ template <class S, class O> void cast(const char* name) {
         for (size_t i = 0; i < n; ++i) arg<O*>(p, 4)[i] = to<O>(widen(arg<const S*>(p, 3)[place(i, dims, info, 0)]));
     });
 }
+template <class T, class F> void compare(const char* name, F f) {
+    whole(name, [f](void** p, size_t) {
+        const size_t n = arg<size_t>(p, 0), dims = arg<size_t>(p, 1);
+        const size_t* info = arg<const size_t*>(p, 2);
+        for (size_t i = 0; i < n; ++i)
+            arg<unsigned char*>(p, 5)[i] = f(arg<const T*>(p, 3)[place(i, dims, info, 0)], arg<const T*>(p, 4)[place(i, dims, info, 1)]);
+    });
+}
+
 const bool registered = [] {
 #define TALLOW(NAME) kernel_of_tallow(#NAME, NAME);
 #include "entries.inc"
@@ -136,13 +173,15 @@ const bool registered = [] {
     cast<bf16, float>("cast_bf16_f32");
     cast<f16, float>("cast_f16_f32");
     cast<float, double>("cast_f32_f64");
+    cast<double, float>("cast_f64_f32");
     cast<float, bf16>("cast_f32_bf16");
     cast<float, f16>("cast_f32_f16");
-    whole("eq_u32", [](void** p, size_t) {
-        const size_t n = arg<size_t>(p, 0), dims = arg<size_t>(p, 1);
-        const size_t* info = arg<const size_t*>(p, 2);
-        for (size_t i = 0; i < n; ++i)
-            arg<unsigned char*>(p, 5)[i] = arg<const u32*>(p, 3)[place(i, dims, info, 0)] == arg<const u32*>(p, 4)[place(i, dims, info, 1)];
+    compare<u32>("eq_u32", [](u32 a, u32 b) { return a == b; });
+    compare<float>("eq_f32", [](float a, float b) { return a == b; });
+    compare<float>("ge_f32", [](float a, float b) { return a >= b; });
+    whole("cast_u8_f32", [](void** p, size_t) {
+        for (size_t i = 0; i < arg<size_t>(p, 0); ++i)
+            arg<float*>(p, 4)[i] = arg<const unsigned char*>(p, 3)[place(i, arg<size_t>(p, 1), arg<const size_t*>(p, 2), 0)];
     });
     whole("where_u8_u32", [](void** p, size_t) {
         const size_t n = arg<size_t>(p, 0), dims = arg<size_t>(p, 1);
@@ -254,4 +293,18 @@ int cuLaunchKernel(void* function, unsigned blocks, unsigned by, unsigned bz, un
 }
 int cuGetErrorName(int, const char** name) { return *name = "an error of tests/gpu/driver.cpp", 0; }
 int cuGetErrorString(int, const char** name) { return *name = "see the number", 0; }
+}
+
+// cuBLAS's product in f32: column-major, op(A) (m, k) by op(B) (k, n).
+extern "C" int cublasGemmStridedBatchedEx(void*, int transa, int transb, int m, int n, int k, const float* alpha, const float* a, int, int lda,
+                                          long long stride_a, const float* b, int, int ldb, long long stride_b, const float* beta, float* c,
+                                          int, int ldc, long long stride_c, int batches, int, int) {
+    for (int batch = 0; batch < batches; ++batch, a += stride_a, b += stride_b, c += stride_c)
+        for (int j = 0; j < n; ++j)
+            for (int i = 0; i < m; ++i) {
+                float sum = 0;
+                for (int l = 0; l < k; ++l) sum += a[transa ? l + (size_t)i * lda : i + (size_t)l * lda] * b[transb ? j + (size_t)l * ldb : l + (size_t)j * ldb];
+                c[i + (size_t)j * ldc] = *alpha * sum + (*beta == 0 ? 0 : *beta * c[i + (size_t)j * ldc]);
+            }
+    return 0;
 }
