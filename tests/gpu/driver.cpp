@@ -136,6 +136,13 @@ template <class T> void kernels_of_candle(const std::string& t) {
             out = to<T>(widen(out) + widen(arg<const T*>(p, 1)[i]));
         }
     });
+    whole("ia_u32_" + t, [](void** p, size_t) { // one table: candle's left_size is 1
+        const size_t ids = arg<size_t>(p, 1), right = arg<size_t>(p, 7);
+        for (size_t i = 0; i < ids * right; ++i) {
+            T& out = arg<T*>(p, 3)[arg<const u32*>(p, 0)[i / right] * right + i % right];
+            out = to<T>(widen(out) + widen(arg<const T*>(p, 2)[i]));
+        }
+    });
     whole("is_u32_" + t, [](void** p, size_t) {
         const size_t n = arg<size_t>(p, 0), ids = arg<size_t>(p, 8), right = arg<size_t>(p, 9);
         for (size_t i = 0; i < n; ++i) // one table: candle's left_size is 1
@@ -256,6 +263,8 @@ int cuStreamWaitEvent(void*, void*, unsigned) { return 0; }
 int cuStreamIsCapturing(void*, int* status) { return *status = 0, 0; }
 int cuEventCreate(void** event, unsigned) { return handle(event); }
 int cuEventDestroy_v2(void*) { return 0; }
+int cuEventElapsedTime_v2(float* ms, void*, void*) { return *ms = 0, 0; }
+int cuEventElapsedTime(float* ms, void*, void*) { return *ms = 0, 0; }
 int cuEventRecord(void*, void*) { return 0; }
 int cuEventSynchronize(void*) { return 0; }
 int cuMemAllocAsync(void** out, size_t bytes, void*) { return take(out, bytes); }

@@ -73,6 +73,10 @@ fn main() -> ExitCode {
         eprintln!("{file}: {error}");
         return ExitCode::FAILURE;
     }
+    if let Some(error) = whole["timings"].get("error") {
+        println!("FAILED timings: {error}");
+        report.failed += 1;
+    }
     println!("{} checks, {} failed", report.checks.len(), report.failed);
     if report.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
