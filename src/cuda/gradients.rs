@@ -41,7 +41,7 @@ impl<A: Element> Sums<A> {
             let kernel = kernel(device, &format!("sum_rows_{}_{}_{pack}", G::NAME, A::NAME))?;
             let (none, scale, count, columns_arg) = (0u64, A::from_f64(scale), parts as u64, columns as u64);
             let mut args = kernel.args();
-            args.arg(grads).arg(&none).arg(&part_starts).arg(&part_positions).arg(&none).arg(&mut partials);
+            args.arg(grads).arg(&none).arg(&part_starts).arg(&part_positions).arg(&none).arg(&none).arg(&mut partials);
             args.arg(&u32::MAX).arg(&count).arg(&columns_arg).arg(&scale);
             // SAFETY: sum_rows' parameters; positions are those of rows of `grads`, and none is a part.
             unsafe { launch(args, Threads::over_rows(parts, columns / pack)) }?;
@@ -65,17 +65,19 @@ pub(crate) fn sum_rows(device: &CudaDevice, groups: &Groups, grads: &Tensor) -> 
     let shape = Shape::from((groups.rows.len(), grads.dim(1)?));
     // SAFETY: every row is written.
     let out = unsafe { Tensor::empty(shape, DType::F32, &Device::Cuda(device.clone())) }?;
+    let how = How::Alone(groups);
     match grads.dtype() {
-        DType::F32 => sum_into::<f32, f32>(device, groups, grads, &out, false, 1.0)?,
-        DType::BF16 => sum_into::<bf16, f32>(device, groups, grads, &out, false, 1.0)?,
-        DType::F16 => sum_into::<f16, f32>(device, groups, grads, &out, false, 1.0)?,
+        DType::F32 => sum_into::<f32, f32>(device, &how, grads, &out, 1.0)?,
+        DType::BF16 => sum_into::<bf16, f32>(device, &how, grads, &out, 1.0)?,
+        DType::F16 => sum_into::<f16, f32>(device, &how, grads, &out, 1.0)?,
         dtype => candle_core::bail!("row gradients are f32, bf16 or f16, not {dtype:?}"),
     }
     Ok(out)
 }
 
 /// The gradient of a table (V, C) in the dtype of `grads` (…, C), times `scale`, summed in f32 (f64 for f64) and rounded once.
-/// `ids` are u32 on the host. A pass that writes zeros, and a pass over the gradients and the rows that have one.
+/// `ids` are u32, on the host, or on the device, where they are then grouped without waiting for it. A pass that writes zeros, and
+/// a pass over the gradients and the rows that have one.
 pub(crate) fn dense_gradient(
     device: &CudaDevice,
     ids: &Tensor,
@@ -84,52 +86,135 @@ pub(crate) fn dense_gradient(
     scale: f64,
 ) -> Result<Tensor> {
     let (vocab_size, columns) = table.dims2()?;
-    let ids = ids.flatten_all()?.to_vec1::<u32>()?;
-    let groups = Grouping::default().group(&ids, vocab_size, &[]);
-    let grads = &grads.reshape((ids.len(), columns))?.contiguous()?;
+    let grads = &grads.reshape((ids.elem_count(), columns))?.contiguous()?;
     let out = Tensor::zeros(table, grads.dtype(), grads.device())?;
+    let how = match ids.device() {
+        Device::Cpu => How::ByRow(Grouping::default().group(&ids.flatten_all()?.to_vec1::<u32>()?, vocab_size, &[])),
+        _ => How::OnDevice(OnDevice::new(device, ids, vocab_size)?),
+    };
     match grads.dtype() {
-        DType::F32 => sum_into::<f32, f32>(device, &groups, grads, &out, true, scale)?,
-        DType::BF16 => sum_into::<bf16, bf16>(device, &groups, grads, &out, true, scale)?,
-        DType::F16 => sum_into::<f16, f16>(device, &groups, grads, &out, true, scale)?,
-        DType::F64 => sum_into::<f64, f64>(device, &groups, grads, &out, true, scale)?,
+        DType::F32 => sum_into::<f32, f32>(device, &how, grads, &out, scale)?,
+        DType::BF16 => sum_into::<bf16, bf16>(device, &how, grads, &out, scale)?,
+        DType::F16 => sum_into::<f16, f16>(device, &how, grads, &out, scale)?,
+        DType::F64 => sum_into::<f64, f64>(device, &how, grads, &out, scale)?,
         dtype => candle_core::bail!("token-embedding wants gradients of f32, f64, bf16 or f16, not {dtype:?}"),
     }
     Ok(out)
 }
 
-/// Writes each sum to its row of `out`, or, where `out` holds nothing but the sums, one after the other.
+/// How positions were grouped, and where their sums go.
+enum How<'a> {
+    /// The sums one after the other.
+    Alone(&'a Groups),
+    /// Each to the row that it belongs to.
+    ByRow(Groups),
+    OnDevice(OnDevice),
+}
+
+/// Groups whose number only the device knows.
+struct OnDevice {
+    rows: CudaSlice<u32>,
+    starts: CudaSlice<u32>,
+    positions: CudaSlice<u32>,
+    /// The number of groups is the upper half.
+    taken: CudaSlice<u64>,
+    /// No more than these.
+    most: usize,
+}
+
+impl OnDevice {
+    /// Four launches; 16 bytes a row of the table. A token that stands n times costs n² comparisons.
+    fn new(device: &CudaDevice, ids: &Tensor, vocab_size: usize) -> Result<Self> {
+        let (storage, layout) = ids.storage_and_layout();
+        let (Storage::Cuda(storage), Some((first, last))) = (&*storage, layout.contiguous_offsets()) else {
+            candle_core::bail!("token-embedding wants contiguous ids on the table's device")
+        };
+        let ids = storage.as_cuda_slice::<u32>()?.slice(first..last);
+        let (count, most) = (ids.len(), ids.len().min(vocab_size));
+        let (mut counts, mut filled) = (device.alloc_zeros::<u32>(vocab_size)?, device.alloc_zeros::<u32>(vocab_size)?);
+        let mut taken = device.alloc_zeros::<u64>(1)?;
+        // SAFETY: each is written before it is read: the spans of all rows that are counted, and nothing beyond them.
+        let (mut begins, mut rows, mut starts, mut unordered, mut positions) = unsafe {
+            let alloc = |len: usize| device.alloc::<u32>(len);
+            (alloc(vocab_size)?, alloc(most)?, alloc(most + 1)?, alloc(count)?, alloc(count)?)
+        };
+        let (n, v) = (count as u64, vocab_size as u64);
+        let (by_position, by_row) = (Threads::over_elements(count), Threads::over_elements(vocab_size));
+        let kernels = ["group_count_ids", "group_place_rows", "group_fill_spans", "group_order_spans"];
+        let [counting, placing, filling, ordering] = kernels.map(|name| kernel(device, name));
+        let (counting, placing, filling, ordering) = (counting?, placing?, filling?, ordering?);
+        // SAFETY: the kernels' parameters, of these lengths; ids outside the table are left out.
+        unsafe {
+            let mut args = counting.args();
+            args.arg(&ids).arg(&mut counts).arg(&n).arg(&v);
+            launch(args, by_position)?;
+            let mut args = placing.args();
+            args.arg(&counts).arg(&mut begins).arg(&mut rows).arg(&mut starts).arg(&mut taken).arg(&v);
+            launch(args, by_row)?;
+            let mut args = filling.args();
+            args.arg(&ids).arg(&begins).arg(&mut filled).arg(&mut unordered).arg(&n).arg(&v);
+            launch(args, by_position)?;
+            let mut args = ordering.args();
+            args.arg(&ids).arg(&begins).arg(&counts).arg(&unordered).arg(&mut positions).arg(&n).arg(&v);
+            launch(args, by_position)?;
+        }
+        Ok(OnDevice { rows, starts, positions, taken, most })
+    }
+}
+
+/// Launches the sums of `grads` into `out`.
 fn sum_into<G: Element, O: Element>(
     device: &CudaDevice,
-    groups: &Groups,
+    how: &How,
     grads: &Tensor,
     out: &Tensor,
-    by_row: bool,
     scale: f64,
 ) -> Result<()> {
     let columns = grads.dim(1)?;
-    if groups.rows.is_empty() || columns == 0 {
+    let nothing = match how {
+        How::Alone(groups) => groups.rows.is_empty(),
+        How::ByRow(groups) => groups.rows.is_empty(),
+        How::OnDevice(groups) => groups.most == 0,
+    };
+    if nothing || columns == 0 {
         return Ok(());
     }
     let (storage, layout) = grads.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else { candle_core::bail!("gradients are not on the table's device") };
     let grads = view::<G>(storage, layout)?;
     let pack = pack(&[columns, layout.start_offset()]);
-    let sums = Sums::<G::Wide>::new(device, groups, &grads, (columns, pack), scale)?;
     let kernel = kernel(device, &format!("sum_rows_{}_{}_{pack}", G::NAME, O::NAME))?;
-    let (rows, (starts, positions)) = (sums.rows(), sums.starts_and_positions());
+    let sums = match how {
+        How::Alone(groups) => Some(Sums::<G::Wide>::new(device, groups, &grads, (columns, pack), scale)?),
+        How::ByRow(groups) => Some(Sums::<G::Wide>::new(device, groups, &grads, (columns, pack), scale)?),
+        How::OnDevice(_) => None,
+    };
     in_place(out, |out| {
         let out = out.as_cuda_slice_mut::<O>()?;
-        let (none, scale, count, columns_arg) = (0u64, G::Wide::from_f64(scale), sums.count as u64, columns as u64);
+        let (none, scale, columns_arg) = (0u64, G::Wide::from_f64(scale), columns as u64);
         let mut args = kernel.args();
-        args.arg(&grads).arg(&sums.partials).arg(&starts).arg(&positions);
-        if by_row {
-            args.arg(&rows)
-        } else {
-            args.arg(&none)
-        };
-        args.arg(out).arg(&sums.split).arg(&count).arg(&columns_arg).arg(&scale);
-        // SAFETY: sum_rows' parameters; rows are rows of the table, or there is a row of `out` for each sum.
-        unsafe { launch(args, Threads::over_rows(sums.count, columns / pack)) }
+        args.arg(&grads);
+        // SAFETY (of both launches): sum_rows' parameters; rows are rows of the table, or there is a row of `out` for each sum.
+        match (how, &sums) {
+            (How::OnDevice(OnDevice { rows, starts, positions, taken, most }), _) => {
+                let count = *most as u64;
+                args.arg(&none).arg(starts).arg(positions).arg(rows).arg(taken);
+                args.arg(out).arg(&u32::MAX).arg(&count).arg(&columns_arg).arg(&scale);
+                unsafe { launch(args, Threads::over_rows(*most, columns / pack)) }
+            }
+            (_, Some(sums)) => {
+                let (rows, (starts, positions)) = (sums.rows(), sums.starts_and_positions());
+                let count = sums.count as u64;
+                args.arg(&sums.partials).arg(&starts).arg(&positions);
+                if matches!(how, How::ByRow(_)) {
+                    args.arg(&rows)
+                } else {
+                    args.arg(&none)
+                };
+                args.arg(&none).arg(out).arg(&sums.split).arg(&count).arg(&columns_arg).arg(&scale);
+                unsafe { launch(args, Threads::over_rows(sums.count, columns / pack)) }
+            }
+            (_, None) => Ok(()),
+        }
     })
 }

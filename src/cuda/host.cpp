@@ -9,6 +9,12 @@ struct dim3 { unsigned int x, y, z; };
 struct uint4 { unsigned int x, y, z, w; };
 static dim3 threadIdx, blockIdx, blockDim;
 
+template <class T> static T atomicAdd(T* at, T more) {
+    const T before = *at;
+    *at = before + more;
+    return before;
+}
+
 #define __device__
 #define __global__
 #define __launch_bounds__(...)

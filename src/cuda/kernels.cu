@@ -2,8 +2,8 @@
 //
 // This one file is compiled four times: by nvcc to kernels.ptx (compute capability 8.0, checked in, what is loaded), by NVRTC on a
 // machine whose driver refuses that file, by ptxas in CI to see registers and spills, and as plain C++ by the test of indexing and
-// arithmetic (kernels_on_host.rs). So it includes no header and uses no shared memory, no atomics and no warp instruction: a thread
-// owns its output elements and adds in the order of positions. The same input gives the same bits.
+// arithmetic (on_host.rs). So it includes no header and uses no shared memory and no warp instruction: a thread owns its output
+// elements and adds in the order of positions. The same input gives the same bits. (Counting positions adds integers atomically.)
 //
 // Compile with -fmad=false: a product and a sum stay two roundings, as on the CPU, in candle's order of operations.
 //
@@ -101,7 +101,51 @@ __device__ inline void gather_scaled(const T* table, const u32* ids, T* out, u64
         out[position * columns + column] = id < rows ? narrow<T>(widen(table[id * columns + column]) * scale) : T();
 }
 
+// ---- positions grouped by row, where the ids are on the device ------------------------------------------------------------------
+
+// First each row's positions are counted; then each row that has any takes a slot and a span of positions; then the spans are filled, in
+// whatever order threads come; then each position goes to the place that its neighbours in the span leave to it.
+
+__device__ inline u64 element_of_thread() { return (u64)blockIdx.x * blockDim.x + threadIdx.x; }
+
+__device__ inline void group_count(const u32* ids, u32* counts, u64 count, u64 rows) {
+    const u64 position = element_of_thread();
+    if (position < count && ids[position] < rows) atomicAdd(counts + ids[position], 1u);
+}
+
+// `taken` is slots in the upper half, positions in the lower: one addition takes both, so that spans lie in the order of slots.
+__device__ inline void group_place(const u32* counts, u32* begins, u32* slots, u32* starts, u64* taken, u64 rows) {
+    const u64 row = element_of_thread();
+    if (row >= rows || counts[row] == 0) return;
+    const u64 before = atomicAdd(taken, (u64)1 << 32 | counts[row]);
+    const u32 slot = (u32)(before >> 32), begin = (u32)before;
+    begins[row] = begin;
+    slots[slot] = (u32)row;
+    starts[slot + 1] = begin + counts[row];
+    if (slot == 0) starts[0] = 0;
+}
+
+__device__ inline void group_fill(const u32* ids, const u32* begins, u32* filled, u32* unordered, u64 count, u64 rows) {
+    const u64 position = element_of_thread();
+    if (position >= count || ids[position] >= rows) return;
+    const u32 row = ids[position];
+    unordered[begins[row] + atomicAdd(filled + row, 1u)] = (u32)position;
+}
+
+__device__ inline void group_order(const u32* ids, const u32* begins, const u32* counts, const u32* unordered, u32* positions, u64 count,
+                                   u64 rows) {
+    const u64 position = element_of_thread();
+    if (position >= count || ids[position] >= rows) return;
+    const u32 row = ids[position], begin = begins[row], end = begin + counts[row];
+    u32 before = 0;
+    for (u32 p = begin; p < end; ++p) before += unordered[p] < position;
+    positions[begin + before] = (u32)position;
+}
+
 // ---- sums of gradients by row ---------------------------------------------------------------------------------------------------
+
+// As LONGEST_RUN of src/cuda/plan.rs: a sum of more gradients is one of sums of so many.
+static const u32 LONGEST_RUN = 128;
 
 // Sum i adds the rows positions[starts[i]..starts[i + 1]], in this order. Positions below `split` are rows of `grads`; those of a sum
 // that was taken in parts are rows of `partials`, from `split` on. No sum has both.
@@ -118,21 +162,28 @@ __device__ inline Pack<A, K> sum_of(u64 i, const G* grads, const A* partials, co
             for (int k = 0; k < K; ++k) sum.at[k] += part.at[k];
         }
     } else {
+        for (u32 first = begin; first < end; first += LONGEST_RUN) {
+            const u32 last = end - first < LONGEST_RUN ? end : first + LONGEST_RUN;
+            Pack<A, K> run;
+            for (int k = 0; k < K; ++k) run.at[k] = 0;
 #pragma unroll 4
-        for (u32 p = begin; p < end; ++p) {
-            const Pack<G, K> grad = load<K>(grads + (u64)positions[p] * columns + column);
-            for (int k = 0; k < K; ++k) sum.at[k] += widen(grad.at[k]) * scale;
+            for (u32 p = first; p < last; ++p) {
+                const Pack<G, K> grad = load<K>(grads + (u64)positions[p] * columns + column);
+                for (int k = 0; k < K; ++k) run.at[k] += widen(grad.at[k]) * scale;
+            }
+            for (int k = 0; k < K; ++k) sum.at[k] += run.at[k];
         }
     }
     return sum;
 }
 
-// Writes sum i to row targets[i] of `out`, or to row i without `targets`.
+// Writes sum i to row targets[i] of `out`, or to row i without `targets`. Where only the device knows how many sums there are, `taken`
+// says so.
 template <int K, class G, class O, class A>
-__device__ inline void sum_rows(const G* grads, const A* partials, const u32* starts, const u32* positions, const u32* targets, O* out,
-                                u32 split, u64 count, u64 columns, A scale) {
+__device__ inline void sum_rows(const G* grads, const A* partials, const u32* starts, const u32* positions, const u32* targets,
+                                const u64* taken, O* out, u32 split, u64 count, u64 columns, A scale) {
     const u64 i = row_of_thread();
-    if (i >= count) return;
+    if (i >= (taken ? *taken >> 32 : count)) return;
     const u64 row = targets ? targets[i] : i;
     EACH_COLUMN(K, column, columns) {
         const Pack<A, K> sum = sum_of<K>(i, grads, partials, starts, positions, split, columns, column, scale);
@@ -323,10 +374,22 @@ GATHER_SCALED(bf16, bf16, float)
 GATHER_SCALED(f16, f16, float)
 GATHER_SCALED(double, f64, double)
 
+KERNEL group_count_ids(IN(u32) ids, OUT(u32) counts, u64 count, u64 rows) { group_count(ids, counts, count, rows); }
+KERNEL group_place_rows(IN(u32) counts, OUT(u32) begins, OUT(u32) slots, OUT(u32) starts, OUT(u64) taken, u64 rows) {
+    group_place(counts, begins, slots, starts, taken, rows);
+}
+KERNEL group_fill_spans(IN(u32) ids, IN(u32) begins, OUT(u32) filled, OUT(u32) unordered, u64 count, u64 rows) {
+    group_fill(ids, begins, filled, unordered, count, rows);
+}
+KERNEL group_order_spans(IN(u32) ids, IN(u32) begins, IN(u32) counts, IN(u32) unordered, OUT(u32) positions, u64 count, u64 rows) {
+    group_order(ids, begins, counts, unordered, positions, count, rows);
+}
+
 #define SUM_ROWS_K(K, G, G_NAME, O, O_NAME, A) \
     KERNEL sum_rows_##G_NAME##_##O_NAME##_##K(IN(G) grads, IN(A) partials, IN(u32) starts, IN(u32) positions, \
-                                              IN(u32) targets, OUT(O) out, u32 split, u64 count, u64 columns, A scale) { \
-        sum_rows<K>(grads, partials, starts, positions, targets, out, split, count, columns, scale); \
+                                              IN(u32) targets, IN(u64) taken, OUT(O) out, u32 split, u64 count, u64 columns, \
+                                              A scale) { \
+        sum_rows<K>(grads, partials, starts, positions, targets, taken, out, split, count, columns, scale); \
     }
 #define SUM_ROWS(...) SUM_ROWS_K(1, __VA_ARGS__) SUM_ROWS_K(4, __VA_ARGS__)
 SUM_ROWS(float, f32, float, f32, float)

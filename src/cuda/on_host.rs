@@ -67,15 +67,16 @@ impl Kernels {
         unsafe { std::mem::transmute_copy(&address) }
     }
 
-    /// Calls `thread` once for every thread of a launch. Launches of tests in parallel wait for each other.
+    /// Calls `thread` once for every thread of a launch, the last ones first: nothing may depend on their order. Launches of
+    /// tests in parallel wait for each other.
     pub(crate) fn launch(&self, threads: Threads, thread: impl Fn()) {
         static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
         let _one = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // SAFETY: this_thread of host.cpp has this type.
         let this_thread: extern "C" fn(u32, u32, u32, u32, u32) = unsafe { self.function("this_thread") };
-        for block in 0..threads.blocks {
-            for y in 0..threads.y {
-                for x in 0..threads.x {
+        for block in (0..threads.blocks).rev() {
+            for y in (0..threads.y).rev() {
+                for x in (0..threads.x).rev() {
                     this_thread(block, x, y, threads.x, threads.y);
                     thread();
                 }
@@ -116,7 +117,7 @@ fn every_committed_entry_point_is_one_of_the_source() {
     let ptx = include_str!("kernels.ptx");
     let names: Vec<&str> =
         ptx.lines().filter_map(|line| line.strip_prefix(".visible .entry ")?.strip_suffix('(')).collect();
-    assert_eq!(names.len(), 55, "{names:?}");
+    assert_eq!(names.len(), 59, "{names:?}");
     for name in names {
         // SAFETY: the address is only looked at.
         unsafe { kernels.function::<*const c_void>(name) };
@@ -211,6 +212,7 @@ mod look_ups {
         partials: &[A],
         (starts, positions, split): (&[u32], &[u32], u32),
         targets: Option<&[u32]>,
+        taken: Option<&u64>,
         out: &mut [O],
         columns: usize,
         scale: f64,
@@ -218,6 +220,7 @@ mod look_ups {
         let pack = pack(&[columns]);
         let name = format!("sum_rows_{}_{}_{pack}", G::NAME, O::NAME);
         let targets = targets.map_or(std::ptr::null(), |targets| targets.as_ptr());
+        let taken = taken.map_or(std::ptr::null(), std::ptr::from_ref);
         let (grads, partials, starts_at, positions) =
             (grads.as_ptr(), partials.as_ptr(), starts.as_ptr(), positions.as_ptr());
         let (out, count) = (out.as_mut_ptr(), starts.len() - 1);
@@ -230,6 +233,7 @@ mod look_ups {
                     *const u32,
                     *const u32,
                     *const u32,
+                    *const u64,
                     *mut O,
                     u32,
                     u64,
@@ -245,6 +249,7 @@ mod look_ups {
                         starts_at,
                         positions,
                         targets,
+                        taken,
                         out,
                         split,
                         count as u64,
@@ -255,6 +260,41 @@ mod look_ups {
             }};
         }
         if A::NAME == "f64" { run!(f64) } else { run!(f32) }
+    }
+
+    struct OnDevice {
+        slots: Vec<u32>,
+        starts: Vec<u32>,
+        positions: Vec<u32>,
+        taken: u64,
+    }
+
+    fn group_on_device(kernels: &Kernels, ids: &[u32], rows: usize) -> OnDevice {
+        let most = ids.len().min(rows);
+        let (mut counts, mut filled, mut begins) = (vec![0u32; rows], vec![0u32; rows], vec![0u32; rows]);
+        let (mut unordered, mut positions) = (vec![9_999_999u32; ids.len()], vec![9_999_999u32; ids.len()]);
+        let (mut slots, mut starts, mut taken) = (vec![0u32; most], vec![0u32; most + 1], 0u64);
+        let (n, v) = (ids.len() as u64, rows as u64);
+        let (by_position, by_row) = (Threads::over_elements(ids.len()), Threads::over_elements(rows));
+        let (ids, counts_at, filled_at, begins_at) =
+            (ids.as_ptr(), counts.as_mut_ptr(), filled.as_mut_ptr(), begins.as_mut_ptr());
+        let (unordered_at, positions_at, slots_at, starts_at) =
+            (unordered.as_mut_ptr(), positions.as_mut_ptr(), slots.as_mut_ptr(), starts.as_mut_ptr());
+        let taken_at = &raw mut taken;
+        type In = *const u32;
+        type Out = *mut u32;
+        // SAFETY: the kernels' types and lengths.
+        unsafe {
+            let count: extern "C" fn(In, Out, u64, u64) = kernels.function("group_count_ids");
+            kernels.launch(by_position, || count(ids, counts_at, n, v));
+            let place: extern "C" fn(In, Out, Out, Out, *mut u64, u64) = kernels.function("group_place_rows");
+            kernels.launch(by_row, || place(counts_at, begins_at, slots_at, starts_at, taken_at, v));
+            let fill: extern "C" fn(In, In, Out, Out, u64, u64) = kernels.function("group_fill_spans");
+            kernels.launch(by_position, || fill(ids, begins_at, filled_at, unordered_at, n, v));
+            let order: extern "C" fn(In, In, In, In, Out, u64, u64) = kernels.function("group_order_spans");
+            kernels.launch(by_position, || order(ids, begins_at, counts_at, unordered_at, positions_at, n, v));
+        }
+        OnDevice { slots, starts, positions, taken }
     }
 
     /// A pack of four is loaded at once, so buffers begin at its alignment; vectors of this length do.
@@ -272,10 +312,17 @@ mod look_ups {
             let mut partials = vec![A::zero(); (parts.part_starts.len() - 1) * columns];
             let first = (&parts.part_starts[..], &parts.part_positions[..], u32::MAX);
             let scale = 1.5;
-            sum::<T, A, A>(kernels, &grads, &[], first, None, &mut partials, columns, scale);
+            sum::<T, A, A>(kernels, &grads, &[], first, None, None, &mut partials, columns, scale);
             let mut out = vec![T::zero(); rows * columns];
             let second = (&parts.starts[..], &parts.positions[..], parts.split);
-            sum::<T, T, A>(kernels, &grads, &partials, second, Some(&groups.rows), &mut out, columns, scale);
+            sum::<T, T, A>(kernels, &grads, &partials, second, Some(&groups.rows), None, &mut out, columns, scale);
+            // Grouped by the device, which alone knows how many rows there are.
+            let OnDevice { slots, starts, positions, taken } = group_on_device(kernels, &ids, rows);
+            assert_eq!(taken >> 32, groups.rows.len() as u64);
+            let mut again = vec![T::zero(); rows * columns];
+            let groups_there = (&starts[..], &positions[..], u32::MAX);
+            sum::<T, T, A>(kernels, &grads, &[], groups_there, Some(&slots), Some(&taken), &mut again, columns, scale);
+            assert_eq!(bits(&again), bits(&out), "{} {rows} {columns} {count}: grouped on the device", T::NAME);
 
             let (var, layer) = layer(&vec![T::zero(); rows * columns], columns, Some(scale));
             let ids_tensor = Tensor::from_slice(&ids, count, &Device::Cpu).unwrap();

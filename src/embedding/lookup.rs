@@ -60,7 +60,7 @@ pub(super) struct Lookup {
     /// Where the gradient goes row by row; without it, it is a dense table.
     pub(super) rows: Option<Arc<RowTable>>,
     /// The ids once more, u32 on the host, for a table on a device: backward groups them there without waiting for the device.
-    /// None where they came on the device; backward then fetches them.
+    /// None where they came on the device: backward groups them there.
     pub(super) host_ids: Option<Tensor>,
 }
 
@@ -152,7 +152,7 @@ impl CustomOp2 for Lookup {
         }
         #[cfg(feature = "cuda")]
         if let Device::Cuda(device) = table.device() {
-            let ids = &crate::guard::on_host(self.host_ids.as_ref().unwrap_or(ids))?;
+            let ids = self.host_ids.as_ref().unwrap_or(ids);
             let scale = self.scale.unwrap_or(1.0);
             return Ok((Some(crate::cuda::dense_gradient(device, ids, grad, table.shape(), scale)?), None));
         }
