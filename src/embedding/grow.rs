@@ -168,7 +168,7 @@ impl TokenEmbedding {
             return Err(Error::Config(reason));
         }
         self.flush()?;
-        self.replace(varmap, &self.weight.narrow(0, 0, rows)?.copy()?)
+        self.replace(varmap, &self.weight.narrow(0, 0, rows)?.force_contiguous()?)
     }
 
     /// Sets rows that the table has to what `fill` says of new ones.

@@ -226,7 +226,7 @@ fn with_grad<R>(weight: &Tensor, grad: &Tensor, f: impl FnOnce(&CpuStorage) -> R
     }
     let mut grad = grad.contiguous()?;
     if grad.layout().start_offset() != 0 {
-        grad = grad.copy()?;
+        grad = grad.force_contiguous()?;
     }
     let (storage, _) = grad.storage_and_layout();
     match &*storage {

@@ -457,6 +457,28 @@ fn a_state_that_does_not_fit_is_refused_whole() {
     );
 }
 
+/// As after an exchange between machines: all gradients in one tensor, each a view of it.
+#[test]
+fn gradients_that_are_views_are_taken_from_where_they_begin() {
+    fn steps<O: Optimizer>(make: impl Fn(Vec<Var>) -> candle_core::Result<O>) -> [Vec<u32>; 2] {
+        let draw = |rows: usize| Tensor::arange(0f32, rows as f32 * 3.0, &CPU).unwrap().reshape((rows, 3)).unwrap();
+        let [a, b] = [2, 4].map(|rows| Var::from_tensor(&draw(rows)).unwrap());
+        let mut optimizer = make(vec![a.clone(), b.clone()]).unwrap();
+        for _ in 0..3 {
+            let loss = (a.sqr().unwrap().sum_all().unwrap() + b.sqr().unwrap().sum_all().unwrap()).unwrap();
+            let mut grads = loss.backward().unwrap();
+            let all = [&a, &b].map(|var| grads.get(var.as_tensor()).unwrap().clone());
+            let all = Tensor::cat(&all, 0).unwrap();
+            grads.insert(a.as_tensor(), all.narrow(0, 0, 2).unwrap());
+            grads.insert(b.as_tensor(), all.narrow(0, 2, 4).unwrap());
+            optimizer.step(&grads).unwrap();
+        }
+        [bits(&a), bits(&b)]
+    }
+    assert_eq!(steps(|vars| AdamW::new(vars, params(0.1, 0.1))), steps(|vars| Stock::new(vars, params(0.1, 0.1))));
+    assert_eq!(steps(|vars| Sgd::new(vars, 0.1)), steps(|vars| candle_nn::SGD::new(vars, 0.1)));
+}
+
 #[test]
 fn sgd_gives_candles_bits() {
     let (wte, varmap) = row_sparse(100, 5, DType::F32);
