@@ -24,9 +24,11 @@ pub fn open(name: &str, warn: impl FnOnce(&str)) -> Result<Device> {
     let fail = |reason: String| Err(Error::Device { device: name.to_string(), reason });
     let (kind, ordinal) = match name.split_once(':') {
         None => (name, Ok(0)),
-        Some((kind, number)) => (kind, number.parse::<usize>()),
+        Some((kind, number)) => (kind, number.parse::<u16>()),
     };
-    let Ok(ordinal) = ordinal else { return fail("the number after the colon is not a number".to_string()) };
+    let Ok(ordinal) = ordinal.map(usize::from) else {
+        return fail("what follows the colon is not the number of a device".to_string());
+    };
     match kind {
         "cpu" if !name.contains(':') => Ok(Device::Cpu),
         "auto" if !name.contains(':') => Ok(open_first(warn)),
@@ -35,7 +37,7 @@ pub fn open(name: &str, warn: impl FnOnce(&str)) -> Result<Device> {
         "metal" if !cfg!(feature = "metal") => {
             fail("this build has no Metal: build with `--features metal`".to_string())
         }
-        "metal" => Device::new_metal(ordinal).or_else(|e| fail(Error::from(e).to_string())),
+        "metal" => open_metal(ordinal).or_else(|e| fail(Error::from(e).to_string())),
         _ => fail("not a device: use auto, cpu, cuda, cuda:N, metal or metal:N".to_string()),
     }
 }
@@ -47,20 +49,33 @@ pub fn open(name: &str, warn: impl FnOnce(&str)) -> Result<Device> {
 /// As [`open`], and `--device` without a name.
 pub fn from_args(default: &str) -> Result<Device> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let name = match args.iter().position(|arg| arg == "--device") {
-        None => default,
-        Some(at) => args.get(at + 1).map_or("", String::as_str),
+    let named = |(at, arg): (usize, &String)| match arg.strip_prefix("--device")? {
+        "" => Some(args.get(at + 1).cloned().unwrap_or_default()),
+        rest => rest.strip_prefix('=').map(str::to_string),
     };
+    let name = args.iter().enumerate().find_map(named);
+    let name = name.as_deref().unwrap_or(default);
     let device = open(name, |reason| eprintln!("warning: {reason}"))?;
-    keep_memory(&device, !args.iter().any(|arg| arg == "--release-memory"))?;
+    if args.iter().any(|arg| arg == "--release-memory") {
+        keep_memory(&device, false)?;
+    }
     Ok(device)
 }
 
 fn open_cuda(ordinal: usize) -> candle_core::Result<Device> {
     let device = Device::new_cuda(ordinal)?;
-    // A device without memory pools has nothing to keep.
+    // A device that does not take the kernels is of no use.
+    #[cfg(feature = "cuda")]
+    crate::cuda::kernel(device.as_cuda_device()?, "gather_16")?;
+    // One without memory pools has nothing to keep.
     _ = keep_memory(&device, true);
     Ok(device)
+}
+
+fn open_metal(ordinal: usize) -> candle_core::Result<Device> {
+    // candle takes the device out of a list, and panics where it is not in it.
+    std::panic::catch_unwind(|| Device::new_metal(ordinal))
+        .unwrap_or_else(|_| Err(candle_core::Error::Msg(format!("there is no Metal device {ordinal}"))))
 }
 
 /// Whether memory that tensors of a CUDA device free stays with the process, for the next tensors, or goes back to the system
@@ -94,7 +109,7 @@ fn open_first(warn: impl FnOnce(&str)) -> Device {
         }
     }
     if cfg!(feature = "metal") {
-        match Device::new_metal(0) {
+        match open_metal(0) {
             Ok(device) => return device,
             Err(error) => reasons.push(format!("Metal does not open ({})", Error::from(error))),
         }

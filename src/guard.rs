@@ -6,7 +6,18 @@ use crate::{Error, NO_TOKEN, Result};
 
 /// Ids where the host can read them. Those on a device are copied, which waits for that device.
 pub(crate) fn on_host(ids: &Tensor) -> candle_core::Result<Tensor> {
-    ids.contiguous()?.to_device(&Device::Cpu)
+    to_device(ids, &Device::Cpu)
+}
+
+/// Contiguous ids on this device. Of a view only what it shows is copied; candle would copy all that it is a view of.
+pub(crate) fn to_device(ids: &Tensor, device: &Device) -> candle_core::Result<Tensor> {
+    if ids.device().same_device(device) {
+        ids.contiguous()
+    } else if ids.elem_count() == 0 {
+        Tensor::zeros(ids.shape(), ids.dtype(), device)
+    } else {
+        ids.force_contiguous()?.to_device(device)
+    }
 }
 
 /// Checks every id, on the host, against a table of `rows` rows. [`NO_TOKEN`] passes (also as an i64, where candle's own

@@ -240,6 +240,10 @@ impl Grouped {
         let Grouped { groups, sources } = self;
         let values = match sources[0].device() {
             Device::Cpu => sum_on_host(&groups, &sources)?,
+            // Devices give no memory for nothing, but a view of something may be empty.
+            device if groups.rows.is_empty() => {
+                Tensor::zeros((1, sources[0].dim(1)?), DType::F32, device)?.narrow(0, 0, 0)?
+            }
             #[cfg(feature = "cuda")]
             Device::Cuda(device) => crate::cuda::sum_rows(device, &groups, &joined(&sources)?)?,
             device => sum_on_device(&groups, &sources, device)?,
@@ -259,8 +263,14 @@ fn joined(sources: &[Tensor]) -> Result<Tensor> {
     if let [source] = sources {
         return Ok(source.clone());
     }
-    let sources = sources.iter().map(|grad| grad.to_dtype(DType::F32)).collect::<candle_core::Result<Vec<_>>>()?;
-    Ok(Tensor::cat(&sources, 0)?)
+    in_f32(sources)
+}
+
+/// The gradients that there are, one after the other, in f32.
+fn in_f32(sources: &[Tensor]) -> Result<Tensor> {
+    let some = sources.iter().filter(|grad| grad.elem_count() > 0);
+    let grads = some.map(|grad| grad.to_dtype(DType::F32)).collect::<candle_core::Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&grads, 0)?)
 }
 
 /// Sums in f32, each row's positions in their order: the order of candle's `index_add`, whatever the threads.
@@ -328,9 +338,7 @@ impl<'a> Floats<'a> {
 
 /// The same sums by candle's operations, where the host cannot read the gradients.
 fn sum_on_device(groups: &Groups, sources: &[Tensor], device: &Device) -> Result<Tensor> {
-    let grads: Vec<Tensor> =
-        sources.iter().map(|grad| grad.to_dtype(DType::F32)).collect::<candle_core::Result<_>>()?;
-    let grads = Tensor::cat(&grads, 0)?;
+    let grads = in_f32(sources)?;
     let places = Tensor::from_slice(&groups.places, groups.places.len(), device)?;
     Ok(Tensor::zeros((groups.rows.len(), grads.dim(1)?), DType::F32, device)?.index_add(&places, &grads, 0)?)
 }

@@ -92,7 +92,9 @@ fn main() -> Result<()> {
     let args = Args::parse_from(flags.chain(std::env::args().skip(1)));
     ensure!(args.eval_every > 0 && args.save_every > 0, "--eval-every and --save-every count from 1");
     let device = &tallow::device::open(&args.device, |why| eprintln!("warning: {why}"))?;
-    tallow::device::keep_memory(device, !args.release_memory)?;
+    if args.release_memory {
+        tallow::device::keep_memory(device, false)?;
+    }
     let tokenizer = args.tokenizer.as_ref().map_or_else(|| Ok(Tokenizer::cl100k()), Tokenizer::from_file)?;
     let cfg = Config { vocab_size: tokenizer.table_rows(), ..args.model.clone() };
     let story = || Dataset::from_text(&tokenizer, include_str!("../../assets/story.txt"), 0.1);

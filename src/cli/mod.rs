@@ -182,7 +182,9 @@ fn dtype(text: &str) -> Result<DType, String> {
 impl TableArgs {
     fn device(&self) -> Result<Device> {
         let device = tallow::device::open(&self.device, |reason| eprintln!("warning: {reason}"))?;
-        tallow::device::keep_memory(&device, !self.release_memory)?;
+        if self.release_memory {
+            tallow::device::keep_memory(&device, false)?;
+        }
         Ok(device)
     }
 

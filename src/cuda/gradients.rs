@@ -1,5 +1,7 @@
 //! Sums of gradients by row.
 
+use std::cell::RefCell;
+
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaView, PushKernelArg};
 use candle_core::{CudaDevice, DType, Device, Result, Shape, Storage, Tensor, WithDType};
 use half::{bf16, f16};
@@ -89,7 +91,11 @@ pub(crate) fn dense_gradient(
     let grads = &grads.reshape((ids.elem_count(), columns))?.contiguous()?;
     let out = Tensor::zeros(table, grads.dtype(), grads.device())?;
     let how = match ids.device() {
-        Device::Cpu => How::ByRow(Grouping::default().group(&ids.flatten_all()?.to_vec1::<u32>()?, vocab_size, &[])),
+        Device::Cpu => {
+            thread_local!(static GROUPING: RefCell<Grouping> = RefCell::default());
+            let ids = ids.flatten_all()?.to_vec1::<u32>()?;
+            How::ByRow(GROUPING.with_borrow_mut(|grouping| grouping.group(&ids, vocab_size, &[])))
+        }
         _ => How::OnDevice(OnDevice::new(device, ids, vocab_size)?),
     };
     match grads.dtype() {

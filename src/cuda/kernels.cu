@@ -63,8 +63,8 @@ template <> __device__ inline f16 narrow<f16, float>(float x) {
     return out;
 }
 
-// K neighbours, in one load or store.
-template <class T, int K> struct alignas(sizeof(T) * K) Pack { T at[K]; };
+// K neighbours, in one load or store (two for double).
+template <class T, int K> struct alignas(sizeof(T) * K < 16 ? sizeof(T) * K : 16) Pack { T at[K]; };
 template <int K, class T> __device__ inline Pack<T, K> load(const T* from) { return *(const Pack<T, K>*)from; }
 template <int K, class T> __device__ inline void store(T* to, const Pack<T, K>& pack) { *(Pack<T, K>*)to = pack; }
 

@@ -52,14 +52,14 @@ impl Kernel {
 }
 
 /// The kernel of this name. Where the driver refuses the PTX that comes along (one older than CUDA 13.0), NVRTC
-/// compiles the source for this device, once a process.
+/// compiles the source, once a process.
 pub(crate) fn kernel(device: &CudaDevice, name: &str) -> Result<Kernel> {
     static COMPILED: OnceLock<String> = OnceLock::new();
     let load = |module, ptx| device.get_or_load_custom_func(name, module, ptx);
     let function = match COMPILED.get() {
         Some(ptx) => load(COMPILED_HERE, ptx)?,
         None => load(MODULE, PTX).or_else(|refused| {
-            let ptx = compile(device).map_err(|error| {
+            let ptx = compile().map_err(|error| {
                 candle_core::Error::Msg(format!(
                     "the driver refuses tallow's kernels ({refused}), and NVRTC does not compile them: {error}"
                 ))
@@ -70,11 +70,11 @@ pub(crate) fn kernel(device: &CudaDevice, name: &str) -> Result<Kernel> {
     Ok(Kernel { function: function.into_cuda_function(), stream: device.cuda_stream() })
 }
 
-fn compile(device: &CudaDevice) -> Result<String> {
-    let (major, minor) = device.cuda_stream().context().compute_capability().w()?;
+fn compile() -> Result<String> {
+    // The oldest capability that CUDA 13 knows: the result is for all devices of the process.
     let options = nvrtc::CompileOptions {
         fmad: Some(false),
-        options: vec!["--std=c++17".to_string(), format!("--gpu-architecture=compute_{major}{minor}")],
+        options: vec!["--std=c++17".to_string(), "--gpu-architecture=compute_75".to_string()],
         ..Default::default()
     };
     Ok(nvrtc::compile_ptx_with_opts(include_str!("kernels.cu"), options).map_err(candle_core::Error::wrap)?.to_src())

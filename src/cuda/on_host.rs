@@ -28,7 +28,9 @@ impl Kernels {
         let library = folder.path().join("kernels.so");
         let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
         let output = Command::new(compiler)
-            .args(["-std=c++17", "-O2", "-ffp-contract=off", "-Wno-unknown-pragmas", "-shared", "-fPIC", "-o"])
+            .args(["-std=c++17", "-O2", "-ffp-contract=off", "-Wno-unknown-pragmas", "-shared", "-fPIC"])
+            // A load that a GPU would refuse ends the test.
+            .args(["-fsanitize=alignment", "-fsanitize-undefined-trap-on-error", "-o"])
             .args([&library, &source])
             .output();
         let without = |why: &str| {
@@ -102,6 +104,16 @@ impl Named for half::f16 {
     const NAME: &'static str = "f16";
 }
 
+/// (rows, columns, positions, distinct ids): what is easily wrong, and twenty of no particular kind.
+pub(crate) fn shapes(known: &[(usize, usize, usize, u32)]) -> Vec<(usize, usize, usize, u32)> {
+    let draw = |i: u64, below: u64| 1 + (crate::mix::mix(i.wrapping_mul(0x9e37_79b9_7f4a_7c15)) % below) as usize;
+    let any = (0..20).map(|i| {
+        let rows = draw(4 * i, 70);
+        (rows, draw(4 * i + 1, 150), 2 + draw(4 * i + 2, 400), draw(4 * i + 3, rows as u64) as u32)
+    });
+    known.iter().copied().chain(any).collect()
+}
+
 /// Numbers without a pattern, small and large, of both signs.
 pub(crate) fn numbers<T: Named>(count: usize, seed: u64) -> Vec<T> {
     let draw = |i: usize| {
@@ -109,6 +121,64 @@ pub(crate) fn numbers<T: Named>(count: usize, seed: u64) -> Vec<T> {
         (bits as f64 / u64::MAX as f64 - 0.5) * if bits.is_multiple_of(7) { 1e-3 } else { 2.0 }
     };
     (0..count).map(|i| T::from_f64(draw(i))).collect()
+}
+
+/// One launch of sum_rows.
+#[allow(clippy::too_many_arguments)]
+pub(crate) fn sum<G: Named, O: Named, A: Named>(
+    kernels: &Kernels,
+    grads: &[G],
+    partials: &[A],
+    (starts, positions, split): (&[u32], &[u32], u32),
+    targets: Option<&[u32]>,
+    taken: Option<&u64>,
+    out: &mut [O],
+    columns: usize,
+    scale: f64,
+) {
+    let pack = super::plan::pack(&[columns]);
+    let name = format!("sum_rows_{}_{}_{pack}", G::NAME, O::NAME);
+    let targets = targets.map_or(std::ptr::null(), |targets| targets.as_ptr());
+    let taken = taken.map_or(std::ptr::null(), std::ptr::from_ref);
+    let (grads, partials, starts_at, positions) =
+        (grads.as_ptr(), partials.as_ptr(), starts.as_ptr(), positions.as_ptr());
+    let (out, count) = (out.as_mut_ptr(), starts.len() - 1);
+    let threads = Threads::over_rows(count, columns / pack);
+    macro_rules! run {
+        ($scale:ty) => {{
+            type Sum<G, A, O> = extern "C" fn(
+                *const G,
+                *const A,
+                *const u32,
+                *const u32,
+                *const u32,
+                *const u64,
+                *mut O,
+                u32,
+                u64,
+                u64,
+                $scale,
+            );
+            // SAFETY: the kernel's type.
+            let sum: Sum<G, A, O> = unsafe { kernels.function(&name) };
+            kernels.launch(threads, || {
+                sum(
+                    grads,
+                    partials,
+                    starts_at,
+                    positions,
+                    targets,
+                    taken,
+                    out,
+                    split,
+                    count as u64,
+                    columns as u64,
+                    scale as $scale,
+                )
+            });
+        }};
+    }
+    if A::NAME == "f64" { run!(f64) } else { run!(f32) }
 }
 
 #[test]
@@ -128,7 +198,7 @@ fn every_committed_entry_point_is_one_of_the_source() {
 
 mod look_ups {
     use super::*;
-    use crate::cuda::plan::{LONGEST_RUN, pack, unit_bytes};
+    use crate::cuda::plan::{LONGEST_RUN, unit_bytes};
     use crate::grouping::Grouping;
     use crate::{NO_TOKEN, Scale, TokenEmbedding, TokenEmbeddingConfig};
     use candle_core::{Device, Tensor, Var};
@@ -156,7 +226,8 @@ mod look_ups {
 
     fn gathers<T: Named>() {
         let Some(kernels) = kernels() else { return };
-        for (rows, columns, count) in [(5, 64, 9), (300, 7, 40), (3, 1, 1), (17, 96, 33), (4, 1030, 6), (9, 12, 700)] {
+        let known = [(5, 64, 9, 5), (300, 7, 40, 9), (3, 1, 1, 1), (17, 96, 33, 5), (4, 1030, 6, 4), (9, 12, 700, 3)];
+        for (rows, columns, count, _) in shapes(&known) {
             let table: Vec<T> = numbers(rows * columns, 1);
             let mut ids: Vec<u32> = (0..count as u32).map(|i| i * 7919 % rows as u32).collect();
             (ids[0], ids[count / 2]) = (rows as u32 - 1, NO_TOKEN);
@@ -204,64 +275,6 @@ mod look_ups {
         gathers::<f64>();
     }
 
-    /// One launch of sum_rows.
-    #[allow(clippy::too_many_arguments)]
-    fn sum<G: Named, O: Named, A: Named>(
-        kernels: &Kernels,
-        grads: &[G],
-        partials: &[A],
-        (starts, positions, split): (&[u32], &[u32], u32),
-        targets: Option<&[u32]>,
-        taken: Option<&u64>,
-        out: &mut [O],
-        columns: usize,
-        scale: f64,
-    ) {
-        let pack = pack(&[columns]);
-        let name = format!("sum_rows_{}_{}_{pack}", G::NAME, O::NAME);
-        let targets = targets.map_or(std::ptr::null(), |targets| targets.as_ptr());
-        let taken = taken.map_or(std::ptr::null(), std::ptr::from_ref);
-        let (grads, partials, starts_at, positions) =
-            (grads.as_ptr(), partials.as_ptr(), starts.as_ptr(), positions.as_ptr());
-        let (out, count) = (out.as_mut_ptr(), starts.len() - 1);
-        let threads = Threads::over_rows(count, columns / pack);
-        macro_rules! run {
-            ($scale:ty) => {{
-                type Sum<G, A, O> = extern "C" fn(
-                    *const G,
-                    *const A,
-                    *const u32,
-                    *const u32,
-                    *const u32,
-                    *const u64,
-                    *mut O,
-                    u32,
-                    u64,
-                    u64,
-                    $scale,
-                );
-                // SAFETY: the kernel's type.
-                let sum: Sum<G, A, O> = unsafe { kernels.function(&name) };
-                kernels.launch(threads, || {
-                    sum(
-                        grads,
-                        partials,
-                        starts_at,
-                        positions,
-                        targets,
-                        taken,
-                        out,
-                        split,
-                        count as u64,
-                        columns as u64,
-                        scale as $scale,
-                    )
-                });
-            }};
-        }
-        if A::NAME == "f64" { run!(f64) } else { run!(f32) }
-    }
-
     struct OnDevice {
         slots: Vec<u32>,
         starts: Vec<u32>,
@@ -271,9 +284,11 @@ mod look_ups {
 
     fn group_on_device(kernels: &Kernels, ids: &[u32], rows: usize) -> OnDevice {
         let most = ids.len().min(rows);
-        let (mut counts, mut filled, mut begins) = (vec![0u32; rows], vec![0u32; rows], vec![0u32; rows]);
-        let (mut unordered, mut positions) = (vec![9_999_999u32; ids.len()], vec![9_999_999u32; ids.len()]);
-        let (mut slots, mut starts, mut taken) = (vec![0u32; most], vec![0u32; most + 1], 0u64);
+        // What a GPU does not fill holds anything.
+        let anything = |len: usize| vec![9_999_999u32; len];
+        let (mut counts, mut filled, mut begins) = (vec![0u32; rows], vec![0u32; rows], anything(rows));
+        let (mut unordered, mut positions) = (anything(ids.len()), anything(ids.len()));
+        let (mut slots, mut starts, mut taken) = (anything(most), anything(most + 1), 0u64);
         let (n, v) = (ids.len() as u64, rows as u64);
         let (by_position, by_row) = (Threads::over_elements(ids.len()), Threads::over_elements(rows));
         let (ids, counts_at, filled_at, begins_at) =
@@ -300,9 +315,8 @@ mod look_ups {
     /// A pack of four is loaded at once, so buffers begin at its alignment; vectors of this length do.
     fn sums<T: Named, A: Named>(exact: bool) {
         let Some(kernels) = kernels() else { return };
-        for (rows, columns, count, few) in
-            [(40, 64, 50, 40), (7, 3, 600, 2), (5, 8, 400, 1), (50, 33, 20, 9), (2, 132, 130, 1)]
-        {
+        let known = [(40, 64, 50, 40), (7, 3, 600, 2), (5, 8, 400, 1), (50, 33, 20, 9), (2, 132, 130, 1)];
+        for (rows, columns, count, few) in shapes(&known) {
             let grads: Vec<T> = numbers(count * columns, 2);
             let mut ids: Vec<u32> = (0..count as u32).map(|i| i * i % 31 % few).collect();
             ids[count - 1] = rows as u32 - 1;

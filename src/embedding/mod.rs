@@ -255,7 +255,7 @@ impl TokenEmbedding {
     ///
     /// # Errors
     /// A wrong id is still an error on the CPU (without its position). On CUDA it gives a row of zeros, on Metal a wrong row:
-    /// that is what the guard is for.
+    /// that is what the guard is for. Both take the lower 32 bits of i64 ids.
     pub fn lookup_unchecked(&self, ids: &Tensor) -> Result<Tensor> {
         if !matches!(ids.dtype(), DType::U8 | DType::U32 | DType::I64) {
             return Err(Error::IdDType { dtype: ids.dtype() });
@@ -279,7 +279,7 @@ impl TokenEmbedding {
             }
             if !device.is_cpu() {
                 host_ids = Some(ids.clone());
-                ids = ids.to_device(device)?;
+                ids = guard::to_device(&ids, device)?;
             }
         }
         Ok(self.weight.apply_op2(&ids, Lookup { scale: self.scale, rows: self.rows.clone(), host_ids })?)

@@ -211,7 +211,7 @@ impl AdamW {
             }
             sum += dense.map_or(Ok(0.0), square)?;
         }
-        for (_, rows) in &by_row {
+        for (_, rows) in by_row.iter().filter(|(_, rows)| !rows.rows.is_empty()) {
             sum += square(&rows.values)?;
         }
         let norm = sum.sqrt();
@@ -225,7 +225,7 @@ impl AdamW {
             }
         }
         for (attached, RowGradients { rows, values }) in by_row {
-            let values = if scale < 1.0 { (values * scale)? } else { values };
+            let values = if scale < 1.0 && !rows.is_empty() { (values * scale)? } else { values };
             attached.table.push_rows(RowGradients { rows, values })?;
         }
         Ok(norm)
@@ -349,8 +349,9 @@ impl Member {
             (Some(table), ..) => State::Table(Attached::new(table, Replay::default())?),
             (None, Device::Cpu, DType::F64) => State::HostF64 { m: vec![0.0; count], v: vec![0.0; count] },
             (None, Device::Cpu, _) => State::Host { m: vec![0.0; count], v: vec![0.0; count] },
-            (None, device, _) => {
-                let zeros = || Tensor::zeros(var.shape(), DType::F32, device);
+            (None, device, dtype) => {
+                let dtype = if dtype == DType::F64 { dtype } else { DType::F32 };
+                let zeros = || Tensor::zeros(var.shape(), dtype, device);
                 State::Device { m: zeros()?, v: zeros()? }
             }
         };
@@ -383,9 +384,9 @@ impl Member {
                 *v = new_v.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
             }
             State::Device { m, v } => {
-                let device = self.var.device();
                 // Copies: these are changed in place.
-                (*m, *v) = (new_m32.to_device(device)?.copy()?, new_v32.to_device(device)?.copy()?);
+                let copy = |new: &Tensor| new.to_dtype(m.dtype())?.to_device(m.device())?.force_contiguous();
+                (*m, *v) = (copy(new_m)?, copy(new_v)?);
             }
             State::Table(attached) => attached.state.set_moments(&attached.table, &new_m32, &new_v32)?,
         }
@@ -404,9 +405,7 @@ impl Member {
             (_, None) => Ok(()),
             (State::Host { m, v }, Some(grad)) => host::step_dense(weight, grad, m, v, &Step::new(params, t).to_f32()),
             (State::HostF64 { m, v }, Some(grad)) => host::step_dense_f64(weight, grad, m, v, &Step::new(params, t)),
-            (State::Device { m, v }, Some(grad)) => {
-                on_device::step_dense(weight, grad, m, v, &Step::new(params, t).to_f32())
-            }
+            (State::Device { m, v }, Some(grad)) => on_device::step_dense(weight, grad, m, v, &Step::new(params, t)),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! The steps that rows may still owe, and when what they owe can no longer change a weight.
 
+use candle_core::DType;
+
 /// One step's constants, rounded to the type of the arithmetic as candle's AdamW rounds them. kernels.cu declares the same.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +45,11 @@ impl Step<f64> {
         self
     }
 
+    /// In the type of the arithmetic on weights of this dtype.
+    pub(super) fn of(self, dtype: DType) -> Step<f64> {
+        if dtype == DType::F64 { self } else { self.to_f32().to_f64() }
+    }
+
     pub(super) fn to_f32(self) -> Step {
         let floor = self.with_floor(f32::MIN_POSITIVE.into()).floor as f32;
         Step {
@@ -56,6 +63,24 @@ impl Step<f64> {
             decay: self.decay as f32,
             eps: self.eps as f32,
             lr: self.lr as f32,
+        }
+    }
+}
+
+impl Step {
+    /// The same numbers.
+    pub(super) fn to_f64(self) -> Step<f64> {
+        Step {
+            beta1: self.beta1.into(),
+            beta2: self.beta2.into(),
+            one_minus_beta1: self.one_minus_beta1.into(),
+            one_minus_beta2: self.one_minus_beta2.into(),
+            scale_m: self.scale_m.into(),
+            scale_v: self.scale_v.into(),
+            decay: self.decay.into(),
+            eps: self.eps.into(),
+            lr: self.lr.into(),
+            floor: self.floor.into(),
         }
     }
 }
@@ -106,6 +131,8 @@ pub(super) struct History {
     pub(super) unsafe_until: usize,
     /// From this entry on betas and decay are those of the newest one.
     pub(super) uniform_from: usize,
+    /// From this entry on a GPU's copy is out of date.
+    pub(super) unsent: usize,
 }
 
 /// All rows are brought up to date when there are this many entries: it bounds memory and the rounding above.
@@ -129,7 +156,7 @@ impl History {
         };
         let none = f64::NEG_INFINITY;
         let entry = Entry { step, log_beta1: 0.0, log_beta2: 0.0, log_decay: 0.0, later: none, factor: 0.0 };
-        History { entries: vec![entry], unsafe_until: 0, uniform_from: 0 }
+        History { entries: vec![entry], unsafe_until: 0, uniform_from: 0, unsent: 0 }
     }
 
     /// The index of the newest entry: what `last` is for a row that owes nothing.
@@ -166,10 +193,11 @@ impl History {
             self.unsafe_until = now;
         }
         // R usually falls, so this ends after one round; after a rise it goes back as far as the rise is seen.
-        for entry in self.entries[..now].iter_mut().rev() {
+        for (index, entry) in self.entries[..now].iter_mut().enumerate().rev() {
             if entry.later >= log_r {
                 break;
             }
+            self.unsent = self.unsent.min(index);
             entry.later = log_r;
             let relative = log_r - (entry.log_beta1 - 0.5 * entry.log_beta2 - entry.log_decay) + LOG_MARGIN;
             entry.factor = if relative.is_nan() { f32::INFINITY } else { relative.exp() as f32 };

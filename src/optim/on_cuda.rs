@@ -1,7 +1,7 @@
 //! Updates by kernels.cu: the arithmetic of `kernel.rs`, on an NVIDIA GPU.
 
 #[cfg(feature = "cuda")]
-use candle_core::cuda::cudarc::driver::{DeviceRepr, PushKernelArg};
+use candle_core::cuda::cudarc::driver::{CudaSlice, DeviceRepr, PushKernelArg};
 #[cfg(feature = "cuda")]
 use candle_core::{DType, Device, Storage, Tensor};
 #[cfg(feature = "cuda")]
@@ -17,15 +17,50 @@ use crate::rows::Grouped;
 /// A step of the history, as kernels.cu reads it.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(crate) struct Entry {
+pub(super) struct Entry {
     step: Step,
     factor: f32,
+}
+
+impl Entry {
+    fn all_from(history: &History, first: usize) -> Vec<Entry> {
+        history.entries[first..].iter().map(|entry| Entry { step: entry.step, factor: entry.factor }).collect()
+    }
+}
+
+/// All rows are brought up to date when there are this many entries. A thread replays what its element owes step after step, so a row that
+/// is seen for the first time late in training would keep the device waiting; this costs a pass over the table in so many steps.
+#[cfg(feature = "cuda")]
+pub(super) const MAX_ENTRIES: usize = 1 << 11;
+
+/// The history on the device, 90 kB, of which each step changes one or two entries.
+#[cfg(feature = "cuda")]
+#[derive(Default)]
+pub(super) struct Sent(Option<CudaSlice<Entry>>);
+
+#[cfg(feature = "cuda")]
+impl Sent {
+    /// All entries, with what changed since the last time.
+    pub(super) fn update(&mut self, device: &Device, history: &mut History) -> candle_core::Result<&CudaSlice<Entry>> {
+        let Device::Cuda(device) = device else { candle_core::bail!("the weight is on no GPU") };
+        let entries = match &mut self.0 {
+            Some(entries) => entries,
+            // SAFETY: an entry is sent before a row owes it.
+            none => none.insert(unsafe { device.alloc(MAX_ENTRIES + 1) }?),
+        };
+        if history.unsent < history.entries.len() {
+            let changed = Entry::all_from(history, history.unsent);
+            device.memcpy_htod(&changed, &mut entries.slice_mut(history.unsent..history.entries.len()))?;
+            history.unsent = history.entries.len();
+        }
+        Ok(entries)
+    }
 }
 
 /// A row that owes the steps after entry `from` up to `to`, and then the products of all later ones.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(crate) struct Due {
+pub(super) struct Due {
     row: u32,
     from: u32,
     to: u32,
@@ -42,18 +77,10 @@ const JUMPS: u32 = 4;
 // The layouts that kernels.cu declares.
 const _: () = assert!(size_of::<Step>() == 40 && size_of::<Entry>() == 44 && size_of::<Due>() == 28);
 
-/// What the replay kernel reads: the entries that are owed, rows by them, and which entry the first unsound step is before.
-pub(crate) struct Debts {
-    pub(crate) entries: Vec<Entry>,
-    pub(crate) due: Vec<Due>,
-    pub(crate) unsafe_until: u32,
-}
-
-impl Debts {
+impl Due {
     /// Of (row, entry that it is up to date with), for weights that are `rounded` after every step or not.
-    pub(crate) fn new(due: &[(u32, u32)], history: &History, replay: Replay, rounded: bool) -> Debts {
+    fn all(due: &[(u32, u32)], history: &History, replay: Replay, rounded: bool) -> Vec<Due> {
         let now = history.now();
-        let first = due.iter().map(|(_, last)| *last as usize).min().unwrap_or(now);
         let of = |&(row, last): &(u32, u32)| {
             let from = last as usize;
             let to = match replay {
@@ -64,15 +91,10 @@ impl Debts {
             let mut flags = if history.mild(from, to) && !(decays && rounded) { BOUNDED } else { 0 };
             flags |= if decays { DECAYS } else { 0 };
             flags |= if to < now { JUMPS } else { 0 };
-            let [decay, beta1, beta2] = history.products(to, now);
-            Due { row, from: (from - first) as u32, to: (to - first) as u32, flags, decay, beta1, beta2 }
+            let [decay, beta1, beta2] = if to < now { history.products(to, now) } else { [1.0; 3] };
+            Due { row, from: last, to: to as u32, flags, decay, beta1, beta2 }
         };
-        let entries = history.entries[first..].iter().map(|entry| Entry { step: entry.step, factor: entry.factor });
-        Debts {
-            entries: entries.collect(),
-            due: due.iter().map(of).collect(),
-            unsafe_until: history.unsafe_until.saturating_sub(first) as u32,
-        }
+        due.iter().map(of).collect()
     }
 }
 
@@ -234,14 +256,19 @@ pub(super) fn replay(
     m: &Tensor,
     v: &Tensor,
     due: &[(u32, u32)],
-    history: &History,
+    (history, entries): (&History, &CudaSlice<Entry>),
     replay: Replay,
 ) -> candle_core::Result<()> {
-    fn run<W: Element>(weight: &Tensor, m: &Tensor, v: &Tensor, debts: &Debts) -> candle_core::Result<()> {
+    fn run<W: Element>(
+        weight: &Tensor,
+        (m, v): (&Tensor, &Tensor),
+        due: &[Due],
+        entries: &CudaSlice<Entry>,
+        unsafe_until: u32,
+    ) -> candle_core::Result<()> {
         let Device::Cuda(device) = weight.device() else { candle_core::bail!("the weight is on no GPU") };
-        let (due, entries) = (device.clone_htod(&debts.due)?, device.clone_htod(&debts.entries)?);
         let columns = weight.dim(1)?;
-        let (count, columns_arg) = (debts.due.len() as u64, columns as u64);
+        let (rows, count, columns_arg) = (device.clone_htod(due)?, due.len() as u64, columns as u64);
         let kernel = kernel(device, &format!("replay_{}", W::NAME))?;
         in_place(weight, |weight| {
             in_place(m, |m| {
@@ -249,9 +276,9 @@ pub(super) fn replay(
                     let mut args = kernel.args();
                     args.arg(weight.as_cuda_slice_mut::<W>()?);
                     args.arg(m.as_cuda_slice_mut::<f32>()?).arg(v.as_cuda_slice_mut::<f32>()?);
-                    args.arg(&due).arg(&count).arg(&columns_arg).arg(&entries).arg(&debts.unsafe_until);
+                    args.arg(&rows).arg(&count).arg(&columns_arg).arg(entries).arg(&unsafe_until);
                     // SAFETY: replay's parameters; each row once, and a row of the table; entries from 0 to the largest `to`.
-                    unsafe { launch(args, Threads::over_rows(debts.due.len(), columns)) }
+                    unsafe { launch(args, Threads::over_rows(due.len(), columns)) }
                 })
             })
         })
@@ -259,8 +286,8 @@ pub(super) fn replay(
     if weight.dim(1)? == 0 {
         return Ok(());
     }
-    let debts = Debts::new(due, history, replay, weight.dtype() != DType::F32);
-    by_dtype!(weight, run(weight, m, v, &debts))
+    let due = Due::all(due, history, replay, weight.dtype() != DType::F32);
+    by_dtype!(weight, run(weight, (m, v), &due, entries, history.unsafe_until as u32))
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -272,13 +299,19 @@ mod tests {
     use half::{bf16, f16};
 
     use super::*;
-    use crate::cuda::on_host::{Kernels, Named, kernels, numbers};
-    use crate::cuda::plan::{LONGEST_RUN, Threads, pack};
+    use crate::cuda::on_host::{Kernels, Named, kernels, numbers, shapes, sum};
+    use crate::cuda::plan::{LONGEST_RUN, Threads, pack, unit_bytes};
     use crate::grouping::Grouping;
     use crate::optim::host::{self, Weight};
     use crate::optim::kernel;
     use crate::optim::table::jump;
     use crate::rows::Grouped;
+
+    type In = *const u32;
+    type AdamWRows<W, G> =
+        extern "C" fn(*mut W, *mut f32, *mut f32, In, *const G, *const f32, In, In, u32, u64, u64, Step);
+    type SgdRows<W, G> = extern "C" fn(*mut W, In, *const G, *const f32, In, In, u32, u64, u64, f32);
+    type Replays<W> = extern "C" fn(*mut W, *mut f32, *mut f32, *const Due, u64, u64, *const Entry, u32);
 
     fn params(t: usize) -> ParamsAdamW {
         // A schedule with jumps, and a decay that is not always the same.
@@ -299,8 +332,10 @@ mod tests {
     fn dense<W: Named + Weight>() {
         let Some(kernels) = kernels() else { return };
         for count in [1, 63, 64, 4100] {
-            let (w, m, v) = state::<W>(count);
-            let grad = numbers::<W>(count, 8);
+            let (w, mut m, mut v) = state::<W>(count);
+            let mut grad = numbers::<W>(count, 8);
+            // The next moments are below the normal range.
+            (m[count / 2], v[count / 2], grad[count / 2]) = (f32::MIN_POSITIVE, f32::MIN_POSITIVE, W::zero());
             let on_host = Tensor::from_slice(&w, count, &Device::Cpu).unwrap();
             let grad_on_host = Tensor::from_slice(&grad, count, &Device::Cpu).unwrap();
             let step = Step::new(&params(70), 70).to_f32();
@@ -337,17 +372,33 @@ mod tests {
     /// Sums and updates at once, against sums and then updates.
     fn by_rows<W: Named + Weight, G: Named>() {
         let Some(kernels) = kernels() else { return };
-        for (rows, columns, count, few) in [(40, 64, 50, 40), (7, 3, 200, 4), (5, 8, 120, 1), (30, 33, 1, 9)] {
+        let known = [(40, 64, 50, 40), (7, 3, 200, 4), (5, 8, 120, 1), (30, 33, 1, 9), (9, 4, 900, 3), (3, 5, 300, 1)];
+        for (rows, columns, count, few) in shapes(&known) {
             let mut ids: Vec<u32> = (0..count as u32).map(|i| i * i % 31 % few).collect();
             ids[count / 2] = crate::NO_TOKEN;
             let grads = numbers::<G>(count * columns, 4);
             let source = Tensor::from_slice(&grads, (count, columns), &Device::Cpu).unwrap();
             let groups = Grouping::default().group(&ids, rows, &[]);
             let parts = groups.parts(LONGEST_RUN);
-            assert_eq!(parts.part_starts.len(), 1, "short runs are summed in the CPU's order");
             let touched = groups.rows.clone();
-            let sums = Grouped { groups, sources: vec![source] }.sum().unwrap().values;
-            let sums: Vec<f32> = sums.flatten_all().unwrap().to_vec1().unwrap();
+            // Runs first, then over the runs.
+            let mut sums = Vec::new();
+            for bounds in groups.starts.windows(2) {
+                let positions = &groups.positions[bounds[0] as usize..bounds[1] as usize];
+                sums.extend((0..columns).map(|column| {
+                    let value = |p: &u32| grads[*p as usize * columns + column].to_f64() as f32;
+                    let run = |run: &[u32]| run.iter().map(value).fold(0.0, |sum, value| sum + value);
+                    positions.chunks(LONGEST_RUN).map(run).fold(0f32, |sum, run| sum + run)
+                }));
+            }
+            let mut partials = vec![f32::NAN; (parts.part_starts.len() - 1) * columns];
+            let part_starts = (&parts.part_starts[..], &parts.part_positions[..], u32::MAX);
+            sum::<G, f32, f32>(kernels, &grads, &[], part_starts, None, None, &mut partials, columns, 1.0);
+            if partials.is_empty() {
+                let values = Grouped { groups, sources: vec![source] }.sum().unwrap().values;
+                let values: Vec<f32> = values.flatten_all().unwrap().to_vec1().unwrap();
+                assert_eq!(bits(&sums), bits(&values), "short runs are summed in the CPU's order");
+            }
 
             let (mut w, mut m, mut v) = state::<W>(rows * columns);
             let (mut expected, mut expected_m, mut expected_v) = (w.clone(), m.clone(), v.clone());
@@ -365,36 +416,21 @@ mod tests {
             let (w_at, m_at, v_at, rows_at, grads_at) =
                 (w.as_mut_ptr(), m.as_mut_ptr(), v.as_mut_ptr(), touched.as_ptr(), grads.as_ptr());
             let (starts, positions) = (parts.starts.as_ptr(), parts.positions.as_ptr());
-            let none = std::ptr::null::<f32>();
-            type AdamW<W, G> = extern "C" fn(
-                *mut W,
-                *mut f32,
-                *mut f32,
-                *const u32,
-                *const G,
-                *const f32,
-                *const u32,
-                *const u32,
-                u32,
-                u64,
-                u64,
-                Step,
-            );
+            let partials = partials.as_ptr();
             // SAFETY: the kernel's type.
-            let adamw: AdamW<W, G> = unsafe { kernels.function(&format!("adamw_rows_{}_{}_{pack}", W::NAME, G::NAME)) };
+            let adamw: AdamWRows<W, G> =
+                unsafe { kernels.function(&format!("adamw_rows_{}_{}_{pack}", W::NAME, G::NAME)) };
             kernels.launch(threads, || {
-                adamw(w_at, m_at, v_at, rows_at, grads_at, none, starts, positions, split, sizes[0], sizes[1], step)
+                adamw(w_at, m_at, v_at, rows_at, grads_at, partials, starts, positions, split, sizes[0], sizes[1], step)
             });
             assert_eq!((bits(&w), bits(&m), bits(&v)), (bits(&expected), bits(&expected_m), bits(&expected_v)));
 
             let on_host = Tensor::from_slice(&expected, (rows, columns), &Device::Cpu).unwrap();
             host::change_rows(&on_host, &touched, &sums, |x, g| x - (g * 0.3 + 0.0)).unwrap();
-            type Sgd<W, G> =
-                extern "C" fn(*mut W, *const u32, *const G, *const f32, *const u32, *const u32, u32, u64, u64, f32);
             // SAFETY: the kernel's type.
-            let sgd: Sgd<W, G> = unsafe { kernels.function(&format!("sgd_rows_{}_{}_{pack}", W::NAME, G::NAME)) };
+            let sgd: SgdRows<W, G> = unsafe { kernels.function(&format!("sgd_rows_{}_{}_{pack}", W::NAME, G::NAME)) };
             kernels.launch(threads, || {
-                sgd(w_at, rows_at, grads_at, none, starts, positions, split, sizes[0], sizes[1], 0.3)
+                sgd(w_at, rows_at, grads_at, partials, starts, positions, split, sizes[0], sizes[1], 0.3)
             });
             let expected: Vec<W> = on_host.flatten_all().unwrap().to_vec1().unwrap();
             assert_eq!(bits(&w), bits(&expected), "{} {} {rows} {columns}", W::NAME, G::NAME);
@@ -441,14 +477,15 @@ mod tests {
                 _ => W::replay(theta, m, v, &history, last, now),
             });
         }
-        let debts = Debts::new(&due, &history, replay, W::DTYPE != DType::F32);
-        type Replays<W> = extern "C" fn(*mut W, *mut f32, *mut f32, *const Due, u64, u64, *const Entry, u32);
+        let debts = Due::all(&due, &history, replay, W::DTYPE != DType::F32);
+        let entries = Entry::all_from(&history, 0);
         // SAFETY: the kernel's type.
         let function: Replays<W> = unsafe { kernels.function(&format!("replay_{}", W::NAME)) };
         let (w_at, m_at, v_at) = (w.as_mut_ptr(), m.as_mut_ptr(), v.as_mut_ptr());
-        let (due_at, entries_at, count) = (debts.due.as_ptr(), debts.entries.as_ptr(), debts.due.len());
+        let (due_at, entries_at, count) = (debts.as_ptr(), entries.as_ptr(), debts.len());
+        let unsafe_until = history.unsafe_until as u32;
         kernels.launch(Threads::over_rows(count, columns), || {
-            function(w_at, m_at, v_at, due_at, count as u64, columns as u64, entries_at, debts.unsafe_until)
+            function(w_at, m_at, v_at, due_at, count as u64, columns as u64, entries_at, unsafe_until)
         });
         let differ = |got: &[u64], expected: &[u64]| got.iter().zip(expected).filter(|(a, b)| a != b).count();
         let differing = [
@@ -470,5 +507,83 @@ mod tests {
                 replays::<f16>(kernels, replay, odd);
             }
         }
+    }
+
+    /// Three rows of a table of 2^22 + 5 rows and 1024 or 1025 columns, of whose memory only they exist, and of a table of three.
+    #[test]
+    fn rows_beyond_2_to_the_32_elements_are_where_they_are() {
+        fn rows_of<W: Named + Weight>(
+            kernels: &Kernels,
+            rows: usize,
+            ids: [u32; 3],
+            columns: usize,
+        ) -> Option<Vec<u64>> {
+            fn zeros<T>(len: usize) -> Option<memmap2::MmapMut> {
+                let pages = memmap2::MmapOptions::new().len(len * size_of::<T>()).no_reserve_swap().map_anon();
+                pages.inspect_err(|error| eprintln!("SKIPPED: no address space for large tables ({error})")).ok()
+            }
+            let all = rows * columns;
+            let (mut w, mut m, mut v) = (zeros::<W>(all)?, zeros::<f32>(all)?, zeros::<f32>(all)?);
+            let (w, m, v) = (w.as_mut_ptr().cast::<W>(), m.as_mut_ptr().cast::<f32>(), v.as_mut_ptr().cast::<f32>());
+            let (first, first_m, first_v) = state::<W>(3 * columns);
+            let grads = numbers::<W>(3 * columns, 8);
+            for (i, id) in ids.iter().enumerate() {
+                let (from, to) = (i * columns, *id as usize * columns);
+                // SAFETY: rows of the table.
+                unsafe {
+                    w.add(to).copy_from_nonoverlapping(first[from..].as_ptr(), columns);
+                    m.add(to).copy_from_nonoverlapping(first_m[from..].as_ptr(), columns);
+                    v.add(to).copy_from_nonoverlapping(first_v[from..].as_ptr(), columns);
+                }
+            }
+            let mut history = History::new();
+            (1..=9).for_each(|t| history.push(Step::new(&params(t), t).to_f32()));
+            let due = Due::all(&ids.map(|id| (id, 2)), &history, Replay::Exact, true);
+            let entries = Entry::all_from(&history, 0);
+            let pack = pack(&[columns]);
+            let unit = unit_bytes(columns * size_of::<W>(), 0);
+            let (starts, positions, split, none) = ([0u32, 1, 2, 3], [0u32, 1, 2], 3, std::ptr::null::<f32>());
+            let mut out = vec![W::zero(); 3 * columns];
+            let (due, entries, grads_at, ids_at) = (due.as_ptr(), entries.as_ptr(), grads.as_ptr(), ids.as_ptr());
+            let (starts, positions, out_at) = (starts.as_ptr(), positions.as_ptr(), out.as_mut_ptr());
+            let (by_row, c) = (Threads::over_rows(3, columns / pack), columns as u64);
+            let units = columns * size_of::<W>() / unit;
+            // SAFETY: the kernels' types; all rows are rows of the table.
+            unsafe {
+                let replay: Replays<W> = kernels.function(&format!("replay_{}", W::NAME));
+                kernels.launch(by_row, || replay(w, m, v, due, 3, c, entries, 0));
+                let adamw: AdamWRows<W, W> = kernels.function(&format!("adamw_rows_{0}_{0}_{pack}", W::NAME));
+                let step = Step::new(&params(9), 9).to_f32();
+                let run = || adamw(w, m, v, ids_at, grads_at, none, starts, positions, split, 3, c, step);
+                kernels.launch(by_row, run);
+                let sgd: SgdRows<W, W> = kernels.function(&format!("sgd_rows_{0}_{0}_{pack}", W::NAME));
+                kernels.launch(by_row, || sgd(w, ids_at, grads_at, none, starts, positions, split, 3, c, 0.1));
+                type Gather<W> = extern "C" fn(*const W, In, *mut W, u64, u64, u64);
+                let gather: Gather<W> = kernels.function(&format!("gather_{unit}"));
+                let run = || gather(w, ids_at, out_at, rows as u64, 3, units as u64);
+                kernels.launch(Threads::over_rows(3, units), run);
+                type Sum<W> = extern "C" fn(*const W, *const f32, In, In, In, *const u64, *mut W, u32, u64, u64, f32);
+                let sum: Sum<W> = kernels.function(&format!("sum_rows_{0}_{0}_{pack}", W::NAME));
+                let no_count = std::ptr::null();
+                let run = || sum(grads_at, none, starts, positions, ids_at, no_count, w, split, 3, c, 1.0);
+                kernels.launch(by_row, run);
+            }
+            let mut found = bits(&out);
+            for id in ids {
+                // SAFETY: a row of the table.
+                found.extend(bits(unsafe { std::slice::from_raw_parts(w.add(id as usize * columns), columns) }));
+            }
+            Some(found)
+        }
+        fn compare<W: Named + Weight>(columns: usize) {
+            let Some(kernels) = kernels() else { return };
+            let rows = (1 << 22) + 5;
+            let Some(many) = rows_of::<W>(kernels, rows, [0, 1 << 22, rows as u32 - 1], columns) else { return };
+            let few = rows_of::<W>(kernels, 3, [0, 1, 2], columns).expect("a small table");
+            assert_eq!(many, few, "{} {columns}", W::NAME);
+        }
+        compare::<f32>(1024);
+        compare::<bf16>(1024);
+        compare::<bf16>(1025);
     }
 }

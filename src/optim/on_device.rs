@@ -9,28 +9,35 @@ use crate::Result;
 use candle_core::{DType, Tensor, Var};
 
 /// candle's own sequence of operations.
-fn moments(m: &Tensor, v: &Tensor, grad: Option<&Tensor>, s: &Step) -> candle_core::Result<(Tensor, Tensor)> {
-    let decayed = ((m * f64::from(s.beta1))?, (v * f64::from(s.beta2))?);
+fn moments(m: &Tensor, v: &Tensor, grad: Option<&Tensor>, s: &Step<f64>) -> candle_core::Result<(Tensor, Tensor)> {
+    let decayed = ((m * s.beta1)?, (v * s.beta2)?);
     let Some(g) = grad else { return Ok(decayed) };
-    let m = (decayed.0 + (g * f64::from(s.one_minus_beta1))?)?;
-    let v = (decayed.1 + (g.sqr()? * f64::from(s.one_minus_beta2))?)?;
+    let m = (decayed.0 + (g * s.one_minus_beta1)?)?;
+    let v = (decayed.1 + (g.sqr()? * s.one_minus_beta2)?)?;
     Ok((m, v))
 }
 
-fn update_theta(theta: &Tensor, m: &Tensor, v: &Tensor, s: &Step) -> candle_core::Result<Tensor> {
-    let (m_hat, v_hat) = ((m * f64::from(s.scale_m))?, (v * f64::from(s.scale_v))?);
-    let adjusted = (m_hat / (v_hat.sqrt()? + f64::from(s.eps))?)?;
-    (theta * f64::from(s.decay))? - (adjusted * f64::from(s.lr))?
+fn update_theta(theta: &Tensor, m: &Tensor, v: &Tensor, s: &Step<f64>) -> candle_core::Result<Tensor> {
+    let (m_hat, v_hat) = ((m * s.scale_m)?, (v * s.scale_v)?);
+    let adjusted = (m_hat / (v_hat.sqrt()? + s.eps)?)?;
+    (theta * s.decay)? - (adjusted * s.lr)?
 }
 
-/// One dense step.
-pub(super) fn step_dense(weight: &Tensor, grad: &Tensor, m: &mut Tensor, v: &mut Tensor, step: &Step) -> Result<()> {
+/// One dense step, in the moments' dtype.
+pub(super) fn step_dense(
+    weight: &Tensor,
+    grad: &Tensor,
+    m: &mut Tensor,
+    v: &mut Tensor,
+    step: &Step<f64>,
+) -> Result<()> {
     #[cfg(feature = "cuda")]
     if on_cuda::takes(weight) {
-        return Ok(on_cuda::step_dense(weight, grad, &on_cuda::Rule::AdamW { m, v, step })?);
+        return Ok(on_cuda::step_dense(weight, grad, &on_cuda::Rule::AdamW { m, v, step: &step.to_f32() })?);
     }
-    (*m, *v) = moments(m, v, Some(&grad.to_dtype(DType::F32)?), step)?;
-    let theta = update_theta(&weight.to_dtype(DType::F32)?, m, v, step)?;
+    let (dtype, step) = (m.dtype(), step.of(m.dtype()));
+    (*m, *v) = moments(m, v, Some(&grad.to_dtype(dtype)?), &step)?;
+    let theta = update_theta(&weight.to_dtype(dtype)?, m, v, &step)?;
     Ok(Var::from_tensor(weight)?.set(&theta.to_dtype(weight.dtype())?)?)
 }
 
@@ -70,8 +77,9 @@ pub(super) fn update(
     step: &Step,
 ) -> Result<()> {
     let mut taken = Taken::new(weight, m, v, rows)?;
-    (taken.m, taken.v) = moments(&taken.m, &taken.v, Some(values), step)?;
-    taken.theta = update_theta(&taken.theta, &taken.m, &taken.v, step)?;
+    let step = step.to_f64();
+    (taken.m, taken.v) = moments(&taken.m, &taken.v, Some(values), &step)?;
+    taken.theta = update_theta(&taken.theta, &taken.m, &taken.v, &step)?;
     Ok(taken.put_back()?)
 }
 
@@ -84,10 +92,6 @@ pub(super) fn replay(
     history: &History,
     replay: Replay,
 ) -> Result<()> {
-    #[cfg(feature = "cuda")]
-    if on_cuda::takes(weight) {
-        return Ok(on_cuda::replay(weight, m, v, due, history, replay)?);
-    }
     let mut due = due.to_vec();
     due.sort_by_key(|(row, last)| (*last, *row));
     for group in due.chunk_by(|a, b| a.1 == b.1) {
@@ -99,8 +103,9 @@ pub(super) fn replay(
             _ => now,
         };
         for entry in &history.entries[last + 1..=full] {
-            (taken.m, taken.v) = moments(&taken.m, &taken.v, None, &entry.step)?;
-            let theta = update_theta(&taken.theta, &taken.m, &taken.v, &entry.step)?;
+            let step = entry.step.to_f64();
+            (taken.m, taken.v) = moments(&taken.m, &taken.v, None, &step)?;
+            let theta = update_theta(&taken.theta, &taken.m, &taken.v, &step)?;
             // A bf16 weight is rounded after every step, as the dense optimizer would.
             taken.theta = theta.to_dtype(weight.dtype())?.to_dtype(DType::F32)?;
         }

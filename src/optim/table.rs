@@ -26,6 +26,8 @@ struct State {
     /// By row: the entry of the history that it is up to date with.
     last: Vec<u32>,
     history: History,
+    #[cfg(feature = "cuda")]
+    sent: on_cuda::Sent,
 }
 
 pub(super) enum Moments {
@@ -45,7 +47,14 @@ impl TableState {
                 Moments::Device { m: zeros()?, v: zeros()? }
             }
         };
-        Ok(TableState(Mutex::new(State { replay, moments, last: vec![0; rows], history: History::new() })))
+        Ok(TableState(Mutex::new(State {
+            replay,
+            moments,
+            last: vec![0; rows],
+            history: History::new(),
+            #[cfg(feature = "cuda")]
+            sent: Default::default(),
+        })))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -70,7 +79,7 @@ impl TableState {
         let step = Step::new(params, t).to_f32();
         let lazy = state.replay == Replay::Lazy;
         if !lazy {
-            if state.history.now() == MAX_ENTRIES {
+            if state.history.now() == most_entries(table.weight()) {
                 state.catch_up(table.weight(), Rows::All, &table.frozen())?;
             }
             // A forward that is older than the last step left rows behind.
@@ -87,15 +96,15 @@ impl TableState {
         let mut state = self.lock();
         let frozen = table.frozen();
         state.catch_up(table.weight(), Rows::All, &frozen)?;
-        let step = Step::new(params, t).to_f32();
+        let step = Step::new(params, t);
         if frozen.is_empty() {
             return match &mut state.moments {
-                Moments::Host { m, v } => super::host::step_dense(table.weight(), grad, m, v, &step),
+                Moments::Host { m, v } => super::host::step_dense(table.weight(), grad, m, v, &step.to_f32()),
                 Moments::Device { m, v } => on_device::step_dense(table.weight(), grad, m, v, &step),
             };
         }
         let grouped = Grouped { groups: Groups::of_all_but(&frozen), sources: vec![grad.contiguous()?] };
-        state.step_rows(table.weight(), grouped, &step)
+        state.step_rows(table.weight(), grouped, &step.to_f32())
     }
 
     /// The moments (V, C) as tensors on the CPU, with every row up to date.
@@ -118,9 +127,9 @@ impl TableState {
                 *v = new_v.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
             }
             Moments::Device { m, v } => {
-                let device = table.weight().device();
                 // Copies: rows of these are changed in place.
-                (*m, *v) = (new_m.to_device(device)?.copy()?, new_v.to_device(device)?.copy()?);
+                let copy = |new: &Tensor| new.to_device(m.device())?.force_contiguous();
+                (*m, *v) = (copy(new_m)?, copy(new_v)?);
             }
         }
         Ok(())
@@ -131,6 +140,16 @@ impl Keeper for TableState {
     fn catch_up(&self, weight: &Tensor, rows: Rows, frozen: &[bool]) -> Result<()> {
         self.lock().catch_up(weight, rows, frozen)
     }
+}
+
+/// How many steps a row may owe.
+fn most_entries(weight: &Tensor) -> usize {
+    #[cfg(feature = "cuda")]
+    if on_cuda::takes(weight) {
+        return on_cuda::MAX_ENTRIES;
+    }
+    _ = weight;
+    MAX_ENTRIES
 }
 
 impl State {
@@ -170,6 +189,13 @@ impl State {
     }
 
     fn replay(&mut self, weight: &Tensor, due: &[(u32, u32)], now: usize) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let Moments::Device { m, v } = &self.moments
+            && on_cuda::takes(weight)
+        {
+            let entries = self.sent.update(weight.device(), &mut self.history)?;
+            return Ok(on_cuda::replay(weight, m, v, due, (&self.history, entries), self.replay)?);
+        }
         let (history, replay) = (&self.history, self.replay);
         let (m, v) = match &mut self.moments {
             Moments::Device { m, v } => return on_device::replay(weight, m, v, due, history, replay),

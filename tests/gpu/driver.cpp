@@ -3,7 +3,7 @@
 // by CI. It says nothing about races or speed.
 //
 // Every allocation ends at a page that may not be touched, and is filled with NaN: an index too large is a crash, a value that was never
-// written is seen. tallow's kernels are those of kernels.cu; of candle's the few that the acceptance program needs stand here, each
+// written is seen; one that is not where its type may lie ends the program. DRIVER_SM=75 makes the device one that refuses code for a later. tallow's kernels are those of kernels.cu; of candle's the few that the acceptance program needs stand here, each
 // done by one call for the whole launch.
 //
 // .ci/cuda links it as libcuda.so.1, over weak stand-ins for all other functions.
@@ -233,6 +233,12 @@ int give(void* at) {
     return 0;
 }
 
+// The device's compute capability, times ten.
+int capability() {
+    const char* given = getenv("DRIVER_SM");
+    return given ? atoi(given) : 80;
+}
+
 int handle(void** out) {
     static int something;
     *out = &something;
@@ -248,7 +254,7 @@ int cuDeviceGet(int* device, int ordinal) { return ordinal == 0 ? (*device = 0, 
 int cuDeviceGetCount(int* count) { return *count = 1, 0; }
 int cuDeviceGetName(char* name, int len, int) { return snprintf(name, len, "the host"), 0; }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
-    *value = attribute == 75 ? 8 : attribute == 76 ? 0 : 1; // compute capability 8.0; pools are there
+    *value = attribute == 75 ? capability() / 10 : attribute == 76 ? capability() % 10 : 1; // pools are there
     return 0;
 }
 int cuDevicePrimaryCtxRetain(void** context, int) { return handle(context); }
@@ -281,7 +287,12 @@ int cuMemPoolSetAttribute(void*, int attribute, void* value) { return attribute 
 int cuMemPoolGetAttribute(void*, int attribute, void* value) {
     return *(u64*)value = attribute == 4 ? threshold : used, attribute == 4 || attribute == 7 ? 0 : 1;
 }
-int cuModuleLoadData(void** module, const void*) { return handle(module); }
+int cuModuleLoadData(void** module, const void* image) {
+    const char* target = strstr((const char*)image, "\n.target sm_");
+    const bool stand_in = !strstr((const char*)image, ".entry"); // candle's, by .ci/nvcc-standin
+    if (target && !stand_in && atoi(target + strlen("\n.target sm_")) > capability()) return 209; // no binary for this GPU
+    return handle(module);
+}
 int cuModuleUnload(void*) { return 0; }
 int cuModuleGetFunction(void** function, void*, const char* name) {
     auto found = functions.find(name);

@@ -4,7 +4,7 @@
 //!     cargo test --release --features cuda --test gpu -- --json report.json        # cuda:0; or --device metal
 //!
 //! It prints what it checks and measures, writes a report, and exits with 0 when every check passed, 1 when one did not, 77 when there is no
-//! such device. `--device cpu` compares the CPU with itself, which checks this program; `--quick` leaves out the timings and the table beyond 2³² elements.
+//! such device. `--torch FILE`, the report of torch_reference.py, adds PyTorch's times to the goals. `--device cpu` compares the CPU with itself, which checks this program; `--quick` leaves out the timings and the table beyond 2³² elements.
 
 mod checks;
 #[cfg(feature = "cuda")]
@@ -38,15 +38,16 @@ impl Report {
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
-    let (mut name, mut file, mut quick) = ("cuda:0".to_string(), None, false);
+    let (mut name, mut file, mut torch, mut quick) = ("cuda:0".to_string(), None, None, false);
     while let Some(arg) = args.next() {
         match (arg.as_str(), &mut args) {
             ("--device", args) => name = args.next().unwrap_or_default(),
             ("--json", args) => file = args.next(),
+            ("--torch", args) => torch = args.next(),
             ("--quick", _) => quick = true,
             ("--nocapture" | "--quiet" | "-q", _) => (),
             _ => {
-                eprintln!("usage: gpu [--device cuda[:N]|metal[:N]|cpu] [--json FILE] [--quick]");
+                eprintln!("usage: gpu [--device cuda[:N]|metal[:N]|cpu] [--json FILE] [--torch FILE] [--quick]");
                 return ExitCode::from(2);
             }
         }
@@ -60,12 +61,19 @@ fn main() -> ExitCode {
     };
     let mut report = Report::default();
     checks::all(&mut report, &device, quick);
-    let timings = timings(&device, quick);
+    let read = |file: &String| serde_json::from_str(&std::fs::read_to_string(file).unwrap_or_default());
+    let torch = torch.as_ref().map_or(Ok(Value::Null), read).unwrap_or_else(|error| {
+        eprintln!("warning: goals without PyTorch, its report cannot be read: {error}");
+        Value::Null
+    });
+    let (timings, goals) = timings(&device, quick, &torch);
     let whole = json!({
         "device": device_facts(&device),
         "tallow": env!("CARGO_PKG_VERSION"),
         "checks": report.checks,
         "timings": timings,
+        "goals": goals,
+        "pytorch": torch,
     });
     if let Some(file) = file
         && let Err(error) = std::fs::write(&file, format!("{whole:#}\n"))
@@ -82,18 +90,18 @@ fn main() -> ExitCode {
 }
 
 #[cfg(feature = "cuda")]
-fn timings(device: &Device, quick: bool) -> Value {
+fn timings(device: &Device, quick: bool, torch: &Value) -> (Value, Value) {
     match device {
         Device::Cuda(device) if !quick => {
-            speed::all(device).unwrap_or_else(|error| json!({ "error": format!("{error:#}") }))
+            speed::all(device, torch).unwrap_or_else(|error| (json!({ "error": format!("{error:#}") }), Value::Null))
         }
-        _ => Value::Null,
+        _ => (Value::Null, Value::Null),
     }
 }
 
 #[cfg(not(feature = "cuda"))]
-fn timings(_: &Device, _: bool) -> Value {
-    Value::Null
+fn timings(_: &Device, _: bool, _: &Value) -> (Value, Value) {
+    (Value::Null, Value::Null)
 }
 
 fn device_facts(device: &Device) -> Value {

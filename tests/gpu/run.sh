@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with an NVIDIA GPU, a driver and PyTorch's CUDA 13 libraries, but without Rust:
 #     tests/gpu/run.sh BINARY FOLDER
-# checks and times everything, PyTorch beside it, and leaves two reports in FOLDER. Exits with 77 where there is no device.
+# times PyTorch, checks and times everything beside it, and leaves one report, tallow.json, in FOLDER (PyTorch's own is in torch.json, too). Exits with 77 where there is no device.
 set -uo pipefail
 binary=$1 out=$2 here=$(dirname "$0")
 libraries=$(python3 -c 'import nvidia, os; print(os.path.join(list(nvidia.__path__)[0], "cu13", "lib"))' 2>/dev/null)
@@ -11,9 +11,9 @@ if ldd "$binary" | grep 'not found'; then
   echo "SKIPPED: libraries of CUDA are missing"
   exit 77
 fi
-"$binary" --json "$out/tallow.json"
-status=$?
 python3 "$here/torch_reference.py" >"$out/torch.json" || echo "no PyTorch reference"
+"$binary" --json "$out/tallow.json" --torch "$out/torch.json"
+status=$?
 if [ $status = 0 ] && command -v compute-sanitizer >/dev/null; then
   compute-sanitizer --tool memcheck --error-exitcode 1 "$binary" --quick | tail -3 || status=1
 fi

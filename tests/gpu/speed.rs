@@ -26,11 +26,12 @@ struct Clock {
     rows: Vec<Value>,
 }
 
-pub fn all(cuda: &CudaDevice) -> Result<Value> {
+/// The times, and which goals they reach; beside PyTorch's where `torch` is the report of torch_reference.py.
+pub fn all(cuda: &CudaDevice, torch: &Value) -> Result<(Value, Value)> {
     let device = Device::Cuda(cuda.clone());
     let busy = Tensor::zeros((1 << 28,), DType::F32, &device)?;
     let mut clock = Clock { device: cuda.clone(), busy, rows: Vec::new() };
-    for (d_model, dtype) in [(1024, DType::F32), (64, DType::F32), (1024, DType::BF16)] {
+    for (d_model, dtype) in [(1024, DType::F32), (64, DType::F32), (1024, DType::BF16), (1024, DType::F16)] {
         for kind in [Ids::Uniform, Ids::Zipf, Ids::AllEqual] {
             case(&mut clock, &device, (d_model, dtype), kind)?;
         }
@@ -44,12 +45,77 @@ pub fn all(cuda: &CudaDevice) -> Result<Value> {
         "stock: whole step, memory given back (CUDA's default)",
     )?;
     tallow::device::keep_memory(&device, true)?;
-    Ok(Value::Array(clock.rows))
+    let goals = goals(&clock.rows, torch);
+    for goal in &goals {
+        println!(
+            "{} {}",
+            if goal["met"] == true { "met    " } else { "MISSED " },
+            goal["goal"].as_str().unwrap_or_default()
+        );
+    }
+    Ok((Value::Array(clock.rows), Value::Array(goals)))
+}
+
+/// What is asked for on an H200.
+fn goals(rows: &[Value], torch: &Value) -> Vec<Value> {
+    let find = |rows: &[Value], what: &str, d_model: usize, dtype: &str, kind: &str| {
+        let row = rows.iter().find(|row| {
+            let case = row.get("case").unwrap_or(row);
+            row["what"] == what
+                && case["d_model"] == d_model
+                && case["dtype"].as_str().is_some_and(|found| dtype == found.trim_start_matches("torch."))
+                && case["kind"] == kind
+        });
+        row.and_then(|row| row["device_us"].as_f64())
+    };
+    let ours = |what: &str, kind: &str| find(rows, what, 1024, "f32", kind);
+    let mut goals = Vec::new();
+    let mut goal = |goal: String, found: Option<f64>, limit: Option<f64>| {
+        if let (Some(found), Some(limit)) = (found, limit) {
+            let goal = format!("{goal}: {found:.1}, at most {limit:.1} us");
+            goals.push(json!({ "goal": goal, "found_us": found, "limit_us": limit, "met": found <= limit }));
+        }
+    };
+    let sum = ours("candle's sum of the output's gradient alone", "Uniform").unwrap_or(0.0);
+    let gradient = ours("dense gradient, with candle's sum of the output's gradient", "Uniform").map(|us| us - sum);
+    goal("forward".to_string(), ours("forward, ids on the device", "Uniform"), Some(75.0));
+    goal("dense gradient".to_string(), gradient, Some(250.0));
+    goal("row-sparse, uniform ids".to_string(), ours("row-sparse backward and AdamW", "Uniform"), Some(250.0));
+    goal("row-sparse, text-like ids".to_string(), ours("row-sparse backward and AdamW", "Zipf"), Some(120.0));
+    goal("dense AdamW".to_string(), ours("dense AdamW", "Uniform"), Some(800.0));
+    for kind in ["Uniform", "Zipf", "AllEqual"] {
+        let stock = ours("stock: whole step", kind).map(|us| us / 15.0);
+        goal(
+            format!("whole step, a 15th of stock candle's, {kind}"),
+            ours("row-sparse, Exact: whole step", kind),
+            stock,
+        );
+    }
+    let theirs = torch["timings"].as_array().map_or(&[][..], |rows| rows);
+    for (d_model, dtype, name) in [(1024, "f32", "float32"), (64, "f32", "float32"), (1024, "bf16", "bfloat16")] {
+        for kind in ["Uniform", "Zipf", "AllEqual"] {
+            for (our, their) in [
+                ("forward, ids on the device", "forward"),
+                ("forward, ids on the device", "forward, compiled"),
+                ("dense AdamW", "fused AdamW"),
+                ("dense: whole step", "whole step, fused AdamW"),
+                ("row-sparse, Lazy: whole step", "whole step, SparseAdam"),
+            ] {
+                let limit = find(theirs, their, d_model, name, kind);
+                goal(
+                    format!("PyTorch's {their}, {d_model} {dtype} {kind}"),
+                    find(rows, our, d_model, dtype, kind),
+                    limit,
+                );
+            }
+        }
+    }
+    goals
 }
 
 impl Clock {
     /// The median of the runs, in microseconds, of calls of `run` with the number of the set of ids.
-    fn time(&mut self, what: &str, case: &Value, mut run: impl FnMut(usize) -> Result<()>) -> Result<()> {
+    fn time<R>(&mut self, what: &str, case: &Value, mut run: impl FnMut(usize) -> Result<R>) -> Result<()> {
         let stream = self.device.cuda_stream();
         let flags = Some(CUevent_flags::CU_EVENT_DEFAULT);
         let (start, end) = (stream.context().new_event(flags)?, stream.context().new_event(flags)?);
@@ -107,8 +173,8 @@ fn case(clock: &mut Clock, device: &Device, (d_model, dtype): (usize, DType), ki
     let upstream = Tensor::randn(0f32, 1.0, (32 * 1024, d_model), device)?.to_dtype(dtype)?;
 
     let (var, dense) = layer(&table, device, TokenEmbeddingConfig::default())?;
-    clock.time("forward, ids on the device", &case, |i| Ok(drop(dense.lookup_unchecked(&sets.on_device[i])?)))?;
-    clock.time("forward, ids on the host, checked", &case, |i| Ok(drop(dense.forward(&sets.on_host[i])?)))?;
+    clock.time("forward, ids on the device", &case, |i| Ok(dense.lookup_unchecked(&sets.on_device[i])?))?;
+    clock.time("forward, ids on the host, checked", &case, |i| Ok(dense.forward(&sets.on_host[i])?))?;
     let mut optimizer = AdamW::new(vec![var.clone()], ParamsAdamW::default())?;
     let grad = var.zeros_like()?;
     clock.time("dense AdamW", &case, |_| {
@@ -119,14 +185,16 @@ fn case(clock: &mut Clock, device: &Device, (d_model, dtype): (usize, DType), ki
     clock.time("dense: whole step", &case, |i| {
         step(|| Ok(dense.forward(&sets.on_host[i])?), &upstream, &mut optimizer)
     })?;
-    let losses = sets.on_host.iter().map(|list| loss(&dense.forward(list)?, &upstream)).collect::<Result<Vec<_>>>()?;
-    clock.time("dense gradient, with candle's sum of the output's gradient", &case, |i| {
-        Ok(drop(losses[i].backward()?))
-    })?;
+    for (what, lists) in [("", &sets.on_host), (", ids on the device", &sets.on_device)] {
+        let losses = lists.iter().map(|list| loss(&dense.lookup_unchecked(list)?, &upstream));
+        let losses = losses.collect::<Result<Vec<_>>>()?;
+        let what = format!("dense gradient{what}, with candle's sum of the output's gradient");
+        clock.time(&what, &case, |i| Ok(losses[i].backward()?))?;
+    }
     let output = Var::from_tensor(&upstream)?;
     let nothing = loss(&output, &upstream)?;
-    clock.time("candle's sum of the output's gradient alone", &case, |_| Ok(drop(nothing.backward()?)))?;
-    drop((losses, output, nothing));
+    clock.time("candle's sum of the output's gradient alone", &case, |_| Ok(nothing.backward()?))?;
+    drop((output, nothing));
     drop((optimizer, dense, var, grad));
 
     for replay in [Replay::Lazy, Replay::Exact] {
@@ -147,7 +215,7 @@ fn case(clock: &mut Clock, device: &Device, (d_model, dtype): (usize, DType), ki
     }
     if dtype == DType::F32 {
         let stock = candle_nn::Embedding::new(table.to_device(device)?, d_model);
-        clock.time("stock: forward", &case, |i| Ok(drop(stock.forward(&sets.on_device[i])?)))?;
+        clock.time("stock: forward", &case, |i| Ok(stock.forward(&sets.on_device[i])?))?;
         stock_step(clock, device, (d_model, dtype), kind, "stock: whole step")?;
     }
     Ok(())
