@@ -8,7 +8,7 @@ use super::{OnError, PrepareConfig, SeparatorChoice};
 use crate::corpus::{CorpusFile, Cut, Format, Piece, Rules, find, units};
 use crate::files::write_new;
 use crate::shard::{IdType, Separator, TokenizerInfo};
-use crate::{Error, Result, Specials, Tokenizer};
+use crate::{Error, Result, Tokenizer};
 
 const NAME: &str = "plan.json";
 
@@ -57,12 +57,7 @@ impl Plan {
             format: "tallow-plan".to_string(),
             version: 1,
             tokenizer: TokenizerInfo::new(tokenizer.name(), tokenizer.fingerprint()),
-            specials: match tokenizer.specials() {
-                Specials::Text => "text",
-                Specials::Forbid => "forbid",
-                Specials::Allow => "allow",
-            }
-            .to_string(),
+            specials: tokenizer.rule().to_string(),
             table_rows: tokenizer.table_rows(),
             separator: separator(tokenizer, &cfg.separator)?,
             dtype: IdType::for_rows(tokenizer.table_rows()),

@@ -10,6 +10,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 use tokenizers::{AddedToken, Encoding, Tokenizer};
 
+use super::Specials;
 use crate::fingerprint::Fingerprint;
 
 pub(super) struct File {
@@ -25,6 +26,8 @@ pub(super) struct File {
     plain: Tokenizer,
     /// Reads it as the token. Made when first asked for.
     with_specials: OnceLock<Tokenizer>,
+    /// Reads only the text of tokens that were added here as tokens.
+    with_added: Option<Tokenizer>,
     alphabet: Alphabet,
 }
 
@@ -84,23 +87,44 @@ impl File {
             specials,
             alphabet: alphabet(&value["decoder"]),
             with_specials: OnceLock::new(),
+            with_added: None,
             plain,
         })
     }
 
-    /// The same with more special tokens. It is what reading the file that it would be saved as gives.
-    pub(super) fn with_more(&self, tokens: &[&str]) -> Result<Self, String> {
+    /// The same with the `new` special tokens, of which (and of earlier ones) `found` count as added. It is what reading the file
+    /// that it would be saved as gives.
+    pub(super) fn with_more(&self, new: &[&str], found: &[&str]) -> Result<Self, String> {
         let mut plain = self.plain.clone();
-        let tokens = tokens.iter().map(|token| AddedToken::from(*token, true));
-        contained(|| plain.add_special_tokens(tokens))?;
+        contained(|| plain.add_special_tokens(new.iter().map(|token| AddedToken::from(*token, true))))?;
         let json = contained(|| plain.to_string(false))?;
-        File::from_bytes(Path::new(&format!("{}.json", self.name)), json.as_bytes())
+        let mut grown = File::from_bytes(Path::new(&format!("{}.json", self.name)), json.as_bytes())?;
+        // Tokens that are not special are found in text whatever the rule for special ones is. They get the same ids. One that
+        // the file has as a special token must lose that mark, which only the file's text can do.
+        let mut value: Value = serde_json::from_str(&json).map_err(|e| e.to_string())?;
+        let earlier = self.with_added.as_ref().map(|tokenizer| tokenizer.get_added_tokens_decoder());
+        let earlier =
+            earlier.iter().flatten().filter(|(_, token)| !token.special).map(|(_, token)| token.content.as_str());
+        let added: Vec<&str> = earlier.chain(found.iter().copied()).collect();
+        for token in value["added_tokens"].as_array_mut().into_iter().flatten() {
+            if token["content"].as_str().is_some_and(|content| added.contains(&content)) {
+                token["special"] = Value::Bool(false);
+            }
+        }
+        let mut with_added = contained(|| Tokenizer::from_bytes(value.to_string()))?;
+        with_added.set_encode_special_tokens(true);
+        grown.with_added = Some(with_added);
+        if new.is_empty() {
+            grown.fingerprint = self.fingerprint; // the same tokens: writing the file out may have put its rules in other words
+        }
+        Ok(grown)
     }
 
-    pub(super) fn encode(&self, text: &str, specials: bool) -> Result<Encoding, String> {
+    pub(super) fn encode(&self, text: &str, specials: Specials) -> Result<Encoding, String> {
         let tokenizer = match specials {
-            false => &self.plain,
-            true => self.with_specials.get_or_init(|| {
+            Specials::Added => self.with_added.as_ref().unwrap_or(&self.plain),
+            Specials::Text | Specials::Forbid => &self.plain,
+            Specials::Allow => self.with_specials.get_or_init(|| {
                 let mut tokenizer = self.plain.clone();
                 tokenizer.set_encode_special_tokens(false);
                 tokenizer

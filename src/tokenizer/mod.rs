@@ -26,10 +26,12 @@ pub use stream::EncodeReader;
 /// What to do with text that spells a special token such as `<|endoftext|>`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Specials {
-    /// It is text like any other (the default): what a user wrote never becomes a control token.
+    /// Tokens that [`Tokenizer::add_tokens`] added become tokens; the tokenizer's own special tokens are text (the default).
     #[default]
+    Added,
+    /// It is text like any other, added tokens too: nothing that a stranger wrote becomes a control token.
     Text,
-    /// It is an error that names the token and its byte.
+    /// It is an error that names the token and its byte, for added tokens too.
     Forbid,
     /// It becomes the special token.
     Allow,
@@ -52,8 +54,28 @@ pub enum Specials {
 pub struct Tokenizer {
     engine: Engine,
     specials: Specials,
-    /// Finds the special tokens in text; none where there are no special tokens.
-    finder: Option<Arc<AhoCorasick>>,
+    /// Finds all special tokens in text, and those that were added; none where there are none.
+    all: Option<Arc<Finder>>,
+    added: Option<Arc<Finder>>,
+}
+
+/// Finds some special tokens in text.
+struct Finder {
+    automaton: AhoCorasick,
+    /// Text and id of each, by the number of its pattern.
+    tokens: Vec<(String, u32)>,
+    /// Bytes of the longest.
+    longest: usize,
+}
+
+impl Finder {
+    fn new(tokens: Vec<(String, u32)>) -> Option<Arc<Self>> {
+        let longest = tokens.iter().map(|(text, _)| text.len()).max()?;
+        let texts = tokens.iter().map(|(text, _)| text);
+        let mut builder = AhoCorasick::builder();
+        let automaton = builder.match_kind(MatchKind::LeftmostLongest).build(texts).expect("a few short strings");
+        Some(Arc::new(Finder { automaton, tokens, longest }))
+    }
 }
 
 #[derive(Clone)]
@@ -112,13 +134,8 @@ impl Tokenizer {
     }
 
     fn new(engine: Engine) -> Self {
-        let specials = engine.specials();
-        let finder = (!specials.is_empty()).then(|| {
-            let mut builder = AhoCorasick::builder();
-            let texts = specials.iter().map(|(text, _)| text);
-            Arc::new(builder.match_kind(MatchKind::LeftmostLongest).build(texts).expect("a few short strings"))
-        });
-        Tokenizer { engine, specials: Specials::default(), finder }
+        let all = Finder::new(engine.specials().to_vec());
+        Tokenizer { engine, specials: Specials::default(), all, added: None }
     }
 
     /// The same tokenizer with another rule for text that spells a special token.
@@ -132,12 +149,16 @@ impl Tokenizer {
         self.specials
     }
 
-    /// Adds special tokens after the largest id, and gives the ids of all of `tokens`; one that is special already keeps its
-    /// id. They count as tokens under [`Specials::Allow`], as all special tokens do. The table must have rows for them
-    /// ([`TokenEmbedding::add_tokens`](crate::TokenEmbedding::add_tokens) does both), and the
-    /// [`fingerprint`](Self::fingerprint) is another one: files that carry the old one are refused.
+    /// Adds special tokens, which are found in text from then on: "`<|user|>`" becomes one id wherever it stands. Gives the ids of
+    /// all of `tokens`.
     ///
-    /// Clones made before stay as they are.
+    /// The ids follow the largest one; a token that is special already keeps its id, and is found in text, too. Under
+    /// [`Specials::Text`] added tokens stay text, under [`Specials::Forbid`] they are an error. To encode what a stranger wrote
+    /// without control tokens, use a clone [`with_specials`](Self::with_specials)`(Specials::Text)`.
+    ///
+    /// The table must have rows for the new ids ([`TokenEmbedding::add_tokens`](crate::TokenEmbedding::add_tokens) does both), and
+    /// the [`fingerprint`](Self::fingerprint) is another one: files that carry the old one are refused. Clones made before stay as
+    /// they are.
     ///
     /// # Errors
     /// [`Error::Config`]: a token that is empty, or an ordinary token already. Nothing is added then.
@@ -147,9 +168,9 @@ impl Tokenizer {
     ///
     /// # Example
     /// ```
-    /// use tallow::{Specials, Tokenizer};
-    /// let mut tokenizer = Tokenizer::cl100k().with_specials(Specials::Allow);
-    /// assert_eq!(tokenizer.add_tokens(&["<|user|>", "<|endoftext|>"])?, [100277, 100257]);
+    /// use tallow::Tokenizer;
+    /// let mut tokenizer = Tokenizer::cl100k();
+    /// assert_eq!(tokenizer.add_tokens(&["<|user|>", "<|bot|>"])?, [100277, 100278]);
     /// assert_eq!(tokenizer.encode("<|user|>hi")?, [100277, 6151]);
     /// # Ok::<(), tallow::Error>(())
     /// ```
@@ -168,19 +189,31 @@ impl Tokenizer {
             }
             new.push(token);
         }
-        if !new.is_empty() {
-            let engine = match &self.engine {
-                Engine::Ranks(ranks) => Engine::Ranks(Arc::new(ranks.with_more(&new))),
-                Engine::File(file) => {
-                    let bad = |reason| Error::Tokenize { tokenizer: file.name.clone(), reason };
-                    Engine::File(Arc::new(file.with_more(&new).map_err(bad)?))
-                }
-            };
-            *self = Self::new(engine).with_specials(self.specials);
+        let mut added = self.added.as_ref().map_or(Vec::new(), |added| added.tokens.clone());
+        let known: Vec<&str> = added.iter().map(|(text, _)| text.as_str()).collect();
+        let found: Vec<&str> = tokens.iter().copied().filter(|token| !known.contains(token)).collect();
+        let engine = match &self.engine {
+            _ if found.is_empty() => self.engine.clone(),
+            Engine::Ranks(ranks) if new.is_empty() => Engine::Ranks(ranks.clone()),
+            Engine::Ranks(ranks) => Engine::Ranks(Arc::new(ranks.with_more(&new))),
+            Engine::File(file) => {
+                let bad = |reason| Error::Tokenize { tokenizer: file.name.clone(), reason };
+                Engine::File(Arc::new(file.with_more(&new, &found).map_err(bad)?))
+            }
+        };
+        let mut grown = Self::new(engine).with_specials(self.specials);
+        let id = |token: &str| grown.special_ids().iter().find(|(text, _)| text == token).map(|(_, id)| *id);
+        let missing = |token: &str| Error::Config(format!("{} did not take {token:?}", self.name()));
+        let ids: Vec<u32> =
+            tokens.iter().map(|token| id(token).ok_or_else(|| missing(token))).collect::<Result<_>>()?;
+        for (token, id) in tokens.iter().zip(&ids) {
+            if !added.iter().any(|(text, _)| text == token) {
+                added.push((token.to_string(), *id));
+            }
         }
-        let id = |token: &&str| self.special_ids().iter().find(|(text, _)| text == token).map(|(_, id)| *id);
-        let ids: Option<Vec<u32>> = tokens.iter().map(id).collect();
-        ids.ok_or_else(|| Error::Config(format!("{} did not take all of {tokens:?}", self.name())))
+        grown.added = Finder::new(added);
+        *self = grown;
+        Ok(ids)
     }
 
     /// The encoding's name (`cl100k_base`), or what the file is called.
@@ -214,7 +247,7 @@ impl Tokenizer {
         self.refuse_specials(text, 0)?;
         match &self.engine {
             Engine::File(file) => {
-                let encoding = file.encode(text, self.specials == Specials::Allow).map_err(|e| self.refused(e))?;
+                let encoding = file.encode(text, self.specials).map_err(|e| self.refused(e))?;
                 out.extend_from_slice(encoding.get_ids());
             }
             Engine::Ranks(ranks) => {
@@ -249,7 +282,7 @@ impl Tokenizer {
     pub fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
         if let Engine::File(file) = &self.engine {
             self.refuse_specials(text, 0)?;
-            let encoding = file.encode(text, self.specials == Specials::Allow).map_err(|e| self.refused(e))?;
+            let encoding = file.encode(text, self.specials).map_err(|e| self.refused(e))?;
             return Ok((encoding.get_ids().to_vec(), file.offsets(text, &encoding)));
         }
         let ids = self.encode(text)?;
@@ -454,23 +487,48 @@ impl Tokenizer {
         }
     }
 
+    /// What finds the special tokens that count as tokens in text.
+    fn finder(&self) -> Option<&Finder> {
+        match self.specials {
+            Specials::Added => self.added.as_deref(),
+            Specials::Allow => self.all.as_deref(),
+            Specials::Text | Specials::Forbid => None,
+        }
+    }
+
     /// Special tokens that the text spells and that count as tokens, in order: where they stand, and their id.
     fn special_tokens<'t>(&'t self, text: &'t str) -> impl Iterator<Item = (Range<usize>, u32)> + 't {
-        let finder = self.finder.as_ref().filter(|_| self.specials == Specials::Allow);
-        finder.into_iter().flat_map(move |finder| {
-            finder.find_iter(text).map(|found| (found.range(), self.special_ids()[found.pattern().as_usize()].1))
+        self.finder().into_iter().flat_map(move |finder| {
+            let found = finder.automaton.find_iter(text);
+            found.map(|found| (found.range(), finder.tokens[found.pattern().as_usize()].1))
         })
     }
 
     /// Under [`Specials::Forbid`], the error for the first special token that the text spells.
     fn refuse_specials(&self, text: &str, first_byte: u64) -> Result<()> {
-        let finder = self.finder.as_ref().filter(|_| self.specials == Specials::Forbid);
-        match finder.and_then(|finder| finder.find(text)) {
+        let Some(finder) = self.all.as_ref().filter(|_| self.specials == Specials::Forbid) else { return Ok(()) };
+        match finder.automaton.find(text) {
             None => Ok(()),
             Some(found) => Err(Error::SpecialForbidden {
-                token: self.special_ids()[found.pattern().as_usize()].0.clone(),
+                token: finder.tokens[found.pattern().as_usize()].0.clone(),
                 byte: first_byte + found.start() as u64,
             }),
+        }
+    }
+
+    /// How far a special token that matters can reach: nothing so near to the end of the text in sight is settled.
+    fn special_bytes(&self) -> usize {
+        let finder = if self.specials == Specials::Forbid { self.all.as_deref() } else { self.finder() };
+        finder.map_or(0, |finder| finder.longest)
+    }
+
+    /// The rule for special tokens as files name it.
+    pub(crate) fn rule(&self) -> &'static str {
+        match self.specials {
+            Specials::Added if self.added.is_some() => "added",
+            Specials::Added | Specials::Text => "text",
+            Specials::Forbid => "forbid",
+            Specials::Allow => "allow",
         }
     }
 

@@ -252,3 +252,61 @@ fn truncation_counts_again() {
     assert_eq!(tokenizer.count("ab").unwrap(), 2);
     assert_eq!(tokenizer.truncate("abé", 1).unwrap(), "");
 }
+
+/// Added tokens are found in text by every engine, by default; the tokenizer's own special tokens stay text.
+#[test]
+fn added_tokens_are_found_in_text() {
+    let allowed = |t: &Tokenizer, rule| t.clone().with_specials(rule);
+    for (original, own) in [
+        (Tokenizer::cl100k(), Some("<|endoftext|>")),
+        (Tokenizer::from_file(golden("byte_level.json")).unwrap(), Some("<|endoftext|>")),
+        (Tokenizer::from_file(golden("unigram.json")).unwrap(), None),
+        (Tokenizer::from_file(golden("wordpiece.json")).unwrap(), None),
+    ] {
+        let name = original.name().to_string();
+        let mut grown = original.clone();
+        let ids = grown.add_tokens(&["<|user|>", "<|bot|>"]).unwrap();
+        let more = grown.add_tokens(&["<|user|>x", "<|bot|>"]).unwrap();
+        assert_eq!(more[1], ids[1], "{name}");
+        let text = "<|user|>the fox<|bot|>the<|user|>x";
+        let found = grown.encode(text).unwrap();
+        let of = |text: &str| original.encode(text).unwrap();
+        assert_eq!(found[0], ids[0], "{name}: {found:?}");
+        assert_eq!(found.last(), Some(&more[0]), "{name}: the longest wins");
+        assert_eq!(found.iter().filter(|id| **id == ids[1]).count(), 1, "{name}");
+        if grown.is_byte_level() {
+            assert_eq!(found, [vec![ids[0]], of("the fox"), vec![ids[1]], of("the"), vec![more[0]]].concat(), "{name}");
+            assert_eq!(grown.decode(&found).unwrap(), text);
+        }
+        let (again, ranges) = grown.encode_with_offsets(text).unwrap();
+        assert_eq!((&again, &text[ranges[0].clone()]), (&found, "<|user|>"), "{name}");
+        let streamed: Vec<u32> = grown.encode_reader(text.as_bytes(), false).flat_map(|part| part.unwrap()).collect();
+        assert_eq!(streamed, found, "{name}");
+        // A clone of before, and the other rules.
+        assert_eq!(original.encode(text).unwrap(), allowed(&grown, Specials::Text).encode(text).unwrap(), "{name}");
+        assert_eq!(allowed(&grown, Specials::Allow).encode(text).unwrap(), found, "{name}");
+        let forbidden = allowed(&grown, Specials::Forbid).encode(text).unwrap_err();
+        assert!(matches!(forbidden, Error::SpecialForbidden { byte: 0, .. }), "{name}: {forbidden}");
+        // The tokenizer's own special token stays text, until it is asked for.
+        let Some(own) = own else { continue };
+        let text = format!("a{own}<|bot|>");
+        assert_eq!(grown.encode(&text).unwrap(), [of(&format!("a{own}")), vec![ids[1]]].concat(), "{name}");
+        let fingerprint = grown.fingerprint();
+        let id = grown.add_tokens(&[own]).unwrap()[0];
+        assert_eq!(Some(id), original.token_to_id(own));
+        assert_eq!(grown.encode(&text).unwrap(), [of("a"), vec![id, ids[1]]].concat(), "{name}");
+        assert_eq!(grown.fingerprint(), fingerprint, "{name}: the tokens are the same");
+    }
+}
+
+/// A special token that was added, across the edge of a chunk of a stream.
+#[test]
+fn an_added_token_is_found_across_chunks() {
+    let mut tokenizer = Tokenizer::cl100k();
+    let id = tokenizer.add_tokens(&["<|a rather long one, with punctuation.|>"]).unwrap()[0];
+    for before in [(1 << 18) - 70, (1 << 18) - 41, (1 << 18) - 20, (1 << 18) - 1, 3 << 20] {
+        let text = "ab ".repeat(before / 3) + &"c".repeat(before % 3) + "<|a rather long one, with punctuation.|> d";
+        let streamed: Vec<u32> = tokenizer.encode_reader(text.as_bytes(), false).flat_map(|p| p.unwrap()).collect();
+        assert!(streamed == tokenizer.encode(&text).unwrap() && streamed.contains(&id), "{before}");
+    }
+}
