@@ -101,6 +101,18 @@ pub enum Error {
         byte: u64,
     },
 
+    /// A run of characters that must be held whole, longer than a stream accepts.
+    #[error(
+        "from byte {byte} of the text on more than {bytes} bytes follow without a place to cut: they would be held in memory whole; \
+         break the text by white space or line feeds (is it text at all?)"
+    )]
+    RunTooLong {
+        /// Offset in the text of its first byte.
+        byte: u64,
+        /// How many are accepted.
+        bytes: usize,
+    },
+
     /// A document of a corpus that cannot be used.
     #[error("{place}: {reason} (--on-error skip leaves such documents out{})", utf8_advice(.reason))]
     Document {

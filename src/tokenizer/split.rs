@@ -84,10 +84,10 @@ impl Splitter {
     ///
     /// A piece is settled when the runs of characters of one kind that it touches have ended in sight: the patterns decide
     /// by such runs (white space keeps or gives its last character, o200k looks for capitals and small letters in a whole
-    /// word), and beyond them only a few bytes (contractions). Kinds are coarser here than in any pattern, so that runs
-    /// are longer, never shorter, than what a pattern looks at.
+    /// word), and beyond them only a few bytes (contractions). Letters, marks, numbers and all that is not known to be neither
+    /// are one kind here, so that a run is never shorter than what a pattern looks at.
     pub(super) fn settled(text: &str, margin: usize) -> usize {
-        let kind = |c: char| (c.is_whitespace(), c.is_ascii_punctuation());
+        let kind = |c: char| (c.is_whitespace(), is_punctuation(c));
         let limit = text.floor_char_boundary(text.len().saturating_sub(margin.max(LOOKAHEAD_BYTES)));
         let mut after = text[limit..].chars().next().map(kind);
         for (at, c) in text[..limit].char_indices().rev() {
@@ -100,6 +100,38 @@ impl Splitter {
     }
 }
 
+/// Characters that are certainly no letters, marks, numbers or white space: ASCII's, and those of Chinese and Japanese texts,
+/// which may have no white space at all.
+fn is_punctuation(c: char) -> bool {
+    c.is_ascii_punctuation()
+        || matches!(
+            c,
+            '\u{2010}'..='\u{2027}'
+                | '\u{2030}'..='\u{205E}'
+                | '\u{3001}'..='\u{3003}'
+                | '\u{3008}'..='\u{3011}'
+                | '\u{3014}'..='\u{301B}'
+                | '\u{FF01}'..='\u{FF0F}'
+                | '\u{FF1A}'..='\u{FF20}'
+                | '\u{FF3B}'..='\u{FF40}'
+                | '\u{FF5B}'..='\u{FF65}'
+        )
+}
+
 fn last_char_len(text: &str) -> usize {
     text.chars().next_back().map_or(0, char::len_utf8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is called punctuation is so for every pattern: no letter, no mark, no number, no white space.
+    #[test]
+    fn punctuation_is_nothing_else() {
+        let other = Regex::new(r"^[^\p{L}\p{M}\p{N}\s]$").unwrap();
+        let found = (0..=0x10FFFF).filter_map(char::from_u32).filter(|c| is_punctuation(*c));
+        let wrong: Vec<char> = found.filter(|c| !other.is_match(c.to_string().as_str())).collect();
+        assert!(wrong.is_empty(), "{wrong:?}");
+    }
 }

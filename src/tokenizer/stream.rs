@@ -4,11 +4,13 @@ use std::io::Read;
 use std::ops::ControlFlow;
 
 use super::split::Splitter;
-use super::{Engine, Specials, Tokenizer};
+use super::{Engine, Tokenizer};
 use crate::{Error, Result};
 
-/// Bytes read before the first ids are handed out; doubled while no piece of text is settled.
+/// Bytes read before the first ids are given; doubled while no piece of text is settled.
 const CHUNK_BYTES: usize = 1 << 18;
+/// The longest run that is held, unless [`EncodeReader::with_longest_run`] says otherwise.
+const LONGEST_RUN_BYTES: usize = 64 << 20;
 
 /// Iterator over the ids of everything that a reader gives, made by [`Tokenizer::encode_reader`].
 pub struct EncodeReader<'t, R> {
@@ -23,6 +25,7 @@ pub struct EncodeReader<'t, R> {
     rest_at: u64,
     text_at: u64,
     want: usize,
+    longest_run: usize,
     end: bool,
     done: bool,
 }
@@ -37,10 +40,11 @@ impl Tokenizer {
     ///
     /// # Errors
     /// Each item can be [`Error::InvalidUtf8`] (with the byte of the source), [`Error::SpecialForbidden`] (of the text),
-    /// [`Error::Tokenize`], or [`Error::Io`]. Nothing follows an error.
+    /// [`Error::RunTooLong`], [`Error::Tokenize`], or [`Error::Io`]. Nothing follows an error.
     ///
     /// # Cost
-    /// A few MiB, or a few times the longest run of characters that the split pattern keeps together.
+    /// A few MiB, or some six times the longest run of characters that the split pattern keeps together: letters without white
+    /// space or punctuation, say, or zero bytes. A run above 64 MiB is an error ([`EncodeReader::with_longest_run`]).
     pub fn encode_reader<R: Read>(&self, reader: R, lossy: bool) -> EncodeReader<'_, R> {
         EncodeReader {
             tokenizer: self,
@@ -51,9 +55,18 @@ impl Tokenizer {
             rest_at: 0,
             text_at: 0,
             want: CHUNK_BYTES,
+            longest_run: LONGEST_RUN_BYTES,
             end: false,
             done: false,
         }
+    }
+}
+
+impl<R> EncodeReader<'_, R> {
+    /// Accepts runs of characters that the split pattern keeps together up to so many bytes, instead of 64 MiB.
+    pub fn with_longest_run(mut self, bytes: usize) -> Self {
+        self.longest_run = bytes;
+        self
     }
 }
 
@@ -92,7 +105,14 @@ impl<R: Read> Iterator for EncodeReader<'_, R> {
                     return Some(Err(error));
                 }
                 Ok(()) if self.end => self.done = true,
-                Ok(()) if ids.is_empty() => self.want = CHUNK_BYTES.max(2 * self.text.len()),
+                Ok(()) if ids.is_empty() && self.text.len() > self.longest_run => {
+                    self.done = true;
+                    return Some(Err(Error::RunTooLong { byte: self.text_at, bytes: self.longest_run }));
+                }
+                Ok(()) if ids.is_empty() => {
+                    let longest = self.longest_run.saturating_add(CHUNK_BYTES);
+                    self.want = CHUNK_BYTES.max(2 * self.text.len()).min(longest);
+                }
                 Ok(()) => self.want = CHUNK_BYTES,
             }
             if !ids.is_empty() {
@@ -169,11 +189,7 @@ impl<R: Read> EncodeReader<'_, R> {
             self.text.clear();
             return Ok(());
         }
-        // A special token may begin in the last bytes that are in sight; nothing there is settled.
-        let margin = match tokenizer.specials {
-            Specials::Text => 0,
-            _ => tokenizer.special_ids().iter().map(|(text, _)| text.len()).max().unwrap_or(0),
-        };
+        let margin = tokenizer.special_bytes();
         let settled = Splitter::settled(&self.text, margin);
         let mut start = 0;
         for (range, id) in tokenizer.special_tokens(&self.text) {
@@ -185,6 +201,11 @@ impl<R: Read> EncodeReader<'_, R> {
             start = range.end;
         }
         let mut taken = start;
+        if settled <= start {
+            self.text.drain(..taken);
+            self.text_at += taken as u64;
+            return Ok(()); // a run that has not ended is not encoded in vain
+        }
         ranks.pieces(&self.text[start..], |end, piece| {
             if start + end > settled {
                 return ControlFlow::Break(());

@@ -99,3 +99,31 @@ fn a_forbidden_special_is_found_across_chunks() {
         }
     }
 }
+
+/// A run that the pattern keeps together is held whole, up to a bound: a longer one is an error that says where it begins.
+#[test]
+fn a_run_is_held_up_to_a_bound() {
+    let tokenizer = Tokenizer::cl100k();
+    let run = |before: &str, length: usize| before.to_string() + &"\0".repeat(length) + " end";
+    let encode = |text: &str, longest: usize| {
+        let parts = tokenizer.encode_reader(text.as_bytes(), false).with_longest_run(longest);
+        parts.collect::<tallow::Result<Vec<_>>>().map(|parts| parts.concat())
+    };
+    let text = run("words and ", 3 << 20);
+    match encode(&text, 2 << 20).unwrap_err() {
+        error @ Error::RunTooLong { byte, bytes } => {
+            assert_eq!((byte, bytes), (9, 2 << 20), "the space before it is part of it");
+            assert!(error.to_string().contains("break the text"), "{error}");
+        }
+        other => panic!("{other}"),
+    }
+    assert!(encode(&text, 4 << 20).unwrap() == tokenizer.encode(&text).unwrap());
+    // 64 MiB unless said otherwise.
+    let long = std::io::Read::take(std::io::repeat(b'a'), 80 << 20);
+    let refused = tokenizer.encode_reader(long, false).find_map(Result::err).unwrap();
+    assert!(matches!(refused, Error::RunTooLong { byte: 0, bytes } if bytes == 64 << 20), "{refused}");
+    // Chinese has no white space: its punctuation is a place to cut, so that no text of it is a run.
+    let chinese = "数字变矩阵，每个编号取一行。".repeat(100_000);
+    let mut parts = tokenizer.encode_reader(chinese.as_bytes(), false).with_longest_run(1 << 16);
+    assert!(parts.by_ref().all(|part| part.is_ok()));
+}
