@@ -38,56 +38,38 @@ pub enum Fill {
 }
 
 impl Fill {
-    /// `count` rows from `first` on, (count, C) f32 on the CPU, beside a table of V rows that `blocks` gives in order: (rows, C)
-    /// each, any dtype and device.
-    pub(crate) fn rows<B>(&self, first: usize, count: usize, columns: usize, blocks: impl Fn() -> B) -> Result<Tensor>
+    /// New rows with the numbers `ids`, (ids, C) f32 on the CPU, beside a table that `blocks` gives in order: (rows, C) each, any
+    /// dtype and device. The n-th of them depends on n, its number and the table, not on how many there are.
+    pub(crate) fn rows<B>(&self, ids: &[u32], columns: usize, blocks: impl Fn() -> B) -> Result<Tensor>
     where
         B: Iterator<Item = Result<(usize, Tensor)>>,
     {
-        let host = |block: Result<(usize, Tensor)>| -> Result<(usize, Vec<f32>)> {
-            let (from, rows) = block?;
-            Ok((from, rows.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?))
-        };
-        let mean = || -> Result<(usize, Vec<f64>)> {
-            let (mut sum, mut rows) = (vec![0f64; columns], 0);
-            for block in blocks() {
-                for row in host(block)?.1.chunks_exact(columns) {
-                    sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
-                    rows += 1;
-                }
-            }
-            sum.iter_mut().for_each(|sum| *sum /= rows.max(1) as f64);
-            Ok((rows, sum))
-        };
-        let mut out = vec![0f32; count * columns];
+        let mut out = vec![0f32; ids.len() * columns];
         match *self {
+            _ if ids.is_empty() => (),
             Fill::Zero => (),
-            Fill::Init { init, seed } => out = init.rows(seed, first, count, columns),
+            Fill::Init { init, seed } => {
+                let rows = ids.iter().flat_map(|id| init.rows(seed, *id as usize, 1, columns));
+                out.iter_mut().zip(rows).for_each(|(out, value)| *out = value);
+            }
             Fill::Mean => {
-                let mean = mean()?.1;
+                let (_, mean) = mean(columns, blocks())?;
                 out.chunks_exact_mut(columns).for_each(|row| round(&mean, row));
             }
             Fill::CopyOf(id) => {
-                for block in blocks() {
-                    let (from, values) = host(block)?;
-                    let row = (id as usize).checked_sub(from).and_then(|i| values.chunks_exact(columns).nth(i));
-                    if let Some(row) = row {
-                        out.chunks_exact_mut(columns).for_each(|new| new.copy_from_slice(row));
-                        return Ok(Tensor::from_vec(out, (count, columns), &Device::Cpu)?);
-                    }
-                }
-                return Err(Error::Config(format!("new rows cannot be copies of row {id}: the table has no such row")));
+                let row = row(id as usize, columns, blocks())?;
+                out.chunks_exact_mut(columns).for_each(|new| new.copy_from_slice(&row));
             }
             Fill::MultivariateNormal { seed } => {
-                let (rows, mean) = mean()?;
+                let (rows, mean) = mean(columns, blocks())?;
                 let scale = (1e-9 / rows.max(1) as f64).sqrt();
-                let mut sums: Vec<Vec<f64>> = vec![mean.clone(); count];
+                let mut sums: Vec<Vec<f64>> = vec![mean.clone(); ids.len()];
                 for block in blocks() {
-                    let (from, values) = host(block)?;
-                    // The noise of the n-th new row is a function of seed and n, however many there are.
-                    let noise = Init::CANDLE.rows(seed, from, values.len() / columns, count);
+                    let (from, values) = on_host(block?)?;
+                    // One column of noise a new row, so that no two are alike.
+                    let noise = Init::CANDLE.rows(seed, from, values.len() / columns, ids.len());
                     sums.par_iter_mut().enumerate().for_each(|(new, sum)| {
-                        for (row, noise) in values.chunks_exact(columns).zip(noise.chunks_exact(count)) {
+                        for (row, noise) in values.chunks_exact(columns).zip(noise.chunks_exact(ids.len())) {
                             let z = f64::from(noise[new]) * scale;
                             sum.iter_mut()
                                 .zip(row.iter().zip(&mean))
@@ -98,8 +80,36 @@ impl Fill {
                 out.chunks_exact_mut(columns).zip(&sums).for_each(|(row, sum)| round(sum, row));
             }
         }
-        Ok(Tensor::from_vec(out, (count, columns), &Device::Cpu)?)
+        Ok(Tensor::from_vec(out, (ids.len(), columns), &Device::Cpu)?)
     }
+}
+
+fn on_host((from, rows): (usize, Tensor)) -> Result<(usize, Vec<f32>)> {
+    Ok((from, rows.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?))
+}
+
+/// How many rows a table has, and their mean.
+fn mean(columns: usize, blocks: impl Iterator<Item = Result<(usize, Tensor)>>) -> Result<(usize, Vec<f64>)> {
+    let (mut sum, mut rows) = (vec![0f64; columns], 0);
+    for block in blocks {
+        for row in on_host(block?)?.1.chunks_exact(columns) {
+            sum.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
+            rows += 1;
+        }
+    }
+    sum.iter_mut().for_each(|sum| *sum /= rows.max(1) as f64);
+    Ok((rows, sum))
+}
+
+/// One row of a table.
+fn row(id: usize, columns: usize, blocks: impl Iterator<Item = Result<(usize, Tensor)>>) -> Result<Vec<f32>> {
+    for block in blocks {
+        let (from, rows) = block?;
+        if let Some(at) = id.checked_sub(from).filter(|at| *at < rows.dims()[0]) {
+            return Ok(on_host((id, rows.narrow(0, at, 1)?))?.1[..columns].to_vec());
+        }
+    }
+    Err(Error::Config(format!("new rows cannot be copies of row {id}: the table has no such row")))
 }
 
 fn round(values: &[f64], out: &mut [f32]) {
@@ -140,6 +150,11 @@ impl TokenEmbedding {
     ///
     /// Source: `transformers.PreTrainedModel.resize_token_embeddings`.
     pub fn resize(&mut self, varmap: &VarMap, rows: usize, fill: Fill) -> Result<()> {
+        self.grow(varmap, rows, &[], fill)
+    }
+
+    /// [`resize`](Self::resize), and rows `anew` that the table has already are filled, too, by the same rows' statistics.
+    pub(crate) fn grow(&mut self, varmap: &VarMap, rows: usize, anew: &[u32], fill: Fill) -> Result<()> {
         let old = self.vocab_size();
         if rows < old {
             let reason =
@@ -150,12 +165,21 @@ impl TokenEmbedding {
             return Err(Error::Config(format!("a table of {rows} rows has more than u32 ids can name")));
         }
         self.flush()?;
-        if rows == old {
-            return self.name_in(varmap).map(|_| ());
+        self.name_in(varmap)?;
+        let ids: Vec<u32> = anew.iter().copied().chain(old as u32..rows as u32).collect();
+        if ids.is_empty() {
+            return Ok(());
         }
-        let new = fill.rows(old, rows - old, self.d_model(), || self.blocks())?;
+        let new = fill.rows(&ids, self.d_model(), || self.blocks())?;
         let new = new.to_dtype(self.dtype())?.to_device(self.device())?;
-        self.replace(varmap, &Tensor::cat(&[&self.weight, &new], 0)?)
+        if rows > old {
+            let beyond = new.narrow(0, anew.len(), rows - old)?;
+            self.replace(varmap, &Tensor::cat(&[&self.weight, &beyond], 0)?)?;
+        }
+        for (i, row) in anew.iter().enumerate() {
+            self.weight.slice_set(&new.narrow(0, i, 1)?.contiguous()?, 0, *row as usize)?;
+        }
+        Ok(())
     }
 
     /// Drops the rows from `rows` on; their ids are outside the table from then on. All else as in [`resize`](Self::resize).
@@ -169,16 +193,6 @@ impl TokenEmbedding {
         }
         self.flush()?;
         self.replace(varmap, &self.weight.narrow(0, 0, rows)?.force_contiguous()?)
-    }
-
-    /// Sets rows that the table has to what `fill` says of new ones.
-    pub(crate) fn refill(&mut self, rows: &[u32], fill: Fill) -> Result<()> {
-        self.flush()?;
-        for row in rows {
-            let values = fill.rows(*row as usize, 1, self.d_model(), || self.blocks())?;
-            self.weight.slice_set(&values.to_dtype(self.dtype())?.to_device(self.device())?, 0, *row as usize)?;
-        }
-        Ok(())
     }
 
     /// Freezes all rows but these: what is trained are `rows` alone, the others keep their bits.

@@ -18,9 +18,10 @@ pub struct Transplanted {
 
 // In this room, because an embedding does not know text.
 impl TokenEmbedding {
-    /// Adds special tokens to the tokenizer and rows for them to the table, both or none, and gives the ids of `tokens`.
+    /// Adds special tokens to the tokenizer, which finds them in text from then on, and rows for them to the table: both or none.
+    /// Gives the ids of `tokens`.
     ///
-    /// New tokens take the first free ids. Where the table has rows for those already (many models have more rows than
+    /// (Under [`Specials::Text`](crate::Specials::Text) no special token is found in text; see [`Tokenizer::add_tokens`].) New tokens take the first free ids. Where the table has rows for those already (many models have more rows than
     /// tokens), these rows are filled anew. See [`resize`](Self::resize) for what an optimizer must be told, and
     /// [`freeze_except`](Self::freeze_except) to train only them. The tokenizer's fingerprint changes with it: a
     /// [`Checkpoint`](crate::Checkpoint) or shards of the smaller one are told apart from those of this one.
@@ -53,13 +54,7 @@ impl TokenEmbedding {
         let old = self.vocab_size();
         let new = |id: &&u32| tokenizer.token_bytes(**id).is_none() && (**id as usize) < old;
         let within: Vec<u32> = ids.iter().filter(new).copied().collect();
-        if let Fill::CopyOf(id) = fill
-            && id as usize >= old
-        {
-            return Err(Error::Config(format!("new rows cannot be copies of row {id}: the table has {old}")));
-        }
-        self.resize(varmap, old.max(grown.table_rows()), fill)?;
-        self.refill(&within, fill)?;
+        self.grow(varmap, old.max(grown.table_rows()), &within, fill)?;
         *tokenizer = grown;
         Ok(ids)
     }
@@ -121,7 +116,7 @@ impl TokenEmbedding {
             left = later;
         }
         if !filled.is_empty() {
-            let values = here(fill.rows(0, filled.len(), columns, || table.blocks())?)?;
+            let values = here(fill.rows(&filled, columns, || table.blocks())?)?;
             for (i, id) in filled.iter().enumerate() {
                 weight.slice_set(&values.narrow(0, i, 1)?.contiguous()?, 0, *id as usize)?;
             }
