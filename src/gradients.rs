@@ -1,4 +1,4 @@
-//! Backward without the passes over large variables that candle's own takes.
+//! Backward without the passes over large variables that candle's own takes; weights without gradients; what got no gradient.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -6,6 +6,8 @@ use std::collections::HashMap;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
+
+use crate::rows::RowTable;
 
 thread_local! {
     /// Variables and their gradients, while [`backward`] runs on this thread.
@@ -42,8 +44,9 @@ pub fn backward(loss: &Tensor) -> candle_core::Result<GradStore> {
 /// The weights of `varmap` without gradients, for building the model a second time, to evaluate and to generate: no operation
 /// remembers its input, and [`head::cross_entropy`](crate::head::cross_entropy) computes a loss alone.
 ///
-/// The weights are the same memory: what an optimizer does is seen, but for the steps that rows of a row-sparse table owe. Call
-/// [`AdamW::flush`](crate::optim::AdamW::flush) before each use.
+/// The weights are the same memory, so that what an optimizer does is seen. A [`TokenEmbedding`](crate::TokenEmbedding) and
+/// [`head`](crate::head) over them replay the deferred updates of a row-sparse table before they read it. A layer of candle's
+/// over that table does not: call [`AdamW::flush`](crate::optim::AdamW::flush) first.
 ///
 /// # Example
 /// ```
@@ -62,6 +65,38 @@ pub fn no_grad(varmap: &VarMap, dtype: DType, device: &Device) -> VarBuilder<'st
     let detached: HashMap<String, Tensor> =
         data.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
     VarBuilder::from_tensors(detached, dtype, device)
+}
+
+/// Names the variables of `varmap` that got no gradient in the backward that gave `grads`, in alphabetical order.
+///
+/// Such variables do not train, and no optimizer says so. A variable may be unused; mostly an operation without a backward stands
+/// before it: candle's fused `RmsNorm::forward`, `LayerNorm::forward`, `rotary_emb::rope` and `ops::softmax_last_dim` have none,
+/// and a GPT that uses them trains its head alone. docs/training.md lists them, and what to use instead. Look once, after the
+/// first backward and before the step. A row-sparse table counts by the row gradients that wait for the step.
+///
+/// # Example
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_nn::{Module, VarBuilder, VarMap};
+/// let varmap = VarMap::new();
+/// let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+/// let norm = candle_nn::rms_norm(4, 1e-5, vb.pp("norm"))?;
+/// let head = candle_nn::linear_no_bias(4, 2, vb.pp("head"))?;
+/// let x = Tensor::ones((3, 4), DType::F32, &Device::Cpu)?;
+/// let grads = head.forward(&norm.forward(&x)?)?.sum_all()?.backward()?;
+/// assert_eq!(tallow::gradients::missing(&grads, &varmap), ["norm.weight"]);
+/// let grads = head.forward(&norm.forward_diff(&x)?)?.sum_all()?.backward()?;
+/// assert!(tallow::gradients::missing(&grads, &varmap).is_empty());
+/// # Ok::<(), tallow::Error>(())
+/// ```
+pub fn missing(grads: &GradStore, varmap: &VarMap) -> Vec<String> {
+    let data = varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let trains =
+        |tensor: &Tensor| grads.get(tensor).is_some() || RowTable::find(tensor).is_some_and(|table| table.waits());
+    let missing = data.iter().filter(|(_, var)| var.dtype().is_float() && !trains(var.as_tensor()));
+    let mut names: Vec<String> = missing.map(|(name, _)| name.clone()).collect();
+    names.sort();
+    names
 }
 
 type Collected = Option<Vec<(Tensor, Tensor)>>;

@@ -30,6 +30,7 @@
 //! - The loss of a vocabulary's logits, and its gradients, without the logits: [`head::cross_entropy`], then [`backward`]. For
 //!   generation and evaluation [`head::logits`], [`head::top_k`], [`head::log_probs`].
 //! - A program that trains: call [`keep_pages`] and [`tune_threads`] first.
+//! - Which weights do not train, and why: [`gradients::missing`].
 //! - Going on after a crash, and weights from PyTorch: [`Checkpoint`], [`load_weights`]. Evaluation without gradients: [`no_grad`].
 //! - Only the first values, for a table of your own: [`Init::rows`].
 //! - Text files as token shards on disk: [`prepare`], and `tallow prepare`. The files themselves: [`shard`].
@@ -60,7 +61,7 @@ mod embedding;
 mod error;
 mod files;
 mod fingerprint;
-mod gradients;
+pub mod gradients;
 mod grouping;
 mod guard;
 pub mod head;

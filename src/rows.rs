@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, TensorId, WithDType};
 
 use crate::grouping::{Grouping, Groups};
@@ -49,16 +50,29 @@ struct Shared {
 }
 
 enum Pending {
-    /// ids (N) u32 and the gradient (N, C) of what they looked up.
-    Lookup(Tensor, Tensor),
+    /// One look-up that went backward.
+    Lookup {
+        /// What stands for it in the `GradStore` of its backward.
+        mark: TensorId,
+        /// ids (N) u32.
+        ids: Tensor,
+        /// The gradient (N, C) of what they looked up.
+        grad: Tensor,
+    },
     Rows(RowGradients),
 }
 
-/// Every live table by its variable, so that an optimizer made from variables alone finds it.
-static TABLES: Mutex<Vec<(TensorId, Weak<RowTable>)>> = Mutex::new(Vec::new());
+/// Every live table by its memory, so that an optimizer made from variables alone finds it, and a detached tensor of the
+/// variable, too. A table keeps its memory alive, so that no other tensor can have the same address meanwhile.
+static TABLES: Mutex<Vec<(usize, Weak<RowTable>)>> = Mutex::new(Vec::new());
 
-/// How many there are, so that programs without one pay nothing for looking.
+/// How many there are, so that programs without one do not look.
 static LIVE: AtomicUsize = AtomicUsize::new(0);
+
+/// Where a tensor's storage is. All views of a storage have one address.
+fn address(tensor: &Tensor) -> usize {
+    &raw const *tensor.storage_and_layout().0 as usize
+}
 
 impl Drop for RowTable {
     fn drop(&mut self) {
@@ -73,23 +87,30 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl RowTable {
     /// The table of this variable, shared by all layers and optimizers over it.
     pub(crate) fn of(weight: &Tensor) -> Arc<RowTable> {
+        let place = address(weight);
         let mut tables = lock(&TABLES);
         tables.retain(|(_, table)| table.strong_count() > 0);
-        let known = tables.iter().find(|(id, _)| *id == weight.id()).and_then(|(_, table)| table.upgrade());
+        let known = tables.iter().find(|(other, _)| *other == place).and_then(|(_, table)| table.upgrade());
         known.unwrap_or_else(|| {
             let table = Arc::new(RowTable { weight: weight.clone(), shared: Mutex::default() });
-            tables.push((weight.id(), Arc::downgrade(&table)));
+            tables.push((place, Arc::downgrade(&table)));
             LIVE.fetch_add(1, Ordering::Relaxed);
             table
         })
     }
 
-    /// The table of the variable with this id, if a layer made it row-sparse.
-    pub(crate) fn find(id: TensorId) -> Option<Arc<RowTable>> {
+    /// The row-sparse table whose memory this tensor reads: the variable, a detached tensor of it, a view.
+    pub(crate) fn find(tensor: &Tensor) -> Option<Arc<RowTable>> {
         if LIVE.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        lock(&TABLES).iter().find(|(other, _)| *other == id).and_then(|(_, table)| table.upgrade())
+        let place = address(tensor);
+        lock(&TABLES).iter().find(|(other, _)| *other == place).and_then(|(_, table)| table.upgrade())
+    }
+
+    /// Brings the table up to date whose memory this tensor reads, if it is a row-sparse one.
+    pub(crate) fn refresh(tensor: &Tensor) -> Result<()> {
+        RowTable::find(tensor).map_or(Ok(()), |table| table.catch_up(Rows::All))
     }
 
     pub(crate) fn weight(&self) -> &Tensor {
@@ -123,19 +144,46 @@ impl RowTable {
         keeper.map_or(Ok(()), |keeper| keeper.catch_up(&self.weight, rows, &frozen))
     }
 
-    /// Puts aside the output gradient of a look-up.
-    pub(crate) fn push(&self, ids: &Tensor, grad: &Tensor) -> candle_core::Result<()> {
+    /// Puts aside the output gradient of a look-up, which `mark` stands for in the `GradStore`.
+    pub(crate) fn push(&self, mark: &Tensor, ids: &Tensor, grad: &Tensor) -> candle_core::Result<()> {
         let mut shared = lock(&self.shared);
         if shared.keeper.is_none() {
             candle_core::bail!(
-                "a row-sparse gradient has no taker: make a tallow::optim optimizer from this table's variable before \
-                 the first backward, or use Gradient::Dense with other optimizers"
+                "a row-sparse gradient has no taker: make the layer first, then a tallow::optim optimizer from its variable, \
+                 then go backward; or use Gradient::Dense with other optimizers"
+            )
+        }
+        let mark = mark.id();
+        if shared.pending.iter().any(|other| matches!(other, Pending::Lookup { mark: other, .. } if *other == mark)) {
+            candle_core::bail!(
+                "this look-up went backward a second time without a step between: add the losses and go backward once, or \
+                 forget the first gradients (`optimizer.zero_grad()`)"
             )
         }
         let columns = self.weight.dim(1)?;
         let grad = grad.reshape((ids.elem_count(), columns))?.contiguous()?.detach();
-        shared.pending.push(Pending::Lookup(ids.flatten_all()?.detach(), grad));
+        shared.pending.push(Pending::Lookup { mark, ids: ids.flatten_all()?.detach(), grad });
         Ok(())
+    }
+
+    /// An error if a look-up waits whose backward is not part of `grads`: the table would train on it, and nothing else would.
+    pub(crate) fn belongs_to(&self, grads: &GradStore) -> Result<()> {
+        let shared = lock(&self.shared);
+        let strays =
+            |pending: &&Pending| matches!(pending, Pending::Lookup { mark, .. } if grads.get_id(*mark).is_none());
+        match shared.pending.iter().filter(strays).count() {
+            0 => Ok(()),
+            strays => Err(Error::Config(format!(
+                "the row gradients of {strays} look-ups wait that these gradients do not hold: an earlier backward was not \
+                 followed by a step. Add its gradients to accumulate (`total.extend(grads)?`, then one step), or forget them \
+                 (`optimizer.zero_grad()`)"
+            ))),
+        }
+    }
+
+    /// Whether a gradient waits.
+    pub(crate) fn waits(&self) -> bool {
+        !lock(&self.shared).pending.is_empty()
     }
 
     /// Forgets what waits.
@@ -190,7 +238,7 @@ impl RowTable {
         let mut sources = Vec::new();
         for source in pending {
             let (source_ids, grad) = match source {
-                Pending::Lookup(ids, grad) => (ids.to_vec1()?, grad),
+                Pending::Lookup { ids, grad, .. } => (ids.to_vec1()?, grad),
                 Pending::Rows(gradients) => (gradients.rows, gradients.values),
             };
             ids.extend_from_slice(&source_ids);
@@ -204,7 +252,7 @@ impl RowTable {
     pub(crate) fn take_lookups(&self) -> Result<Vec<(Vec<u32>, Tensor)>> {
         let pending = std::mem::take(&mut lock(&self.shared).pending);
         let ids_and_grads = pending.into_iter().map(|source| match source {
-            Pending::Lookup(ids, grad) => Ok((ids.to_vec1()?, grad)),
+            Pending::Lookup { ids, grad, .. } => Ok((ids.to_vec1()?, grad)),
             Pending::Rows(gradients) => Ok((gradients.rows, gradients.values)),
         });
         ids_and_grads.collect()
@@ -218,7 +266,7 @@ impl RowTable {
         }
         let mut frozen = vec![false; if rows.is_empty() { 0 } else { vocab_size }];
         rows.iter().for_each(|row| frozen[*row as usize] = true);
-        // What a row owes from the time before it was frozen is paid first.
+        // Steps that were deferred before the freeze still apply.
         self.catch_up(Rows::All)?;
         lock(&self.shared).frozen = Arc::new(frozen);
         Ok(())
@@ -240,7 +288,7 @@ impl Grouped {
         let Grouped { groups, sources } = self;
         let values = match sources[0].device() {
             Device::Cpu => sum_on_host(&groups, &sources)?,
-            // Devices give no memory for nothing, but a view of something may be empty.
+            // Backends reject allocations of size zero, but a view may be empty.
             device if groups.rows.is_empty() => {
                 Tensor::zeros((1, sources[0].dim(1)?), DType::F32, device)?.narrow(0, 0, 0)?
             }

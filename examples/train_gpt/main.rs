@@ -115,6 +115,8 @@ fn main() -> Result<()> {
     eprintln!("{parameters} parameters; {} tokens to train on, {} to validate with", train.tokens(), val.tokens());
 
     let (mut record, mut start) = (Record { config: cfg.clone(), curve: Vec::new(), since: Vec::new() }, 0);
+    let is_one = |folder: &PathBuf| folder.join("complete.json").exists();
+    ensure!(!args.checkpoint.iter().any(is_one), "--checkpoint takes the folder of all checkpoints, not one of them");
     if let Some(folder) = &args.checkpoint
         && let Some(newest) = Checkpoint::newest(folder)?
     {
@@ -137,13 +139,17 @@ fn main() -> Result<()> {
     for step in start + 1..=args.steps {
         let batch = loader.next().context("the loader has no end")??;
         let loss = model.loss(&batch, Some(mix(cfg.seed ^ mix(step))))?;
-        opt.backward_step(&loss)?;
+        let grads = tallow::backward(&loss)?;
+        if step == start + 1 {
+            let missing = tallow::gradients::missing(&grads, &varmap);
+            ensure!(missing.is_empty(), "these weights get no gradient (see docs/training.md): {missing:?}");
+        }
+        opt.step(&grads)?;
         let loss = loss.to_scalar::<f32>()?;
         ensure!(loss.is_finite(), "the loss of step {step} is {loss}: try a smaller --lr");
         record.since.push(loss);
         bar.set_position(step);
         if step % args.eval_every == 0 || step == args.steps {
-            opt.flush()?; // rows that the model without gradients will read
             let val = evaluate(&frozen, &val, &loading)?;
             let train = mean(&std::mem::take(&mut record.since));
             record.curve.push((step, train, val));

@@ -59,8 +59,8 @@ pub(super) struct Lookup {
     pub(super) scale: Option<f64>,
     /// Where the gradient goes row by row; without it, it is a dense table.
     pub(super) rows: Option<Arc<RowTable>>,
-    /// The ids once more, u32 on the host, for a table on a device: backward groups them there without waiting for the device.
-    /// None where they came on the device: backward groups them there.
+    /// A copy of the ids on the host (u32), so that backward groups them without waiting for the table's device. `None` where
+    /// the ids came on the device.
     pub(super) host_ids: Option<Tensor>,
 }
 
@@ -131,7 +131,9 @@ impl CustomOp2 for Lookup {
         })
     }
 
-    /// Row-sparse: ids and output gradient are put aside, and candle gets no gradient at all.
+    /// Row-sparse: ids and output gradient are put aside, and candle gets no gradient of the table. The zeros that it gets as the
+    /// "gradient" of the ids mark this backward's `GradStore` as the one that the rows belong to; candle adds stores together
+    /// (`GradStore::extend`), and the mark with them.
     ///
     /// Dense (V, C): row i is the sum of the output gradients of every position that holds id i.
     fn bwd(
@@ -141,14 +143,14 @@ impl CustomOp2 for Lookup {
         _out: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let ids = &ids.to_dtype(DType::U32)?;
+        let (mark, ids) = (ids, &ids.to_dtype(DType::U32)?);
         if let Some(table) = &self.rows {
             let grad = match self.scale {
                 None => grad.clone(),
                 Some(scale) => grad.affine(scale, 0.0)?,
             };
-            table.push(self.host_ids.as_ref().unwrap_or(ids), &grad)?;
-            return Ok((None, None));
+            table.push(mark, self.host_ids.as_ref().unwrap_or(ids), &grad)?;
+            return Ok((None, Some(mark.zeros_like()?)));
         }
         #[cfg(feature = "cuda")]
         if let Device::Cuda(device) = table.device() {

@@ -31,11 +31,19 @@ pub enum Gradient {
     /// A dense gradient (V, C) in candle's `GradStore`: for any optimizer, at the cost of the whole table.
     #[default]
     Dense,
-    /// Only the rows that were looked up, for an optimizer of [`optim`](crate::optim): nothing of the table's size is
-    /// allocated. candle's `GradStore` holds nothing for the table then, unless the table is used densely, too
-    /// ([`attend`](TokenEmbedding::attend)). Rows may be behind between steps; every method of the layer brings what it reads
-    /// up to date. Backward without such an optimizer is an error. For f32, bf16 and f16 tables that are variables; others
-    /// get no gradient at all.
+    /// Only the rows that were looked up, for an optimizer of [`optim`](crate::optim).
+    ///
+    /// **Reading the raw variable between steps gives old values** for rows that the last batches did not touch: their
+    /// updates are deferred. Call [`AdamW::flush`](crate::optim::AdamW::flush) before `VarMap::save`, `Var::set`, a
+    /// `candle_nn::Embedding` over the same variable, or any operation of candle's on it. Everything of tallow replays what it
+    /// reads first: this layer, layers over [`no_grad`](crate::no_grad) or another detached tensor of the variable,
+    /// [`head`](crate::head), [`Checkpoint`](crate::Checkpoint).
+    ///
+    /// Nothing of the table's size is allocated. candle's `GradStore` holds no gradient of the table then, unless the table is
+    /// used densely, too ([`attend`](TokenEmbedding::attend)); it holds a mark for each look-up, so that the row gradients of a
+    /// backward belong to its `GradStore` as the dense ones do: to accumulate, add stores together (`total.extend(grads)?`);
+    /// a step with a store that lacks some of them is an error. Make the layer before the optimizer; backward without such an
+    /// optimizer is an error. For f32, bf16 and f16 tables that are variables; others get no gradient at all.
     RowSparse,
 }
 
@@ -262,7 +270,7 @@ impl TokenEmbedding {
         }
         let (device, table) = (self.device(), self.table());
         if ids.elem_count() == 0 && !device.is_cpu() {
-            // Devices give no memory for nothing: no row of the table, in the right shape.
+            // Backends reject allocations of size zero: an empty view of the table, in the right shape.
             let shape = [ids.dims(), &[self.d_model()]].concat();
             return Ok(self.weight.detach().narrow(0, 0, 0)?.reshape(shape)?);
         }
@@ -275,12 +283,18 @@ impl TokenEmbedding {
         if device.is_cpu() || table.is_some() || !ids.device().same_device(device) {
             ids = guard::on_host(&ids)?;
             if let Some(table) = table {
-                table.catch_up(Rows::These(&ids.flatten_all()?.to_dtype(DType::U32)?.to_vec1()?))?;
+                let looked_up: Vec<u32> = ids.flatten_all()?.to_dtype(DType::U32)?.to_vec1()?;
+                // The rows of a view are not the table's rows of the same numbers.
+                let same = self.weight.layout() == table.weight().layout();
+                table.catch_up(if same { Rows::These(&looked_up) } else { Rows::All })?;
             }
             if !device.is_cpu() {
                 host_ids = Some(ids.clone());
                 ids = guard::to_device(&ids, device)?;
             }
+        }
+        if self.rows.is_some() {
+            ids = ids.reshape(ids.shape())?; // a tensor of its own: it marks this look-up in the `GradStore`
         }
         Ok(self.weight.apply_op2(&ids, Lookup { scale: self.scale, rows: self.rows.clone(), host_ids })?)
     }
@@ -322,8 +336,8 @@ impl TokenEmbedding {
     /// Those of candle's operations.
     ///
     /// # Cost
-    /// Nothing for a dense gradient or when no step was taken since; else up to one pass over table and moments, and what
-    /// rows owe.
+    /// Nothing for a dense gradient or when no step was taken since; else up to one pass over table and moments, and the
+    /// updates that were deferred.
     pub fn flush(&self) -> Result<()> {
         self.table().map_or(Ok(()), |table| table.catch_up(Rows::All))
     }
@@ -373,9 +387,9 @@ impl TokenEmbedding {
         self.row_sparse()?.freeze(rows)
     }
 
-    /// The row-sparse table behind this layer, also where another layer over the same variable made it one.
+    /// The row-sparse table behind this layer, also where another layer over the same memory made it one.
     fn table(&self) -> Option<Arc<RowTable>> {
-        self.rows.clone().or_else(|| RowTable::find(self.weight.id()))
+        self.rows.clone().or_else(|| RowTable::find(&self.weight))
     }
 
     fn row_sparse(&self) -> Result<&RowTable> {

@@ -32,6 +32,7 @@ use candle_core::{DType, Tensor};
 
 pub use search::top_k;
 
+use crate::rows::RowTable;
 use crate::{Error, NO_TOKEN, Result, guard};
 
 /// What [`cross_entropy`] gives for the losses of single tokens.
@@ -95,8 +96,9 @@ struct Wanted {
 /// The cross-entropy of a linear layer's logits and `targets`, with gradients for `hidden`, `weight` and `bias`.
 ///
 /// logits = hidden · weightᵀ + bias, but never kept: on the CPU, loss and gradients come out of the same pass, so that
-/// backward only hands them on. For a tied head give the table, `wte.weight()?`: with a row-sparse table the rows that
-/// were looked up are added into the same gradient buffer by the optimizer.
+/// backward only passes them along. For a tied head give the table, `wte.weight()?`: with a row-sparse table the rows that
+/// were looked up are added into the same gradient buffer by the optimizer. Deferred updates of such a table are replayed
+/// before it is read, also where `weight` is a detached tensor of it.
 ///
 /// Gradients are computed whenever an input is part of a graph, with the weights of that moment, and live until backward
 /// takes them or the loss is dropped: go backward after each loss, and keep `loss.detach()`. For evaluation give
@@ -234,6 +236,7 @@ impl Head {
                 ));
             }
         }
+        RowTable::refresh(weight)?; // a tied head, also over a detached tensor of the table
         Ok(Head {
             hidden: hidden.reshape((dims.iter().product::<usize>(), columns))?,
             weight: weight.clone(),

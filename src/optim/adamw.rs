@@ -9,6 +9,7 @@ use candle_nn::{Optimizer, ParamsAdamW, VarMap};
 use super::history::Step;
 use super::table::Attached;
 use super::{Replay, add_rows_into, host, on_device};
+use crate::grouping::Groups;
 use crate::rows::{RowGradients, RowTable, Rows};
 use crate::{Error, Result};
 
@@ -18,9 +19,30 @@ use crate::{Error, Result};
 /// weights are computed in f32 with f32 moments, where candle rounds every intermediate result. Tables whose layer has
 /// [`Gradient::RowSparse`](crate::Gradient::RowSparse) are found by their variable and updated by [`Replay`]'s rule.
 ///
-/// While it lives, rows of such a table may be behind: every path through the layer brings them up to date first. Before
-/// reading or writing the raw VarMap (`VarMap::save`, `VarMap::load`, `Var::set`) call [`flush`](Self::flush): a row that still
-/// owes steps would take them from the new weights. Dropping the optimizer flushes, too, and forgets gradients that wait.
+/// **While it lives, updates of such a table's rows are deferred.** Everything of tallow replays the rows that it reads. Before
+/// anything else reads or writes the raw variables (`VarMap::save`, `VarMap::load`, `Var::set`, a `candle_nn::Embedding` over
+/// the table) call [`flush`](Self::flush): deferred updates would later be applied to the new weights. Dropping the optimizer
+/// flushes, too, and forgets gradients that wait.
+///
+/// # Accumulation
+/// Row gradients belong to the `GradStore` of their backward, as dense ones do. To train on a batch in parts, add the stores
+/// (candle's `GradStore::extend`), then step once:
+/// ```
+/// # use candle_core::{DType, Device, Module, Tensor};
+/// # use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
+/// # use tallow::{Gradient, TokenEmbedding, TokenEmbeddingConfig, optim::AdamW};
+/// # let varmap = VarMap::new();
+/// # let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+/// # let cfg = TokenEmbeddingConfig { vocab_size: 10, d_model: 4, gradient: Gradient::RowSparse, ..Default::default() };
+/// # let wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
+/// # let mut opt = AdamW::from_varmap(&varmap, ParamsAdamW::default())?;
+/// # let loss = |ids: &[u32]| wte.forward(&Tensor::new(ids, &Device::Cpu)?)?.sqr()?.mean_all();
+/// let mut total = tallow::backward(&(loss(&[1, 2])? / 2.0)?)?; // the mean over two parts of equal size
+/// total.extend(tallow::backward(&(loss(&[2, 3])? / 2.0)?)?)?;
+/// opt.step(&total)?;
+/// # Ok::<(), tallow::Error>(())
+/// ```
+/// A step with a store that lacks the rows of an earlier backward is an error: the table would train on them, and nothing else.
 ///
 /// # Cost
 /// Dense: one pass that reads weight, gradient and both moments and writes all but the gradient, on all threads,
@@ -44,6 +66,8 @@ use crate::{Error, Result};
 pub struct AdamW {
     groups: Vec<ParamGroup>,
     step: usize,
+    /// Whether the caller named the variables. Else they are numbered in an order that may change from process to process.
+    named: bool,
 }
 
 /// Variables that share learning rate, betas, ε and decay.
@@ -72,15 +96,21 @@ enum State {
 impl Optimizer for AdamW {
     type Config = ParamsAdamW;
 
-    /// One group of all variables, named "0", "1", … in the order given.
+    /// One group of all variables, without names: the order of `VarMap::all_vars` is another in every process.
+    ///
+    /// A [`Checkpoint`](crate::Checkpoint) finds the names in its VarMap. [`state`](AdamW::state),
+    /// [`load_state`](AdamW::load_state) and [`follow`](AdamW::follow) need them: call [`name_by`](AdamW::name_by) first, or make
+    /// the optimizer by [`from_varmap`](AdamW::from_varmap).
     fn new(vars: Vec<Var>, params: ParamsAdamW) -> candle_core::Result<Self> {
-        let named = vars.into_iter().enumerate().map(|(i, var)| (i.to_string(), var)).collect();
-        Ok(Self::with_groups(vec![(named, params)])?)
+        let numbered = vars.into_iter().enumerate().map(|(i, var)| (i.to_string(), var)).collect();
+        Ok(AdamW { named: false, ..Self::with_groups(vec![(numbered, params)])? })
     }
 
     /// # Errors
-    /// Those of candle's operations, and a gradient of another dtype than its weight.
+    /// Those of candle's operations; a gradient of another dtype than its weight; row gradients that wait and are not of `grads`
+    /// (see [`AdamW`]). Of the last nothing is changed.
     fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
+        self.tables().try_for_each(|attached| attached.table.belongs_to(grads))?;
         self.step += 1;
         for group in &mut self.groups {
             for member in &mut group.members {
@@ -138,10 +168,66 @@ impl AdamW {
             let members = vars.map(|(name, var)| Member::new(name, var)).collect::<Result<_>>()?;
             made.push(ParamGroup { params, members });
         }
-        Ok(AdamW { groups: made, step: 0 })
+        Ok(AdamW { groups: made, step: 0, named: true })
     }
 
-    /// Sets the rule for owed steps of all row-sparse tables.
+    /// Names the variables of an optimizer that was made without names ([`Optimizer::new`]), as `varmap` names them.
+    ///
+    /// # Errors
+    /// [`Error::Config`]: a variable that is not in `varmap`, or two with one name. Nothing is changed then.
+    pub fn name_by(&mut self, varmap: &VarMap) -> Result<()> {
+        if !self.named {
+            let names = self.names(Some(varmap))?;
+            self.members_mut().zip(names).for_each(|(member, name)| member.name = name);
+            self.named = true;
+        }
+        Ok(())
+    }
+
+    /// The names of all variables: those given, or those that `varmap` has for them.
+    fn names(&self, varmap: Option<&VarMap>) -> Result<Vec<String>> {
+        if self.named {
+            return Ok(self.members().map(|member| member.name.clone()).collect());
+        }
+        let Some(varmap) = varmap else {
+            return Err(Error::Config(
+                "this optimizer was made without names (AdamW::new), and the order of its variables may be another in the next \
+                 process: make it by AdamW::from_varmap, or call name_by(&varmap) first"
+                    .to_string(),
+            ));
+        };
+        let data = varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut by_id: HashMap<_, &String> = HashMap::new();
+        for (name, var) in data.iter() {
+            let known = by_id.entry(var.as_tensor().id()).or_insert(name);
+            *known = name.min(known); // of several names for one variable the first
+        }
+        let mut names = Vec::new();
+        for member in self.members() {
+            let Some(name) = by_id.get(&member.var.as_tensor().id()) else {
+                return Err(Error::Config(format!(
+                    "the optimizer has a variable of shape {:?} that is not in the VarMap, so its moments have no name: make \
+                     it by AdamW::with_groups, with names",
+                    member.var.dims()
+                )));
+            };
+            if names.contains(*name) {
+                return Err(Error::Config(format!("the optimizer has the variable {name:?} twice")));
+            }
+            names.push((*name).clone());
+        }
+        Ok(names)
+    }
+
+    fn members(&self) -> impl Iterator<Item = &Member> {
+        self.groups.iter().flat_map(|group| &group.members)
+    }
+
+    fn members_mut(&mut self) -> impl Iterator<Item = &mut Member> {
+        self.groups.iter_mut().flat_map(|group| &mut group.members)
+    }
+
+    /// Sets the rule for the deferred updates of all row-sparse tables.
     ///
     /// # Errors
     /// Those of bringing rows up to date under the old rule.
@@ -174,7 +260,7 @@ impl AdamW {
     /// optimizer, and can be saved.
     ///
     /// # Cost
-    /// Up to one pass over table and moments, and what rows owe.
+    /// Up to one pass over table and moments, and the updates that were deferred.
     ///
     /// # Errors
     /// Those of candle's operations.
@@ -182,17 +268,18 @@ impl AdamW {
         self.tables().try_for_each(|attached| attached.table.catch_up(Rows::All))
     }
 
-    /// Forgets the row gradients that wait. With candle, dropping a `GradStore` forgets its gradients; those of row-sparse
-    /// tables wait for the next step instead. Call this when a step is left out (a loss that is not finite, say).
+    /// Forgets the row gradients that wait. Call this when a step is left out (a loss that is not finite, say): with candle,
+    /// dropping a `GradStore` forgets its gradients, but those of row-sparse tables wait, and the next step is an error.
     pub fn zero_grad(&self) {
         self.tables().for_each(|attached| attached.table.clear());
     }
 
     /// Scales all gradients, dense and by row together, so that their global L2 norm is at most `max_norm`; gives the norm
-    /// before. Row gradients are summed by row first, so that the norm is that of the dense gradient.
+    /// before. Row gradients are summed by row first, so that the norm is that of the dense gradient. Frozen rows do not count.
     ///
     /// # Errors
-    /// [`Error::Config`] if `max_norm` is not positive, and those of candle's operations.
+    /// [`Error::Config`] if `max_norm` is not positive, or row gradients wait that are not of `grads`; and those of candle's
+    /// operations.
     ///
     /// Source: `torch.nn.utils.clip_grad_norm_`, with its 1e-6 in the denominator.
     pub fn clip_grad_norm(&self, grads: &mut GradStore, max_norm: f64) -> Result<f64> {
@@ -200,16 +287,22 @@ impl AdamW {
             return Err(Error::Config(format!("max_norm must be positive, not {max_norm}")));
         }
         let square = |t: &Tensor| -> Result<f64> { Ok(t.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?) };
+        self.tables().try_for_each(|attached| attached.table.belongs_to(grads))?;
         let mut sum = 0.0;
         let mut by_row = Vec::new();
-        for member in self.groups.iter().flat_map(|group| &group.members) {
-            let dense = grads.get(member.var.as_tensor());
-            match (dense, &member.state) {
-                (Some(dense), State::Table(attached)) => add_rows_into(dense, &attached.table)?,
+        for member in self.members() {
+            match (grads.get(member.var.as_tensor()), &member.state) {
+                (Some(dense), State::Table(attached)) => {
+                    add_rows_into(dense, &attached.table)?;
+                    let trained = match attached.table.frozen() {
+                        frozen if frozen.is_empty() => Some(dense.clone()),
+                        frozen => without_frozen(dense, &frozen)?,
+                    };
+                    sum += trained.as_ref().map_or(Ok(0.0), square)?;
+                }
                 (None, State::Table(attached)) => by_row.extend(attached.table.take()?.map(|rows| (attached, rows))),
-                _ => (),
+                (dense, _) => sum += dense.map_or(Ok(0.0), square)?,
             }
-            sum += dense.map_or(Ok(0.0), square)?;
         }
         for (_, rows) in by_row.iter().filter(|(_, rows)| !rows.rows.is_empty()) {
             sum += square(&rows.values)?;
@@ -217,7 +310,7 @@ impl AdamW {
         let norm = sum.sqrt();
         let scale = max_norm / (norm + 1e-6);
         if scale < 1.0 {
-            for member in self.groups.iter().flat_map(|group| &group.members) {
+            for member in self.members() {
                 if let Some(grad) = grads.get(member.var.as_tensor()) {
                     let scaled = (grad * scale)?;
                     grads.insert(member.var.as_tensor(), scaled);
@@ -234,17 +327,22 @@ impl AdamW {
     /// Everything that a checkpoint must hold: `step` (one i64), and for each variable `NAME.m` and `NAME.v` in the
     /// variable's shape, f32 (f64 for f64 weights), on the CPU.
     ///
-    /// Rows are brought up to date first, so that no row owes a step and no history is left: the state is that of a dense
-    /// AdamW, whatever the rule. Names are stable where the optimizer was made with names.
+    /// All rows are flushed first, so that nothing is deferred and no history is left: the state is that of a dense AdamW,
+    /// whatever the rule.
     ///
     /// # Errors
-    /// Those of candle's operations.
+    /// [`Error::Config`] if the variables have no names (see [`name_by`](Self::name_by)); those of candle's operations.
     pub fn state(&self) -> Result<HashMap<String, Tensor>> {
+        self.state_by(None)
+    }
+
+    /// [`state`](Self::state), where the names are not known otherwise by those of `varmap`.
+    pub(crate) fn state_by(&self, varmap: Option<&VarMap>) -> Result<HashMap<String, Tensor>> {
         let mut state = HashMap::from([("step".to_string(), Tensor::new(&[self.step as i64], &Device::Cpu)?)]);
-        for member in self.groups.iter().flat_map(|group| &group.members) {
+        for (member, name) in self.members().zip(self.names(varmap)?) {
             let (m, v) = member.moments()?;
-            state.insert(format!("{}.m", member.name), m);
-            state.insert(format!("{}.v", member.name), v);
+            state.insert(format!("{name}.m"), m);
+            state.insert(format!("{name}.v"), v);
         }
         Ok(state)
     }
@@ -252,8 +350,10 @@ impl AdamW {
     /// Puts back what [`state`](Self::state) gave. Nothing is changed unless everything fits.
     ///
     /// # Errors
-    /// [`Error::Config`] that lists every tensor that is missing or has another shape.
+    /// [`Error::Config`] that lists every tensor that is missing or has another shape; or if the variables have no names (see
+    /// [`name_by`](Self::name_by)).
     pub fn load_state(&mut self, state: &HashMap<String, Tensor>) -> Result<()> {
+        self.names(None)?;
         let mut wrong = self.misfits(|name| state.get(name).map(|tensor| tensor.dims().to_vec()));
         let step = match state.get("step").map(|step| step.to_dtype(DType::I64)?.to_vec1::<i64>()) {
             Some(Ok(step)) if matches!(step[..], [count] if count >= 0) => step[0] as usize,
@@ -265,7 +365,7 @@ impl AdamW {
         if !wrong.is_empty() {
             return Err(Error::Config(format!("this is not the state of this optimizer: {}", wrong.join("; "))));
         }
-        for member in self.groups.iter_mut().flat_map(|group| &mut group.members) {
+        for member in self.members_mut() {
             let [m, v] = ["m", "v"].map(|kind| &state[&format!("{}.{kind}", member.name)]);
             member.set_moments(m, v)?;
         }
@@ -275,18 +375,19 @@ impl AdamW {
 
     /// Goes on with the variables that `varmap` has now under the names that this optimizer knows: call it after
     /// [`TokenEmbedding::resize`](crate::TokenEmbedding::resize) or [`shrink`](crate::TokenEmbedding::shrink). Rows that stayed
-    /// keep their moments, new ones begin with zeros; so does the bias correction's count of steps not, which is one for all.
-    /// Row gradients that wait in a table that was replaced are forgotten.
+    /// keep their moments, new rows start with zero moments. The step count is shared and is not reset. Row gradients that wait in
+    /// a table that was replaced are forgotten.
     ///
     /// # Errors
-    /// [`Error::Config`]: a variable whose shape is another in more than its first dimension, or which has another dtype; or a
-    /// table with another optimizer. For an optimizer made without names ([`Optimizer::new`]) nothing is found.
+    /// [`Error::Config`]: a variable whose shape is another in more than its first dimension, or which has another dtype; a
+    /// table with another optimizer; or variables without names (call [`name_by`](Self::name_by) before the table changes).
     ///
     /// # Cost
     /// A copy of the moments of each variable that was replaced.
     pub fn follow(&mut self, varmap: &VarMap) -> Result<()> {
+        self.names(None)?;
         let data = varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        for member in self.groups.iter_mut().flat_map(|group| &mut group.members) {
+        for member in self.members_mut() {
             let Some(var) = data.get(&member.name).filter(|var| var.as_tensor().id() != member.var.as_tensor().id())
             else {
                 continue;
@@ -318,8 +419,8 @@ impl AdamW {
 
     /// Names and shapes of what [`state`](Self::state) gives.
     pub(crate) fn state_shapes(&self) -> BTreeMap<String, Vec<usize>> {
-        let members = self.groups.iter().flat_map(|group| &group.members);
-        let moments = members
+        let moments = self
+            .members()
             .flat_map(|member| ["m", "v"].map(|kind| (format!("{}.{kind}", member.name), member.var.dims().to_vec())));
         moments.chain([("step".to_string(), vec![1])]).collect()
     }
@@ -335,7 +436,7 @@ impl AdamW {
     }
 
     fn tables(&self) -> impl Iterator<Item = &Attached> {
-        self.groups.iter().flat_map(|group| &group.members).filter_map(|member| match &member.state {
+        self.members().filter_map(|member| match &member.state {
             State::Table(attached) => Some(attached),
             _ => None,
         })
@@ -345,7 +446,7 @@ impl AdamW {
 impl Member {
     fn new(name: String, var: Var) -> Result<Self> {
         let count = var.elem_count();
-        let state = match (RowTable::find(var.as_tensor().id()), var.device(), var.dtype()) {
+        let state = match (RowTable::find(var.as_tensor()), var.device(), var.dtype()) {
             (Some(table), ..) => State::Table(Attached::new(table, Replay::default())?),
             (None, Device::Cpu, DType::F64) => State::HostF64 { m: vec![0.0; count], v: vec![0.0; count] },
             (None, Device::Cpu, _) => State::Host { m: vec![0.0; count], v: vec![0.0; count] },
@@ -407,5 +508,14 @@ impl Member {
             (State::HostF64 { m, v }, Some(grad)) => host::step_dense_f64(weight, grad, m, v, &Step::new(params, t)),
             (State::Device { m, v }, Some(grad)) => on_device::step_dense(weight, grad, m, v, &Step::new(params, t)),
         }
+    }
+}
+
+/// The rows of a dense gradient that are not frozen; none where all are.
+fn without_frozen(dense: &Tensor, frozen: &[bool]) -> Result<Option<Tensor>> {
+    let rows = Groups::of_all_but(frozen).rows;
+    match rows.is_empty() {
+        true => Ok(None), // backends reject allocations of size zero
+        false => Ok(Some(dense.index_select(&Tensor::new(rows, dense.device())?, 0)?)),
     }
 }

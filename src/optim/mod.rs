@@ -57,14 +57,14 @@ fn add_rows_into(dense: &Tensor, table: &RowTable) -> Result<()> {
     Ok(())
 }
 
-/// What [`AdamW`] does about the steps that a row of a row-sparse table sat out.
+/// What [`AdamW`] does about the steps in which a row of a row-sparse table had no gradient.
 ///
 /// A dense AdamW moves every row at every step, also those without a gradient: their moments fade, their momentum goes on
 /// to move them, decay shrinks them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Replay {
-    /// Every step that a row owes is made up for before the row is read: each weight and each loss is that of the dense
-    /// optimizer, bit for bit, in f32.
+    /// Every skipped update is replayed before the row is read: each weight and each loss is that of the dense optimizer, bit
+    /// for bit, in f32.
     ///
     /// Full steps are replayed only while they can change a weight (some 150 steps with β1 = 0.9); after that only the
     /// products of moments and decay are left, at a cost that stays bounded over long runs. The proof stands at `History`
@@ -74,17 +74,17 @@ pub enum Replay {
     /// β2 = 0.999), or a smaller ε. (With an ε below 10⁻¹⁷ nothing is stored as zero.)
     ///
     /// The cost stays bounded for sound settings: β1 and β2 in (0, 1) with β1 < √β2, ε ≥ 10⁻¹⁷, lr · decay < 1. With others every
-    /// owed step is replayed in full: still exact, slower the longer a row was away.
+    /// deferred update is replayed in full: still exact, slower the longer a row had no gradient.
     #[default]
     Exact,
-    /// At most so many owed steps are replayed; for the rest moments and decay are multiplied by their products, and updates
+    /// At most so many deferred updates are replayed; for the rest moments and decay are multiplied by their products, and updates
     /// are left out. Close to the dense optimizer (with 200 steps and β1 = 0.9, an update that is left out is below
     /// 10⁻⁹ of the first), not equal.
     Truncated {
         /// Steps replayed in full.
         steps: usize,
     },
-    /// Nothing is made up for: a row's moments, decay and weight change only in steps in which it has a gradient. This is
+    /// Nothing is replayed: a row's moments, decay and weight change only in steps in which it has a gradient. This is
     /// the rule of PyTorch's SparseAdam (which adds ε before bias correction, where this adds it after, as AdamW does), and another
     /// optimizer than AdamW: results differ from the dense one's.
     Lazy,

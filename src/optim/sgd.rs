@@ -14,7 +14,7 @@ use crate::rows::{Grouped, Keeper, RowGradients, RowTable, Rows};
 
 /// θ ← θ - lr · g: `candle_nn::SGD`, bit for bit in f32, in one pass, and row by row for row-sparse tables.
 ///
-/// A row without a gradient does not change, so there is nothing to make up for.
+/// A row without a gradient does not change, so nothing is deferred. Gradients accumulate as with [`AdamW`](super::AdamW).
 pub struct Sgd {
     vars: Vec<(Var, Option<std::sync::Arc<RowTable>>)>,
     learning_rate: f64,
@@ -36,7 +36,7 @@ impl Optimizer for Sgd {
         // Filled one by one: if a table has another optimizer, dropping this lets go of those before it.
         let mut held = Sgd { vars: Vec::new(), learning_rate };
         for var in vars.into_iter().filter(|var| var.dtype().is_float()) {
-            let table = RowTable::find(var.as_tensor().id());
+            let table = RowTable::find(var.as_tensor());
             if let Some(table) = &table {
                 table.attach(std::sync::Arc::new(Nothing))?;
             }
@@ -45,7 +45,11 @@ impl Optimizer for Sgd {
         Ok(held)
     }
 
+    /// # Errors
+    /// Those of candle's operations; row gradients that wait and are not of `grads` (see [`AdamW`](super::AdamW)). Of the last
+    /// nothing is changed.
     fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
+        self.tables().try_for_each(|table| table.belongs_to(grads))?;
         let lr = self.learning_rate;
         for (var, table) in &self.vars {
             let dense = grads.get(var.as_tensor());
@@ -90,6 +94,17 @@ impl Optimizer for Sgd {
     }
 }
 
+impl Sgd {
+    /// Forgets the row gradients that wait, as [`AdamW::zero_grad`](super::AdamW::zero_grad) does.
+    pub fn zero_grad(&self) {
+        self.tables().for_each(|table| table.clear());
+    }
+
+    fn tables(&self) -> impl Iterator<Item = &RowTable> {
+        self.vars.iter().filter_map(|(_, table)| table.as_deref())
+    }
+}
+
 fn step_rows(weight: &Tensor, grouped: Grouped, lr: f64) -> Result<()> {
     #[cfg(feature = "cuda")]
     if on_cuda::takes(weight) {
@@ -108,6 +123,6 @@ fn step_rows(weight: &Tensor, grouped: Grouped, lr: f64) -> Result<()> {
 
 impl Drop for Sgd {
     fn drop(&mut self) {
-        self.vars.iter().filter_map(|(_, table)| table.as_ref()).for_each(|table| table.detach());
+        self.tables().for_each(|table| table.detach());
     }
 }
