@@ -43,9 +43,23 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// Begins in `folder`, after removing what killed processes left there.
+    /// Begins in `folder`, after removing what killed processes left there. Refuses a folder in which the new checkpoint would be
+    /// lost: one that is a checkpoint itself, and one that holds a later step.
     pub(super) fn new(folder: &Path, step: u64) -> Result<Self> {
+        if is_checkpoint(folder) {
+            return Err(wrong(
+                folder,
+                "this folder is a checkpoint itself: save into the folder that holds it, or another",
+            ));
+        }
         fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        if let Some(later) = newest(folder)?.filter(|path| step_of(path).is_some_and(|there| there > step)) {
+            let reason = format!(
+                "it is later than step {step}, which would never be found beside it. Save a run that goes on from an earlier step \
+                 into another folder, or move the later checkpoints away first; nothing was written"
+            );
+            return Err(wrong(&later, reason));
+        }
         for path in entries(folder)? {
             if name_of(&path).starts_with(TEMPORARY) {
                 fs::remove_dir_all(&path).map_err(|e| Error::io(&path, e))?;
@@ -107,19 +121,26 @@ pub(super) struct Finished {
 }
 
 impl Finished {
-    /// The checkpoint that `folder` is, or the newest in it.
-    pub(super) fn find(folder: &Path) -> Result<Self> {
-        if folder.join(MARKER).exists() {
-            return Self::open(folder);
-        }
-        match newest(folder)? {
-            Some(path) => Self::open(&path),
-            None if !folder.exists() => Err(Error::io(folder, io::ErrorKind::NotFound.into())),
-            None => Err(wrong(folder, "there is no finished checkpoint in this folder")),
+    /// The checkpoint that `folder` is, or the newest in it; none if there is no such folder, or no finished checkpoint in it.
+    pub(super) fn find(folder: &Path) -> Result<Option<Self>> {
+        match is_checkpoint(folder) {
+            true => Self::open(folder).map(Some),
+            false => newest(folder)?.map(|path| Self::open(&path)).transpose(),
         }
     }
 
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    /// An error if the folder's name speaks of another step than the one in its state.
+    pub(super) fn is_of(&self, step: u64) -> Result<()> {
+        match step_of(&self.path).filter(|named| *named != step) {
+            None => Ok(()),
+            Some(named) => Err(wrong(
+                &self.path,
+                format!("its name says step {named}, and it holds step {step}: give it the name step-{step:08}"),
+            )),
+        }
+    }
+
+    fn open(path: &Path) -> Result<Self> {
         let bytes = read_json(&path.join(MARKER))?;
         let marker: Marker = serde_json::from_slice(&bytes)
             .map_err(|e| wrong(&path.join(MARKER), format!("it is not the marker of a checkpoint: {e}")))?;
@@ -176,8 +197,19 @@ impl Finished {
     }
 }
 
+/// Whether a folder is a checkpoint itself.
+fn is_checkpoint(folder: &Path) -> bool {
+    folder.join(MARKER).exists()
+}
+
+/// The step that the name of a checkpoint's folder says.
+fn step_of(path: &Path) -> Option<u64> {
+    let name = name_of(path);
+    name.strip_suffix(REPLACED).unwrap_or(&name).strip_prefix("step-")?.parse().ok()
+}
+
 /// The newest finished checkpoint of a folder; none also where there is no such folder.
-pub(super) fn newest(folder: &Path) -> Result<Option<PathBuf>> {
+fn newest(folder: &Path) -> Result<Option<PathBuf>> {
     Ok(finished(folder)?.pop())
 }
 
@@ -206,11 +238,8 @@ fn finished(folder: &Path) -> Result<Vec<PathBuf>> {
     }
     let mut found = Vec::new();
     for path in entries(folder)? {
-        let name = name_of(&path);
-        let whole = name.strip_suffix(REPLACED).unwrap_or(&name);
-        let step = whole.strip_prefix("step-").and_then(|digits| digits.parse::<u64>().ok());
-        if let Some(step) = step.filter(|_| path.join(MARKER).exists()) {
-            found.push((step, whole == name, path));
+        if let Some(step) = step_of(&path).filter(|_| is_checkpoint(&path)) {
+            found.push((step, !name_of(&path).ends_with(REPLACED), path));
         }
     }
     found.sort();

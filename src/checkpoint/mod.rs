@@ -110,16 +110,21 @@ impl Default for LoadOptions {
 impl Checkpoint {
     /// Writes `FOLDER/step-NNNNNNNN`, then removes the oldest beyond `keep` (0: keep all); gives its path.
     ///
-    /// Rows of row-sparse tables are brought up to date first. Until the new checkpoint is whole and on the disk nothing of an
-    /// older one is touched, also not one of the same step, which it then replaces. Killed at any moment, the folder holds
+    /// Row-sparse tables are flushed first. Moments are saved under the names that the variables have in `varmap`, also for an
+    /// optimizer that was made without names. Until the new checkpoint is whole and on the disk nothing of an older one is touched, also not one of the same step, which it then replaces. Killed at any moment, the folder holds
     /// whole checkpoints, and `.tmp-…`, which the next save removes: only one process saves into a folder.
     ///
     /// Not saved: learning rate and the other parameters of the optimizer's groups, which are the caller's to set.
     ///
     /// # Errors
     /// - [`Error::Io`]: a full disk, say. What was written is removed, older checkpoints stay.
-    /// - [`Error::Config`]: an empty VarMap, a variable of a dtype that safetensors files of candle lack, JSON above 16 MiB.
+    /// - [`Error::Checkpoint`]: `folder` is itself a checkpoint, or holds a later step than this one, beside which the new checkpoint
+    ///   would not be found: a run that goes on from an earlier step saves into another folder.
+    /// - [`Error::Config`]: an empty VarMap, a variable of a dtype that safetensors files of candle lack, JSON above 16 MiB; an
+    ///   optimizer without names whose variables are not in `varmap`.
     /// - [`Error::Candle`]: a variable that its device does not give back.
+    ///
+    /// Nothing is written after any of them.
     ///
     /// # Cost
     /// Writes weights and moments once; in memory, a copy of the moments and one weight at a time.
@@ -135,7 +140,7 @@ impl Checkpoint {
         if weights.is_empty() {
             return Err(Error::Config("the VarMap is empty: there is nothing to save".to_string()));
         }
-        let moments = optimizer.map(AdamW::state).transpose()?;
+        let moments = optimizer.map(|optimizer| optimizer.state_by(Some(varmap))).transpose()?;
         weights.catch_up()?;
         let mut notes = vec![("seed", self.seed.to_string()), ("step", self.step.to_string())];
         notes.extend(self.tokenizer.map(|id| ("tokenizer", format!("{id:016x}"))));
@@ -158,11 +163,13 @@ impl Checkpoint {
     /// optimizer. Nothing is changed unless everything fits.
     ///
     /// An empty VarMap gets the variables of the file, on `options.device`, in their dtypes; build the model over it, make
-    /// the optimizer, and load again with it. Without an optimizer, saved moments are left alone.
+    /// the optimizer, and load again with it. Without an optimizer, saved moments are left alone. An optimizer that was made without
+    /// names takes those of `varmap` ([`AdamW::name_by`]).
     ///
     /// # Errors
-    /// - [`Error::Checkpoint`]: no finished checkpoint; a file that is torn, changed or hostile; or everything that does not
-    ///   fit, in one list: variables missing here or there, shapes, dtypes, moments, the tokenizer.
+    /// - [`Error::Checkpoint`]: no finished checkpoint; a file that is torn, changed or hostile; a folder whose name is of another
+    ///   step; or everything that does not fit, in one list: variables missing here or there, shapes, dtypes, moments, the tokenizer.
+    /// - [`Error::Config`]: an optimizer without names whose variables are not in `varmap`.
     /// - [`Error::Io`].
     ///
     /// # Cost
@@ -170,10 +177,14 @@ impl Checkpoint {
     pub fn load(
         folder: impl AsRef<Path>,
         varmap: &VarMap,
-        optimizer: Option<&mut AdamW>,
+        mut optimizer: Option<&mut AdamW>,
         options: &LoadOptions,
     ) -> Result<(Checkpoint, Skipped)> {
-        let finished = Finished::find(folder.as_ref())?;
+        let folder = folder.as_ref();
+        let Some(finished) = Finished::find(folder)? else {
+            std::fs::metadata(folder).map_err(|e| Error::io(folder, e))?;
+            return Err(tensors::wrong(folder, "there is no finished checkpoint in this folder"));
+        };
         finished.verify()?;
         let found = Self::parse(&finished)?;
         let model = TensorFile::open(&finished.path(MODEL))?;
@@ -181,7 +192,8 @@ impl Checkpoint {
         let (mut misfits, skipped) = weights.compare(&model, options);
         misfits.extend(weights::other_tokenizer(found.tokenizer, options));
         let mut moments = None;
-        if let Some(optimizer) = &optimizer {
+        if let Some(optimizer) = &mut optimizer {
+            optimizer.name_by(varmap)?;
             if finished.holds(OPTIMIZER) {
                 let file = TensorFile::open(&finished.path(OPTIMIZER))?;
                 let expected = optimizer.state_shapes();
@@ -207,21 +219,21 @@ impl Checkpoint {
         Ok((found, skipped))
     }
 
-    /// Reads only `state.json` of the newest checkpoint of `folder`; `None` if there is no finished one.
+    /// Reads only `state.json` of the checkpoint that [`load`](Self::load) would take: the newest of `folder`, or the one that
+    /// `folder` itself is. `None` if there is no finished one.
     ///
     /// # Errors
     /// As [`load`](Self::load); the tensors are not looked at.
     pub fn newest(folder: impl AsRef<Path>) -> Result<Option<Checkpoint>> {
-        match folder::newest(folder.as_ref())? {
-            None => Ok(None),
-            Some(path) => Self::parse(&Finished::open(&path)?).map(Some),
-        }
+        Finished::find(folder.as_ref())?.map(|finished| Self::parse(&finished)).transpose()
     }
 
     fn parse(finished: &Finished) -> Result<Self> {
         let path = finished.path(STATE);
-        serde_json::from_slice(&folder::read_json(&path)?)
-            .map_err(|e| Error::Checkpoint { path, reason: format!("it is not what a checkpoint holds: {e}") })
+        let found: Self = serde_json::from_slice(&folder::read_json(&path)?)
+            .map_err(|e| Error::Checkpoint { path, reason: format!("it is not what a checkpoint holds: {e}") })?;
+        finished.is_of(found.step)?;
+        Ok(found)
     }
 }
 

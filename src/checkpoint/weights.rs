@@ -91,13 +91,13 @@ impl Weights {
         self.0.iter().map(|(name, var)| (name.as_str(), var.as_tensor()))
     }
 
-    /// Pays what rows of row-sparse tables owe, whoever their optimizer is.
+    /// Replays the deferred updates of row-sparse tables, whoever their optimizer is.
     pub(super) fn catch_up(&self) -> Result<()> {
         self.tables().try_for_each(|table| table.catch_up(Rows::All))
     }
 
     fn tables(&self) -> impl Iterator<Item = std::sync::Arc<RowTable>> {
-        self.tensors().filter_map(|(_, tensor)| RowTable::find(tensor.id()))
+        self.tensors().filter_map(|(_, tensor)| RowTable::find(tensor))
     }
 
     /// Everything that does not fit, and what a partial load leaves out.
@@ -149,7 +149,7 @@ impl Weights {
             varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend(made);
             return Ok(());
         }
-        // A row that owes steps would take them from its new values.
+        // Deferred updates would later be applied to the new values.
         self.catch_up()?;
         self.tables().for_each(|table| table.clear());
         for (name, var) in self.0.iter().filter(|(name, _)| file.header.info(name).is_some()).collect::<Vec<_>>() {
