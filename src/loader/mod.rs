@@ -158,7 +158,8 @@ impl DataLoader {
     /// Batches of one split.
     ///
     /// # Errors
-    /// - [`Error::Config`]: zero sizes, a rank outside the world, a split without one sample of `context_length`.
+    /// - [`Error::Config`]: zero sizes, a rank outside the world, a split without one sample of `context_length`, or epochs that
+    ///   give no batch at all (fewer samples than a global batch has, and `drop_last`).
     /// - [`Error::Io`], [`Error::Shard`] where an order looks at documents.
     pub fn new(split: &Split, cfg: DataLoaderConfig) -> Result<Self> {
         Self::mixed(&[(split, 1.0)], cfg)
@@ -215,6 +216,16 @@ impl DataLoader {
             fingerprint.add(&(to - before).to_le_bytes());
             sources.push(Source { split: (*split).clone(), plan, seed, slots: (before, to) });
             before = to;
+        }
+        let samples: u64 = sources.iter().map(|source| source.plan.samples()).sum();
+        let global = (cfg.batch_size * cfg.world_size) as u64;
+        let total = cfg.epochs.map_or(u64::MAX, |epochs| epochs.saturating_mul(samples));
+        if total == 0 || (cfg.drop_last && total < global) {
+            return bad(format!(
+                "there would be no batch: {} epochs of {samples} samples are fewer than the {global} of a batch (of all ranks), \
+                 and `drop_last` drops what is not full; use a smaller batch, more text, more epochs, or `drop_last: false`",
+                cfg.epochs.unwrap_or(0)
+            ));
         }
         let fingerprint = if sources.len() == 1 { sources[0].split.fingerprint() } else { fingerprint.finish() };
         let prefetcher = match cfg.prefetch {
@@ -278,11 +289,19 @@ impl DataLoader {
     /// another number of ranks at the same global batch.
     ///
     /// # Errors
-    /// [`Error::LoaderState`] that names everything that differs: data, order, context length, seed, version.
+    /// [`Error::LoaderState`] that names everything that differs: data, order, context length, seed, version; or whose epoch is not
+    /// that of its samples.
     pub fn load_state(&mut self, state: &LoaderState) -> Result<()> {
         state.compare_with(&self.state())?;
         if state.samples > 1 << 62 {
             return Err(Error::LoaderState { reason: format!("{} samples are more than any run has", state.samples) });
+        }
+        let epoch = state.samples / self.samples_per_epoch();
+        if state.epoch != epoch {
+            let (samples, said) = (state.samples, state.epoch);
+            let reason =
+                format!("{samples} samples are in epoch {epoch} of this data, and the state says epoch {said}");
+            return Err(Error::LoaderState { reason });
         }
         self.consumed = state.samples;
         self.ahead.clear();

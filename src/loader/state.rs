@@ -18,7 +18,7 @@ pub struct LoaderState {
     pub context_length: usize,
     /// Seed of the order.
     pub seed: u64,
-    /// The epoch, from 0: for people; `samples` says it all.
+    /// The epoch, from 0, in which the next sample is. It follows from `samples`; a state in which it does not is refused.
     pub epoch: u64,
     /// Samples that were given out since the beginning, of all ranks and epochs.
     pub samples: u64,
