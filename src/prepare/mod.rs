@@ -138,19 +138,22 @@ pub enum Event<'a> {
 }
 
 /// Turns text files into shards in `cfg.out`, or goes on where an earlier call was stopped. Returns the manifest if all units
-/// of all ranks are done, `None` if other ranks still have work.
+/// of all ranks are done, `None` if other ranks still have work. Called again with the same settings on a finished folder it
+/// returns the manifest and does nothing else.
 ///
 /// Shards and manifest are the same bytes for any number of threads, ranks and interruptions.
 ///
 /// # Errors
 /// - [`Error::Document`]: a document that cannot be used, under [`OnError::Error`].
-/// - [`Error::Folder`]: the folder is finished already, belongs to other inputs or another tokenizer, or the disk is full.
-///   Finished units are kept.
+/// - [`Error::Folder`]: the folder belongs to other inputs, settings or another tokenizer, or the disk is full. Finished units
+///   are kept.
 /// - [`Error::Config`], [`Error::Io`].
 ///
 /// # Cost
 /// Some 45 MB, and up to 2 more a thread where documents have megabytes, for any size of corpus and document (and the
-/// window of a .zst, at most 128 MiB a thread; 8 by default). (With a `tokenizer.json` a document must fit into memory.)
+/// window of a .zst, at most 128 MiB a thread; 8 by default). A run of characters that the split pattern keeps together
+/// (letters without white space or punctuation, zero bytes) is held whole, at some six times its size a thread; one above
+/// 64 MiB is a document that cannot be used. With a `tokenizer.json` a whole document must fit into memory.
 ///
 /// # Example
 /// ```
@@ -172,11 +175,7 @@ pub fn prepare(tokenizer: &Tokenizer, cfg: &PrepareConfig, watch: &(dyn Fn(Event
     if cfg.out.join(MANIFEST).exists() {
         plan.compare_with(&cfg.out)?;
         clean(&cfg.out)?;
-        if cfg.rank.world_size > 1 {
-            return Manifest::read(&cfg.out).map(Some); // a rank that was started again after the others had finished
-        }
-        let reason = "finished already: look at it with `tallow inspect`, or give another folder".to_string();
-        return Err(Error::Folder { path: cfg.out.clone(), reason });
+        return Manifest::read(&cfg.out).map(Some);
     }
     plan.store(&cfg.out)?;
     let to_do = missing(&plan, &cfg.out, cfg.rank);

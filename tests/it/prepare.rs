@@ -438,13 +438,18 @@ fn folders_are_not_mixed_up() {
     let out = folder.path().join("out");
     let tokenizer = Tokenizer::cl100k();
     let cfg = config(&[&input], &out);
-    prepare(&tokenizer, &cfg, &|_| ()).unwrap().unwrap();
+    let manifest = prepare(&tokenizer, &cfg, &|_| ()).unwrap().unwrap();
     let before = contents(&out);
+    // The same again gives the same manifest and does no work, for one process as for several.
+    for world_size in [1, 3] {
+        let cfg = PrepareConfig { rank: Rank { rank: 0, world_size }, ..cfg.clone() };
+        let again = prepare(&tokenizer, &cfg, &|event| panic!("{event:?}")).unwrap().unwrap();
+        assert!(again == manifest && contents(&out) == before);
+    }
     let refused = |tokenizer: &Tokenizer, cfg: &PrepareConfig, expected: &str| {
         let error = prepare(tokenizer, cfg, &|_| ()).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     };
-    refused(&tokenizer, &cfg, "finished already");
     refused(&tokenizer, &PrepareConfig { val: 0.5, ..cfg.clone() }, "begun with another val (there 0.0, now 0.5)");
     refused(&Tokenizer::from_file(golden("byte_level.json")).unwrap(), &cfg, "tokenizer");
     std::fs::write(&input, "{\"text\":\"ab\"}\n").unwrap();
