@@ -155,6 +155,30 @@ fn tanh(x: f32) -> f32 {
 mod tests {
     use super::*;
 
+    /// AVX-512, AVX2 and the baseline: the same bits, for numbers of tokens that fill no register.
+    #[test]
+    fn every_body_has_the_same_bits() {
+        use crate::widest::same_with_every_body;
+        let rows = 37;
+        for (tokens, cap) in [(1, 0.0), (15, 30.0), (16, 0.0), (33, 5.0), (100, 0.0)] {
+            let draw = |count: usize, seed: u64| -> Vec<f32> {
+                (0..count as u64).map(|i| (crate::mix::mix(seed ^ i) >> 40) as f32 / 1_048_576.0 - 8.0).collect()
+            };
+            let bias = draw(rows, 2);
+            let all = same_with_every_body(|| {
+                let mut z = draw(rows * tokens, 1);
+                finish(&mut z, Some(&bias), rows, cap);
+                let (mut max, mut exp_sum, mut sum) = (vec![0f32; tokens], vec![0f32; tokens], vec![0f32; tokens]);
+                describe(&z, &mut Statistics { max: &mut max, exp_sum: &mut exp_sum, sum: &mut sum });
+                let mut sums = vec![0f32; rows];
+                add_row_sums(&z, &mut sums);
+                differentiate(&mut z, cap, &max, &exp_sum, &sum);
+                [z, max, exp_sum, sum, sums].concat().into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            });
+            assert!(all.iter().any(|bits| *bits != 0));
+        }
+    }
+
     #[test]
     fn exp_and_tanh_are_those_of_f64() {
         for i in 0..1_000_000 {

@@ -177,6 +177,12 @@ const bool registered = [] {
         for (size_t i = 0; i < arg<size_t>(p, 0); ++i)
             arg<u32*>(p, 4)[i] = (u32)arg<const long long*>(p, 3)[place(i, arg<size_t>(p, 1), arg<const size_t*>(p, 2), 0)];
     });
+    whole("badd_u32", [](void** p, size_t) {
+        const size_t n = arg<size_t>(p, 0), dims = arg<size_t>(p, 1);
+        const size_t* info = arg<const size_t*>(p, 2);
+        for (size_t i = 0; i < n; ++i)
+            arg<u32*>(p, 5)[i] = arg<const u32*>(p, 3)[place(i, dims, info, 0)] + arg<const u32*>(p, 4)[place(i, dims, info, 1)];
+    });
     cast<bf16, float>("cast_bf16_f32");
     cast<f16, float>("cast_f16_f32");
     cast<float, double>("cast_f32_f64");

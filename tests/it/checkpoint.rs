@@ -273,8 +273,9 @@ fn pytorch_s_files_are_read() {
 }
 
 #[test]
-fn the_safetensors_package_reads_ours() {
-    let Some(python) = crate::interop::python("safetensors.numpy") else { return };
+#[ignore = "needs Python with safetensors and numpy"]
+fn needs_python_the_safetensors_package_reads_ours() {
+    let python = crate::interop::python("safetensors.numpy");
     let folder = tempfile::tempdir().unwrap();
     let mut run = Run::new(7);
     run.train(5);

@@ -321,3 +321,37 @@ fn a_stock_optimizer_trains_the_table() {
     }
     assert_eq!(bits(wte.weight().unwrap()), bits(theirs.as_tensor()));
 }
+
+/// Without `--device` among the arguments (those of the test runner here) the default is opened; a bad default is an error.
+#[test]
+fn a_device_comes_from_the_arguments_or_the_default() {
+    assert!(tallow::device::from_args("cpu").unwrap().is_cpu());
+    let refused = tallow::device::from_args("tpu").unwrap_err().to_string();
+    assert!(refused.contains("auto, cpu, cuda, cuda:N"), "{refused}");
+}
+
+/// Both only change how fast the same bits come: products and steps before and after are equal.
+#[test]
+fn tuning_changes_no_bit() {
+    let product = || {
+        let a = Tensor::arange(0f32, 90_000.0, &Device::Cpu)
+            .unwrap()
+            .affine(1e-4, -3.0)
+            .unwrap()
+            .reshape((300, 300))
+            .unwrap();
+        a.matmul(&a)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_vec1::<f32>()
+            .unwrap()
+            .into_iter()
+            .map(f32::to_bits)
+            .collect::<Vec<_>>()
+    };
+    let before = product();
+    tallow::keep_pages();
+    tallow::tune_threads();
+    assert!(product() == before);
+}

