@@ -13,11 +13,11 @@ use anyhow::Result;
 use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
 use tallow::optim::AdamW;
-use tallow::{Fill, Gradient, Specials, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
+use tallow::{Fill, Gradient, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 
 fn main() -> Result<()> {
     // Any trained table (see pretrained_rows) with its tokenizer; here the bundled one, with fresh rows.
-    let mut tokenizer = Tokenizer::cl100k().with_specials(Specials::Allow);
+    let mut tokenizer = Tokenizer::cl100k();
     let varmap = VarMap::new();
     let device = tallow::device::from_args("cpu")?;
     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &device);
@@ -26,7 +26,7 @@ fn main() -> Result<()> {
     let mut wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
     let old = wte.weight()?.copy()?;
 
-    // Both grow, or neither does; the tokenizer's fingerprint is another one from now on.
+    // Both grow, or neither does. The tokenizer finds the new tokens in text, and its fingerprint is another one from now on.
     let new = wte.add_tokens(&varmap, &mut tokenizer, &["<|user|>", "<|bot|>"], Fill::Mean)?;
     wte.freeze_except(&new)?;
     let (before, rows) = (old.dims()[0], wte.vocab_size());

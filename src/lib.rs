@@ -97,7 +97,12 @@ pub use pretrained::{PretrainedTable, RowChange, RowChanges, RowStatistics, Tens
 pub use rows::RowGradients;
 pub use tokenizer::{EncodeReader, Specials, Tokenizer};
 
-/// The README's program is compiled and run as a test.
+/// The READMEs' programs are compiled and run as tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// The same in Chinese.
+#[cfg(doctest)]
+#[doc = include_str!("../README.zh-CN.md")]
+struct ReadmeInChinese;

@@ -152,7 +152,7 @@ pub enum Event<'a> {
 /// # Cost
 /// Some 45 MB, and up to 2 more a thread where documents have megabytes, for any size of corpus and document (and the
 /// window of a .zst, at most 128 MiB a thread; 8 by default). A run of characters that the split pattern keeps together
-/// (letters without white space or punctuation, zero bytes) is held whole, at some six times its size a thread; one above
+/// (letters without white space or punctuation, zero bytes) is held whole, at up to ten times its size a thread; one above
 /// 64 MiB is a document that cannot be used. With a `tokenizer.json` a whole document must fit into memory.
 ///
 /// # Example

@@ -43,7 +43,7 @@ impl Tokenizer {
     /// [`Error::RunTooLong`], [`Error::Tokenize`], or [`Error::Io`]. Nothing follows an error.
     ///
     /// # Cost
-    /// A few MiB, or some six times the longest run of characters that the split pattern keeps together: letters without white
+    /// A few MiB, or up to ten times the longest run of characters that the split pattern keeps together: letters without white
     /// space or punctuation, say, or zero bytes. A run above 64 MiB is an error ([`EncodeReader::with_longest_run`]).
     pub fn encode_reader<R: Read>(&self, reader: R, lossy: bool) -> EncodeReader<'_, R> {
         EncodeReader {
