@@ -1,0 +1,78 @@
+//! A batch in parts and one step: the gradients of a row-sparse table and of a dense head add up in one `GradStore`.
+//!
+//!     cargo run --release --example accumulate
+//!
+//! prints:
+//!
+//! ```text
+//! 64 tokens at once: loss 5.5452 -> 4.2286
+//! 4 parts of 16:     loss 5.5452 -> 4.2286, all weights within 1e-6
+//! the last part alone: the row gradients of 3 look-ups wait that these gradients do not hold
+//! ```
+
+use anyhow::{Result, ensure};
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Module, Tensor};
+use candle_nn::{Init, Optimizer, VarBuilder, VarMap};
+use tallow::optim::Sgd;
+use tallow::{Gradient, TokenEmbedding, TokenEmbeddingConfig, Tokenizer, head};
+
+/// Each token's row, and a head over 256 classes: the next token's id, modulo.
+struct Model {
+    wte: TokenEmbedding,
+    head: Tensor,
+    opt: Sgd,
+}
+
+impl Model {
+    fn new(device: &Device) -> Result<Self> {
+        let varmap = VarMap::new();
+        let vb = VarBuilder::from_varmap(&varmap, DType::F32, device);
+        let cfg = TokenEmbeddingConfig { gradient: Gradient::RowSparse, ..Default::default() };
+        let wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
+        let head = vb.get_with_hints((256, cfg.d_model), "head.weight", Init::Const(0.0))?;
+        let opt = Sgd::new(varmap.all_vars(), 5.0)?; // (AdamW makes large steps of gradients that are nearly zero)
+        Ok(Model { wte, head, opt })
+    }
+
+    /// Gradients of `ids`, of which each predicts the next, with their share of a batch of 64; and that share of the loss.
+    fn part(&self, ids: &[u32]) -> Result<(GradStore, f32)> {
+        let x = self.wte.forward(&Tensor::new(&ids[..ids.len() - 1], &Device::Cpu)?)?;
+        let targets = Tensor::new(ids[1..].iter().map(|id| id % 256).collect::<Vec<_>>(), &Device::Cpu)?;
+        let mean = head::cross_entropy(&x, &self.head, None, &targets, &Default::default())?;
+        let loss = (mean * ((ids.len() - 1) as f64 / 64.0))?;
+        Ok((tallow::backward(&loss)?, loss.to_scalar()?))
+    }
+}
+
+fn main() -> Result<()> {
+    let device = tallow::device::from_args("cpu")?;
+    let ids = Tokenizer::cl100k().encode(include_str!("../LICENSE-APACHE"))?;
+    let (mut whole, mut parts) = (Model::new(&device)?, Model::new(&device)?);
+    let mut losses = Vec::new();
+    for batch in ids.windows(65).step_by(7).take(40) {
+        let (grads, loss) = whole.part(batch)?;
+        whole.opt.step(&grads)?;
+        let (mut total, mut sum) = parts.part(&batch[..17])?;
+        for from in [16, 32, 48] {
+            let (grads, loss) = parts.part(&batch[from..from + 17])?;
+            total.extend(grads)?; // candle adds dense gradients, and with them the row gradients count
+            sum += loss;
+        }
+        parts.opt.step(&total)?;
+        losses.push((loss, sum));
+    }
+    println!("64 tokens at once: loss {:.4} -> {:.4}", losses[0].0, losses[39].0);
+    for (a, b) in [(&whole.head, &parts.head), (whole.wte.weight()?, parts.wte.weight()?)] {
+        let far = (a - b)?.abs()?.max_all()?.to_scalar::<f32>()?;
+        ensure!(far < 1e-6, "a weight differs by {far}");
+    }
+    println!("4 parts of 16:     loss {:.4} -> {:.4}, all weights within 1e-6", losses[0].1, losses[39].1);
+
+    // What would train the table on four parts and the head on the last alone is an error.
+    let stores = [0, 16, 32, 48].map(|from| parts.part(&ids[from..from + 17]));
+    let [.., last] = stores;
+    let refused = parts.opt.step(&last?.0).err().map_or(String::new(), |error| error.to_string());
+    println!("the last part alone: {}", refused.split(':').next().unwrap_or_default());
+    Ok(())
+}
