@@ -4,22 +4,21 @@
 
 mod changes;
 mod find;
+mod open;
 mod remote;
 mod report;
 mod tokens;
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use candle_core::pickle::{PthTensors, TensorInfo as PthInfo};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::embedding::{nearest, queries_fit};
-use crate::tensors::{Gguf, TensorFile, dtype_of, single_header, wrong};
+use crate::tensors::{Gguf, single_header};
 use crate::{Error, Init, Neighbor, Result, TokenEmbedding, TokenEmbeddingConfig};
 
 pub use changes::{RowChange, RowChanges};
@@ -30,9 +29,6 @@ pub use tokens::Transplanted;
 
 /// Rows are carried over in blocks of about this many values: never two tables in memory.
 const BLOCK_VALUES: usize = 1 << 21;
-
-/// Larger indices of sharded models are not read.
-const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// A table (V, C) in a file of weights. Nothing but its header is read until rows are asked for: a table larger than memory can
 /// be read row by row.
@@ -70,10 +66,9 @@ pub struct PretrainedTable {
 }
 
 enum Source {
-    Safetensors(TensorFile),
+    /// Rows in the table's dtype, one behind the other from this byte on. Their end was compared with the file's.
+    Rows(File, u64),
     Gguf(Gguf),
-    /// candle reads a tensor of such a file whole.
-    Pth(Tensor),
 }
 
 impl std::fmt::Debug for PretrainedTable {
@@ -94,18 +89,18 @@ impl PretrainedTable {
     ///
     /// # Errors
     /// - [`Error::Checkpoint`]: no table, or more than one, with a list of candidates; a torn or hostile file; a dtype that candle
-    ///   cannot compute with.
+    ///   cannot compute with; a view in a PyTorch file whose rows do not follow one another.
     /// - [`Error::Io`].
     ///
     /// # Cost
-    /// Reads the header. A PyTorch file (a pickle in a zip, through candle) is read with its table; prefer safetensors: the doc of
-    /// `candle_core::pickle` makes no promise about hostile pickles.
+    /// Reads the header; of a PyTorch file its pickle, of at most 64 MiB. Nothing in it is run: objects that are no tensors
+    /// are passed over.
     pub fn open(path: impl AsRef<Path>, tensor: Option<&str>) -> Result<Self> {
         let path = path.as_ref();
         if fs::metadata(path).map_err(|e| Error::io(path, e))?.is_dir() {
-            open_folder(path, tensor)
+            open::folder(path, tensor)
         } else {
-            open_file(path, tensor)
+            open::file(path, tensor)
         }
     }
 
@@ -180,12 +175,10 @@ impl PretrainedTable {
         }
         match &self.source {
             Source::Gguf(file) => file.rows(&self.name, rows),
-            Source::Pth(tensor) => Ok(tensor.narrow(0, rows.start, rows.len())?),
-            Source::Safetensors(file) => {
-                let range = file.header.range(&self.name).unwrap_or_default();
+            Source::Rows(file, start) => {
                 let row_bytes = (columns * self.dtype.size_in_bytes()) as u64;
-                let from = range.start + rows.start as u64 * row_bytes;
-                let bytes = file.bytes(from..from + rows.len() as u64 * row_bytes)?;
+                let range = start + rows.start as u64 * row_bytes..start + rows.end as u64 * row_bytes;
+                let bytes = crate::tensors::read_at(file, range).map_err(|e| Error::io(&self.path, e))?;
                 Ok(Tensor::from_raw_buffer(&bytes, self.dtype, &[rows.len(), columns], &Device::Cpu)?)
             }
         }
@@ -291,172 +284,5 @@ impl TokenEmbedding {
             )?;
         }
         Ok(layer)
-    }
-}
-
-/// What a file of weights is, by its first bytes.
-#[derive(PartialEq)]
-enum Format {
-    Safetensors,
-    Gguf,
-    Pth,
-}
-
-impl Format {
-    fn of(path: &Path) -> Result<Self> {
-        let mut first = Vec::new();
-        File::open(path).and_then(|f| f.take(32).read_to_end(&mut first)).map_err(|e| Error::io(path, e))?;
-        if first.starts_with(b"version https://git-lfs") {
-            return Err(wrong(
-                path,
-                "this is only the Git LFS pointer to a file: fetch the file itself (git lfs pull)",
-            ));
-        }
-        Ok(match &first[..] {
-            [b'G', b'G', b'U', b'F', ..] => Format::Gguf,
-            [b'P', b'K', ..] => Format::Pth,
-            _ => Format::Safetensors,
-        })
-    }
-}
-
-/// The tensors of a PyTorch file, also where trainers put them a level deeper.
-fn pth(path: &Path) -> candle_core::Result<PthTensors> {
-    let mut file = PthTensors::new(path, None)?;
-    for key in ["state_dict", "model", "model_state_dict"] {
-        if file.tensor_infos().is_empty() {
-            file = PthTensors::new(path, Some(key)).unwrap_or(file);
-        }
-    }
-    Ok(file)
-}
-
-fn open_file(path: &Path, tensor: Option<&str>) -> Result<PretrainedTable> {
-    let format = Format::of(path)?;
-    let unsure = |reason| wrong(path, reason);
-    let made = |name: &str, dims: &[usize], dtype, tied, source| match *dims {
-        [rows, columns] if rows > 0 && columns > 0 && rows <= u32::MAX as usize => {
-            let (path, name) = (path.to_path_buf(), name.to_string());
-            Ok(PretrainedTable { path, name, shape: (rows, columns), dtype, tied, source })
-        }
-        _ => Err(wrong(path, format!("{name:?} is no table: its shape is {dims:?}"))),
-    };
-    if format == Format::Gguf {
-        let file = Gguf::open(path)?;
-        let names = file.names();
-        let tensors: Vec<_> =
-            names.iter().map(|name| (name.as_str(), file.info(name).map(|info| &info.shape[..]))).collect();
-        let name = find::table(&tensors, tensor).map_err(unsure)?;
-        let shape = file.info(name).map(|info| info.shape.clone()).unwrap_or_default();
-        return made(name, &shape, DType::F32, !find::has_head(names.iter().map(String::as_str)), Source::Gguf(file));
-    }
-    if format == Format::Pth {
-        let (name, rows, tied) = open_pth(path, tensor)?;
-        return made(&name, rows.clone().dims(), rows.dtype(), tied, Source::Pth(rows));
-    }
-    let file = TensorFile::open(path)?;
-    let names = file.header.names();
-    let tensors: Vec<_> =
-        names.iter().map(|name| (name.as_str(), file.header.info(name).map(|info| &info.shape[..]))).collect();
-    let name = find::table(&tensors, tensor).map_err(unsure)?;
-    // A table that was pulled out of a model says whether the model had a head.
-    let tied = match file.header.note("tied") {
-        Some(note) => note == "true",
-        None => !find::has_head(names.iter().map(String::as_str)),
-    };
-    let Some(info) = file.header.info(name) else { return Err(wrong(path, "its header changed")) };
-    let dtype = dtype_of(info).map_err(|reason| wrong(path, format!("{name:?} {reason}")))?;
-    made(name, &info.shape.clone(), dtype, tied, Source::Safetensors(file))
-}
-
-/// The name and rows of a PyTorch file's table, and whether it is the head, too.
-fn open_pth(path: &Path, tensor: Option<&str>) -> Result<(String, Tensor, bool)> {
-    let sound =
-        |e: candle_core::Error| wrong(path, format!("no PyTorch file that candle can read: {}", Error::from(e)));
-    let file = pth(path).map_err(sound)?;
-    let infos = file.tensor_infos();
-    let tensors: Vec<_> = infos.iter().map(|(name, info)| (name.as_str(), Some(info.layout.dims()))).collect();
-    let name = find::table(&tensors, tensor).map_err(|reason| wrong(path, reason))?;
-    let bytes = fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
-    if let Some(info) = infos.get(name) {
-        // PyTorch does not compress, so a tensor is no longer than its file; and candle takes the offset for bytes.
-        let elements =
-            info.layout.dims().iter().try_fold(info.dtype.size_in_bytes() as u64, |n, d| n.checked_mul(*d as u64));
-        if elements.is_none_or(|n| n > bytes) || info.layout.start_offset() != 0 {
-            return Err(wrong(
-                path,
-                format!("{name:?} of shape {:?} does not lie whole in this file", info.layout.dims()),
-            ));
-        }
-    }
-    let rows = file.get(name).map_err(sound)?.ok_or_else(|| wrong(path, format!("there is no tensor {name:?}")))?;
-    // Tied weights stand there under both names, over one storage.
-    let own = |(other, info): (&String, &PthInfo)| {
-        (infos.get(name).is_none_or(|table| table.path != info.path)).then_some(other.clone())
-    };
-    let own: Vec<String> = infos.iter().filter_map(own).collect();
-    Ok((name.to_string(), rows.contiguous()?, !find::has_head(own.iter().map(String::as_str))))
-}
-
-fn open_folder(folder: &Path, tensor: Option<&str>) -> Result<PretrainedTable> {
-    for (index, whole) in
-        [("model.safetensors.index.json", "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin")]
-    {
-        let (index, whole) = (folder.join(index), folder.join(whole));
-        if whole.is_file() {
-            return open_file(&whole, tensor);
-        }
-        if index.is_file() {
-            let mut bytes = Vec::new();
-            let file = File::open(&index).map_err(|e| Error::io(&index, e))?;
-            file.take(MAX_INDEX_BYTES).read_to_end(&mut bytes).map_err(|e| Error::io(&index, e))?;
-            let shard = Sharded::parse(&bytes, tensor).map_err(|reason| wrong(&index, reason))?;
-            let mut table = open_file(&folder.join(&shard.file), Some(&shard.tensor))?;
-            table.tied = shard.tied;
-            return Ok(table);
-        }
-    }
-    let mut known = Vec::new();
-    for entry in fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
-        let path = entry.map_err(|e| Error::io(folder, e))?.path();
-        if path.extension().is_some_and(|e| e == "safetensors" || e == "gguf" || e == "bin" || e == "pth" || e == "pt")
-        {
-            known.push(path);
-        }
-    }
-    known.sort();
-    match &known[..] {
-        [one] => open_file(one, tensor),
-        [] => Err(wrong(folder, "no safetensors, GGUF or PyTorch file is in this folder")),
-        many => {
-            let names: Vec<_> = many.iter().filter_map(|p| p.file_name()).map(|n| n.display().to_string()).collect();
-            Err(wrong(folder, format!("which of its files: {}?", names.join(", "))))
-        }
-    }
-}
-
-/// Where the index of a sharded model says that its table is.
-struct Sharded {
-    tensor: String,
-    file: String,
-    tied: bool,
-}
-
-impl Sharded {
-    fn parse(json: &[u8], tensor: Option<&str>) -> std::result::Result<Self, String> {
-        #[derive(serde::Deserialize)]
-        struct Index {
-            weight_map: BTreeMap<String, String>,
-        }
-        let index: Index = serde_json::from_slice(json).map_err(|e| format!("it is no index of shards: {e}"))?;
-        let names: Vec<_> = index.weight_map.keys().map(|name| (name.as_str(), None)).collect();
-        let name = find::table(&names, tensor)?;
-        let file = index.weight_map.get(name).cloned().unwrap_or_default();
-        // A stranger's index must not lead out of its folder.
-        if file.is_empty() || file.contains(['/', '\\', ':']) || file == ".." || file == "." {
-            return Err(format!("{name:?} is said to lie in {file:?}, which is no file of this folder"));
-        }
-        let tied = !find::has_head(index.weight_map.keys().map(String::as_str));
-        Ok(Sharded { tensor: name.to_string(), file, tied })
     }
 }

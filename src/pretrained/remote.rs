@@ -64,7 +64,8 @@ mod online {
     use std::fs::{self, File};
     use std::path::{Path, PathBuf};
 
-    use super::super::{PretrainedTable, Sharded, find};
+    use super::super::open::Sharded;
+    use super::super::{PretrainedTable, find};
     use crate::hub::{Hub, unfinished};
     use crate::tensors::{Header, dtype_of, single_header};
     use crate::{Error, Result, Tokenizer};

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::DType;
-use candle_core::pickle::PthTensors;
 use serde::Serialize;
 
-use super::{Format, PretrainedTable};
-use crate::tensors::{Gguf, TensorFile, wrong};
-use crate::{Error, Result};
+use super::PretrainedTable;
+use super::open::Format;
+use crate::Result;
+use crate::tensors::{Gguf, Pth, TensorFile};
 
 /// A tensor of a file, as its header says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -36,12 +36,9 @@ pub fn list_tensors(path: impl AsRef<Path>) -> Result<Vec<TensorInfo>> {
             infos.map(|(found, name)| info(name, &found.shape, format!("{:?}", found.dtype))).collect()
         }
         Format::Pth => {
-            let sound = |e: candle_core::Error| {
-                wrong(path, format!("no PyTorch file that candle can read: {}", Error::from(e)))
-            };
-            let infos = super::pth(path).map_err(sound)?;
-            let infos = PthTensors::tensor_infos(&infos).iter();
-            infos.map(|(name, t)| info(name.clone(), t.layout.dims(), t.dtype.as_str().to_uppercase())).collect()
+            let infos = Pth::open(path)?.tensors.into_iter();
+            let word = |dtype: std::result::Result<DType, String>| dtype.map(|dtype| dtype.as_str().to_uppercase());
+            infos.map(|(name, t)| info(name, &t.shape, word(t.dtype).unwrap_or_else(|word| word))).collect()
         }
         Format::Safetensors => {
             let file = TensorFile::open(path)?;

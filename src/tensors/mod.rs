@@ -1,9 +1,11 @@
-//! Files of named tensors: safetensors, GGUF, and PyTorch's own through candle. Whatever a file says of lengths is compared with
-//! the file before memory is taken.
+//! Files of named tensors: safetensors, GGUF, and PyTorch's own. Whatever a file says of lengths is compared with the
+//! file before memory is taken.
 //!
 //! This room does not know what the tensors are for.
 
 mod gguf;
+mod pickle;
+mod pth;
 mod safetensors;
 
 use std::fs::File;
@@ -11,6 +13,7 @@ use std::ops::Range;
 use std::path::Path;
 
 pub(crate) use gguf::Gguf;
+pub(crate) use pth::{Pth, is_pth};
 #[cfg(feature = "hub")]
 pub(crate) use safetensors::Header;
 pub(crate) use safetensors::{TensorFile, dtype_of, single_header, write};
@@ -23,7 +26,7 @@ pub(crate) fn wrong(path: &Path, reason: impl Into<String>) -> Error {
 }
 
 /// Bytes of a file that is known to be that long.
-fn read_at(file: &File, range: Range<u64>) -> std::io::Result<Vec<u8>> {
+pub(crate) fn read_at(file: &File, range: Range<u64>) -> std::io::Result<Vec<u8>> {
     let mut bytes = vec![0; (range.end - range.start) as usize];
     crate::files::read_at(file, &mut bytes, range.start)?;
     Ok(bytes)

@@ -97,6 +97,12 @@ impl TensorFile {
         &self.path
     }
 
+    /// The file, and where a tensor begins in it.
+    pub(crate) fn rows(self, name: &str) -> Option<(File, u64)> {
+        let start = self.header.range(name)?.start;
+        Some((self.file, start))
+    }
+
     /// Reads one tensor.
     pub(crate) fn read(&self, name: &str, device: &Device) -> Result<Tensor> {
         let info = self.header.info(name).ok_or_else(|| wrong(&self.path, format!("there is no tensor {name:?}")))?;
@@ -107,7 +113,7 @@ impl TensorFile {
     }
 
     /// Bytes of the file. The range must lie within it: `open` compared what the header says.
-    pub(crate) fn bytes(&self, range: std::ops::Range<u64>) -> Result<Vec<u8>> {
+    fn bytes(&self, range: std::ops::Range<u64>) -> Result<Vec<u8>> {
         super::read_at(&self.file, range).map_err(|e| Error::io(&self.path, e))
     }
 

@@ -4,6 +4,7 @@
     python tests/golden/gen_pretrained.py
 """
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -73,6 +74,45 @@ with torch.no_grad():
     new = many.wte.weight[400:].double()
     golden["many_mean"] = new.mean(0).tolist()
     golden["many_covariance"] = (new.T.cov() * 1e9).tolist()
+
+# What else PyTorch writes: views, dtypes, the checkpoint of a run, the format from before 1.6, a whole model.
+drawn = torch.Generator().manual_seed(7)
+whole = torch.randn(60, 6, generator=drawn)
+tables = {
+    "view.pth": {"wte.weight": whole[10:50], "lm_head.weight": whole[:40]},
+    "transposed.pth": {"wte.weight": torch.randn(6, 40, generator=drawn).T},
+    "dtypes.pth": {
+        name: torch.arange(12).reshape(4, 3).to(getattr(torch, name))
+        for name in ["float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "uint8", "float8_e4m3fn", "uint32", "int8", "bool", "complex64", "uint16"]
+    },
+}
+for name, tensors in tables.items():
+    torch.save(tensors, OUT / name)
+golden["rows"]["view.pth"] = whole[[10, 17, 49]].tolist()
+model = torch.nn.ModuleDict({"wte": torch.nn.Embedding(40, 6), "head": torch.nn.Linear(6, 40)})
+with torch.no_grad():
+    model["wte"].weight.copy_(torch.randn(40, 6, generator=drawn))
+rows = model["wte"].weight[[0, 7, 39]].tolist()
+optimizer = torch.optim.AdamW(model.parameters())
+model["head"](model["wte"](torch.arange(40))).sum().backward()
+golden["rows"]["checkpoint.pth"] = rows
+run = {
+    "model": dict(model.named_parameters()),
+    "optimizer": optimizer.state_dict() | {"moments": {0: torch.ones(40, 6)}},
+    "args": argparse.Namespace(lr=1e-3, betas=[0.9, 0.95]),
+    "best": numpy.float64(3.5),
+    "seen": numpy.arange(5),
+    "best_loss": torch.tensor(1.5),
+    "device": torch.device("cpu"),
+    "names": {"a", "b"},
+    "seed": 1 << 70,
+}
+for protocol in [2, 4, 5]:
+    torch.save(run, OUT / f"checkpoint{protocol}.pth", pickle_protocol=protocol)
+tied = {"ids": torch.arange(5), "mask": torch.ones(3, dtype=torch.bool), "wte.weight": whole[10:50], "lm_head.weight": whole[10:50]}
+for protocol in [2, 4]:
+    torch.save(tied, OUT / f"old{protocol}.pth", pickle_protocol=protocol, _use_new_zipfile_serialization=False)
+torch.save(torch.nn.Embedding(4, 2), OUT / "module.pth")
 
 for path in OUT.rglob("*"):
     if path.name in ("generation_config.json", "config.json"):

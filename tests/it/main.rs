@@ -17,6 +17,7 @@ mod optim;
 #[cfg(feature = "prepare")]
 mod prepare;
 mod pretrained;
+mod pth;
 #[cfg(all(feature = "cli", unix))]
 mod readme;
 mod shard;

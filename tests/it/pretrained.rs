@@ -45,6 +45,12 @@ fn rows_are_those_that_their_writers_read() {
         ("gpt2/model.safetensors", "gpt2", "transformer.wte.weight", true),
         ("gpt2.bin", "gpt2", "transformer.wte.weight", true),
         ("gpt2_nested.pth", "gpt2", "transformer.wte.weight", true),
+        ("view.pth", "view.pth", "wte.weight", false), // its head is another part of the same storage
+        ("old2.pth", "view.pth", "wte.weight", true),
+        ("old4.pth", "view.pth", "wte.weight", true),
+        ("checkpoint2.pth", "checkpoint.pth", "wte.weight", true),
+        ("checkpoint4.pth", "checkpoint.pth", "wte.weight", true),
+        ("checkpoint5.pth", "checkpoint.pth", "wte.weight", true),
         ("llama", "llama", "model.embed_tokens.weight", false),
         ("f32.gguf", "f32.gguf", "token_embd.weight", true),
         ("f16.gguf", "f16.gguf", "token_embd.weight", true),
@@ -150,13 +156,20 @@ fn torn_and_hostile_files_are_errors() {
         PretrainedTable::open(&path, None)
             .and_then(|table| table.block(0..table.vocab_size()).map(|rows| rows.elem_count()))
     };
-    for (name, header) in [("q8_0.gguf", 400), ("gpt2/model.safetensors", 1300), ("gpt2.bin", 0)] {
+    // Of a zip file the headers are a local one, the pickle behind it, and the directory at the end.
+    for (name, header, directory) in [
+        ("q8_0.gguf", 0..400, 0..0),
+        ("gpt2/model.safetensors", 0..1300, 0..0),
+        ("gpt2.bin", 0..2400, 9776..11441),
+        ("checkpoint4.pth", 0..1200, 4500..6341),
+        ("old2.pth", 0..1200, 0..0),
+    ] {
         let whole = std::fs::read(fixture(name)).unwrap();
         open(&whole).unwrap();
-        for cut in (0..whole.len()).step_by(if name == "gpt2.bin" { 97 } else { 13 }) {
+        for cut in (0..whole.len()).step_by(13) {
             assert!(open(&whole[..cut]).is_err(), "{name} cut at {cut}");
         }
-        for at in 0..header {
+        for at in header.chain(directory) {
             for byte in [0, 0x7f, 0xff] {
                 let mut changed = whole.clone();
                 changed[at] = byte;

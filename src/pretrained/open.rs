@@ -1,0 +1,171 @@
+//! What a file of weights is, and where its table lies.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+
+use candle_core::DType;
+
+use super::{PretrainedTable, Source, find};
+use crate::tensors::{Gguf, Pth, TensorFile, dtype_of, is_pth, wrong};
+use crate::{Error, Result};
+
+/// Larger indices of sharded models are not read.
+const MAX_INDEX_BYTES: u64 = 64 << 20;
+
+/// What a file of weights is, by its first bytes.
+pub(super) enum Format {
+    Safetensors,
+    Gguf,
+    Pth,
+}
+
+impl Format {
+    pub(super) fn of(path: &Path) -> Result<Self> {
+        let mut first = Vec::new();
+        File::open(path).and_then(|f| f.take(512).read_to_end(&mut first)).map_err(|e| Error::io(path, e))?;
+        if first.starts_with(b"version https://git-lfs") {
+            return Err(wrong(
+                path,
+                "this is only the Git LFS pointer to a file: fetch the file itself (git lfs pull)",
+            ));
+        }
+        // A safetensors file may begin with any number, but the ninth byte opens its header.
+        let safetensors = first.get(8) == Some(&b'{');
+        if !safetensors && first.get(257..262) == Some(b"ustar") {
+            return Err(wrong(
+                path,
+                "this is a tar file, as PyTorch wrote them before 0.4: save it again with PyTorch 1.6 or newer, \
+                 torch.save(torch.load(...), ...)",
+            ));
+        }
+        Ok(match &first[..] {
+            [b'G', b'G', b'U', b'F', ..] => Format::Gguf,
+            first if !safetensors && is_pth(first) => Format::Pth,
+            _ => Format::Safetensors,
+        })
+    }
+}
+
+pub(super) fn file(path: &Path, tensor: Option<&str>) -> Result<PretrainedTable> {
+    let (name, shape, dtype, tied, source) = match Format::of(path)? {
+        Format::Gguf => gguf(path, tensor)?,
+        Format::Pth => pth(path, tensor)?,
+        Format::Safetensors => safetensors(path, tensor)?,
+    };
+    match *shape {
+        [rows, columns] if rows > 0 && columns > 0 && rows <= u32::MAX as usize => {
+            Ok(PretrainedTable { path: path.to_path_buf(), name, shape: (rows, columns), dtype, tied, source })
+        }
+        _ => Err(wrong(path, format!("{name:?} is no table: its shape is {shape:?}"))),
+    }
+}
+
+/// A table's name, shape, dtype, whether it is the head, too, and its rows.
+type Found = (String, Vec<usize>, DType, bool, Source);
+
+fn safetensors(path: &Path, tensor: Option<&str>) -> Result<Found> {
+    let file = TensorFile::open(path)?;
+    let names = file.header.names();
+    let tensors: Vec<_> =
+        names.iter().map(|name| (name.as_str(), file.header.info(name).map(|info| &info.shape[..]))).collect();
+    let name = find::table(&tensors, tensor).map_err(|reason| wrong(path, reason))?;
+    // A table that was pulled out of a model says whether the model had a head.
+    let tied = match file.header.note("tied") {
+        Some(note) => note == "true",
+        None => !find::has_head(names.iter().map(String::as_str)),
+    };
+    let changed = || wrong(path, "its header changed");
+    let info = file.header.info(name).ok_or_else(changed)?;
+    let dtype = dtype_of(info).map_err(|reason| wrong(path, format!("{name:?} {reason}")))?;
+    let shape = info.shape.clone();
+    let (file, start) = file.rows(name).ok_or_else(changed)?;
+    Ok((name.to_string(), shape, dtype, tied, Source::Rows(file, start)))
+}
+
+fn gguf(path: &Path, tensor: Option<&str>) -> Result<Found> {
+    let file = Gguf::open(path)?;
+    let names = file.names();
+    let tensors: Vec<_> =
+        names.iter().map(|name| (name.as_str(), file.info(name).map(|info| &info.shape[..]))).collect();
+    let name = find::table(&tensors, tensor).map_err(|reason| wrong(path, reason))?;
+    let Some(info) = file.info(name) else { return Err(wrong(path, format!("there is no tensor {name:?}"))) };
+    let tied = !find::has_head(names.iter().map(String::as_str));
+    Ok((name.to_string(), info.shape.clone(), DType::F32, tied, Source::Gguf(file)))
+}
+
+fn pth(path: &Path, tensor: Option<&str>) -> Result<Found> {
+    let file = Pth::open(path)?;
+    let tensors: Vec<_> = file.tensors.iter().map(|(name, info)| (name.as_str(), Some(&info.shape[..]))).collect();
+    let name = find::table(&tensors, tensor).map_err(|reason| wrong(path, reason))?.to_string();
+    let Some(info) = file.tensors.get(&name) else { return Err(wrong(path, format!("there is no tensor {name:?}"))) };
+    // A tied head stands there under a name of its own, but is the same view of the same storage.
+    let own = file.tensors.iter().filter(|(_, other)| *other != info).map(|(name, _)| name.as_str());
+    let (tied, shape) = (!find::has_head(own), info.shape.clone());
+    let (file, start, dtype) = file.rows(&name)?;
+    Ok((name, shape, dtype, tied, Source::Rows(file, start)))
+}
+
+pub(super) fn folder(folder: &Path, tensor: Option<&str>) -> Result<PretrainedTable> {
+    for (index, whole) in
+        [("model.safetensors.index.json", "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin")]
+    {
+        let (index, whole) = (folder.join(index), folder.join(whole));
+        if whole.is_file() {
+            return file(&whole, tensor);
+        }
+        if index.is_file() {
+            let mut bytes = Vec::new();
+            let opened = File::open(&index).map_err(|e| Error::io(&index, e))?;
+            opened.take(MAX_INDEX_BYTES).read_to_end(&mut bytes).map_err(|e| Error::io(&index, e))?;
+            let shard = Sharded::parse(&bytes, tensor).map_err(|reason| wrong(&index, reason))?;
+            let mut table = file(&folder.join(&shard.file), Some(&shard.tensor))?;
+            table.tied = shard.tied;
+            return Ok(table);
+        }
+    }
+    let mut known = Vec::new();
+    for entry in fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
+        let path = entry.map_err(|e| Error::io(folder, e))?.path();
+        if path.extension().is_some_and(|e| e == "safetensors" || e == "gguf" || e == "bin" || e == "pth" || e == "pt")
+        {
+            known.push(path);
+        }
+    }
+    known.sort();
+    match &known[..] {
+        [one] => file(one, tensor),
+        [] => Err(wrong(folder, "no safetensors, GGUF or PyTorch file is in this folder")),
+        many => {
+            let names: Vec<_> = many.iter().filter_map(|p| p.file_name()).map(|n| n.display().to_string()).collect();
+            Err(wrong(folder, format!("which of its files: {}?", names.join(", "))))
+        }
+    }
+}
+
+/// Where the index of a sharded model says that its table is.
+pub(super) struct Sharded {
+    pub(super) tensor: String,
+    pub(super) file: String,
+    pub(super) tied: bool,
+}
+
+impl Sharded {
+    pub(super) fn parse(json: &[u8], tensor: Option<&str>) -> std::result::Result<Self, String> {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let index: Index = serde_json::from_slice(json).map_err(|e| format!("it is no index of shards: {e}"))?;
+        let names: Vec<_> = index.weight_map.keys().map(|name| (name.as_str(), None)).collect();
+        let name = find::table(&names, tensor)?;
+        let file = index.weight_map.get(name).cloned().unwrap_or_default();
+        // A stranger's index must not lead out of its folder.
+        if file.is_empty() || file.contains(['/', '\\', ':']) || file == ".." || file == "." {
+            return Err(format!("{name:?} is said to lie in {file:?}, which is no file of this folder"));
+        }
+        let tied = !find::has_head(index.weight_map.keys().map(String::as_str));
+        Ok(Sharded { tensor: name.to_string(), file, tied })
+    }
+}
