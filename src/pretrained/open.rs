@@ -8,7 +8,7 @@ use std::path::Path;
 use candle_core::DType;
 
 use super::{PretrainedTable, Source, find};
-use crate::tensors::{Gguf, Pth, TensorFile, dtype_of, is_pth, wrong};
+use crate::tensors::{Gguf, Pth, TensorFile, dtype_of, is_pth, type_name, wrong};
 use crate::{Error, Result};
 
 /// Larger indices of sharded models are not read.
@@ -91,6 +91,11 @@ fn gguf(path: &Path, tensor: Option<&str>) -> Result<Found> {
         names.iter().map(|name| (name.as_str(), file.info(name).map(|info| &info.shape[..]))).collect();
     let name = find::table(&tensors, tensor).map_err(|reason| wrong(path, reason))?;
     let Some(info) = file.info(name) else { return Err(wrong(path, format!("there is no tensor {name:?}"))) };
+    if let Err(number) = info.dtype {
+        let kind = type_name(number).map_or(number.to_string(), |name| format!("{name} ({number})"));
+        let reason = format!("{name:?} has the type {kind}, which cannot be read; take the model as F16, Q8_0 or Q4_K");
+        return Err(wrong(path, reason));
+    }
     let tied = !find::has_head(names.iter().map(String::as_str));
     Ok((name.to_string(), info.shape.clone(), DType::F32, tied, Source::Gguf(file)))
 }

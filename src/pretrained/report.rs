@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::PretrainedTable;
 use super::open::Format;
 use crate::Result;
-use crate::tensors::{Gguf, Pth, TensorFile};
+use crate::tensors::{Gguf, Pth, TensorFile, type_name};
 
 /// A tensor of a file, as its header says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -33,7 +33,11 @@ pub fn list_tensors(path: impl AsRef<Path>) -> Result<Vec<TensorInfo>> {
         Format::Gguf => {
             let file = Gguf::open(path)?;
             let infos = file.names().into_iter().filter_map(|name| Some((file.info(&name)?, name)));
-            infos.map(|(found, name)| info(name, &found.shape, format!("{:?}", found.dtype))).collect()
+            let word = |dtype| match dtype {
+                Ok(dtype) => format!("{dtype:?}"),
+                Err(number) => type_name(number).map_or(format!("type {number}"), str::to_string),
+            };
+            infos.map(|(found, name)| info(name, &found.shape, word(found.dtype))).collect()
         }
         Format::Pth => {
             let infos = Pth::open(path)?.tensors.into_iter();

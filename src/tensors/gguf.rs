@@ -29,7 +29,8 @@ pub(crate) struct Gguf {
 pub(crate) struct Info {
     /// The slowest dimension first, as everywhere here; the file has them the other way round.
     pub(crate) shape: Vec<usize>,
-    pub(crate) dtype: GgmlDType,
+    /// Its type; or the number of one that candle cannot dequantize: such tensors may stand beside a table that it can.
+    pub(crate) dtype: std::result::Result<GgmlDType, u32>,
     /// Where it begins in the file.
     start: u64,
 }
@@ -56,7 +57,7 @@ impl Gguf {
         let Some(info @ Info { shape, dtype, start }) = self.tensors.get(name) else {
             return Err(wrong(&self.path, format!("there is no tensor {name:?}")));
         };
-        let Some(row_bytes) = info.row_bytes() else {
+        let (Ok(dtype), Some(row_bytes)) = (dtype, info.row_bytes()) else {
             return Err(wrong(&self.path, format!("{name:?} is no table: its shape is {shape:?}")));
         };
         // Within the file: `read` compared the end of the tensor with it.
@@ -73,10 +74,8 @@ impl Gguf {
 impl Info {
     /// Bytes of a row, of a table whose rows are whole blocks.
     fn row_bytes(&self) -> Option<usize> {
-        let &[_, columns] = &self.shape[..] else { return None };
-        columns
-            .is_multiple_of(self.dtype.block_size())
-            .then(|| columns / self.dtype.block_size() * self.dtype.type_size())
+        let (&[_, columns], Ok(dtype)) = (&self.shape[..], self.dtype) else { return None };
+        columns.is_multiple_of(dtype.block_size()).then(|| columns / dtype.block_size() * dtype.type_size())
     }
 }
 
@@ -125,16 +124,15 @@ impl Cursor<'_> {
             }
             shape.reverse();
             let (dtype, start) = (self.u32()?, self.u64()?);
-            // Types that candle cannot read are left out: they may stand beside a table that it can.
-            if let Some(dtype) = dtype_of(dtype) {
-                tensors.insert(name, Info { shape, dtype, start });
-            }
+            tensors.insert(name, Info { shape, dtype: dtype_of(dtype).ok_or(dtype), start });
         }
         let data = self.at.checked_next_multiple_of(alignment).ok_or("it is too long")?;
         for (name, info) in &mut tensors {
+            // How long the others are is not known, and nobody reads them.
+            let Ok(dtype) = info.dtype else { continue };
             let elements = info.shape.iter().try_fold(1usize, |n, dim| n.checked_mul(*dim));
             let end = elements
-                .and_then(|n| (n.div_ceil(info.dtype.block_size())).checked_mul(info.dtype.type_size()))
+                .and_then(|n| (n.div_ceil(dtype.block_size())).checked_mul(dtype.type_size()))
                 .and_then(|bytes| data.checked_add(info.start)?.checked_add(bytes as u64));
             info.start = data.saturating_add(info.start);
             if end.is_none_or(|end| end > self.bytes) {
@@ -231,6 +229,44 @@ fn dtype_of(number: u32) -> Option<GgmlDType> {
         13 => Q5K,
         14 => Q6K,
         30 => BF16,
+        _ => return None,
+    })
+}
+
+/// What ggml calls the other types, those that it no longer has among them.
+///
+/// Source: `enum ggml_type` of ggml.h.
+pub(crate) fn type_name(number: u32) -> Option<&'static str> {
+    Some(match number {
+        4 => "Q4_2",
+        5 => "Q4_3",
+        9 => "Q8_1",
+        15 => "Q8_K",
+        16 => "IQ2_XXS",
+        17 => "IQ2_XS",
+        18 => "IQ3_XXS",
+        19 => "IQ1_S",
+        20 => "IQ4_NL",
+        21 => "IQ3_S",
+        22 => "IQ2_S",
+        23 => "IQ4_XS",
+        24 => "I8",
+        25 => "I16",
+        26 => "I32",
+        27 => "I64",
+        28 => "F64",
+        29 => "IQ1_M",
+        31 => "Q4_0_4_4",
+        32 => "Q4_0_4_8",
+        33 => "Q4_0_8_8",
+        34 => "TQ1_0",
+        35 => "TQ2_0",
+        36 => "IQ4_NL_4_4",
+        37 => "IQ4_NL_4_8",
+        38 => "IQ4_NL_8_8",
+        39 => "MXFP4",
+        40 => "NVFP4",
+        41 => "Q1_0",
         _ => return None,
     })
 }

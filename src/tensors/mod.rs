@@ -12,7 +12,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
-pub(crate) use gguf::Gguf;
+pub(crate) use gguf::{Gguf, type_name};
 pub(crate) use pth::{Pth, is_pth};
 #[cfg(feature = "hub")]
 pub(crate) use safetensors::Header;

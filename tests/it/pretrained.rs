@@ -195,6 +195,33 @@ fn torn_and_hostile_files_are_errors() {
     assert!(reason.contains("an alignment of 0"), "{reason}");
 }
 
+/// A type that candle cannot dequantize has its name, in errors and lists, and a head of such a type is a head.
+#[test]
+fn types_that_cannot_be_read_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.gguf");
+    let whole = std::fs::read(fixture("q8_0.gguf")).unwrap();
+    // A tensor's type stands behind its name, the count of its dimensions, and these.
+    let changed = |name: &str, dimensions: usize, number: u8, new: &str| {
+        let mut bytes = whole.clone();
+        let at = bytes.windows(name.len()).position(|window| window == name.as_bytes()).unwrap();
+        bytes[at..at + new.len()].copy_from_slice(new.as_bytes());
+        bytes[at + name.len() + 4 + 8 * dimensions] = number;
+        std::fs::write(&path, bytes).unwrap();
+    };
+    for (number, kind, listed) in [(17, "the type IQ2_XS (17)", "IQ2_XS"), (200, "the type 200", "type 200")] {
+        changed("token_embd.weight", 2, number, "");
+        let reason = PretrainedTable::open(&path, None).unwrap_err().to_string();
+        assert!(reason.contains("\"token_embd.weight\" has ") && reason.contains(kind), "{reason}");
+        let tensors = tallow::list_tensors(&path).unwrap();
+        let table = tensors.iter().find(|tensor| tensor.name == "token_embd.weight").unwrap();
+        assert_eq!((&table.shape[..], &table.dtype[..]), (&[40, 256][..], listed));
+    }
+    changed("output_norm.weight", 1, 17, "aaaa.output.weight");
+    let table = PretrainedTable::open(&path, None).unwrap();
+    assert_eq!((table.tied(), table.rows(&[7]).unwrap().dims()), (false, &[1, 256][..]));
+}
+
 fn grown(rows: &[Vec<f32>], to: usize, fill: Fill) -> Vec<Vec<f32>> {
     let (varmap, width) = (VarMap::new(), rows[0].len());
     let old = Tensor::new(rows.concat(), &CPU).unwrap().reshape((rows.len(), width)).unwrap();
