@@ -1,16 +1,14 @@
-//! JSON lines: one object a line, one of whose fields is the text.
+//! JSON lines: one object a line, one of whose fields is the text. A line of any length means what Python's
+//! `json.loads(line)[field]` gives: of equal names the last one counts.
 
-use std::borrow::Cow;
 use std::io::{self, BufRead, Read};
 
-use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
-use struson::reader::{JsonReader, JsonStreamReader, ReaderError, ValueType};
-
+use super::json::{Fault, Json};
 use super::open::open;
-use super::{At, Bad, Each, Place, Rules, Source, Stop, WHOLE_BYTES, deliver, first_line};
+use super::utf8::Utf8;
+use super::{At, Bad, Body, Document, Each, HEAD_BYTES, Place, Source, Stop, WHOLE_BYTES, first_line};
 
-/// Longer lines are parsed as a stream.
+/// Longer lines are not held in memory.
 const LINE_BYTES: u64 = WHOLE_BYTES;
 
 pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
@@ -21,157 +19,220 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
     if at > 0 {
         at = first_line(&mut reader, piece)?; // a line belongs to the piece in which it begins
     }
-    let mut line = Vec::new();
+    let (mut bytes, mut held) = (Vec::new(), Held::default());
     while at < piece.end {
-        line.clear();
-        let taken = (&mut reader).take(LINE_BYTES).read_until(b'\n', &mut line)? as u64;
+        bytes.clear();
+        let taken = (&mut reader).take(LINE_BYTES).read_until(b'\n', &mut bytes)? as u64;
         if taken == 0 {
             break;
         }
         number += 1;
         // Lines can be counted only from the beginning of a file.
         let place = source.place(if piece.start == 0 { At::Line(number) } else { At::Byte(at) });
+        let ended = bytes.pop_if(|byte| *byte == b'\n').is_some() || taken < LINE_BYTES;
+        let line = &bytes[..];
         at += taken;
-        if taken == LINE_BYTES && !line.ends_with(b"\n") {
-            let mut rest = Rest { reader: &mut reader, read: 0, done: false };
-            let whole = line.as_slice().chain(&mut rest);
-            let outcome = match rules.lossy {
-                true => long_line(Lossy::new(whole), &place, rules, each),
-                false => long_line(whole, &place, rules, each),
-            };
-            match outcome {
-                Err(Stop::File(reason)) => each(Err(Bad { place, reason, retracts: false }))?,
-                Ok(Some(reason)) => each(Err(Bad { place, reason, retracts: true }))?,
-                Ok(None) => (),
-                Err(stop) => return Err(stop),
-            }
-            io::copy(&mut rest, &mut io::sink())?;
-            at += rest.read;
-            continue;
-        }
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        let text = match std::str::from_utf8(&line) {
-            Ok(text) => Cow::Borrowed(text),
-            Err(_) if rules.lossy => String::from_utf8_lossy(&line),
-            Err(error) => {
-                let reason = format!("invalid UTF-8 at byte {} of the line", error.valid_up_to());
-                each(Err(Bad { place, reason, retracts: false }))?;
-                continue;
+        let mut rest = Rest { reader: &mut reader, read: 0, done: ended };
+        let outcome = match std::str::from_utf8(line) {
+            Ok(_) if ended => document(line, &place, rules.field, &mut held, each)?,
+            _ => {
+                let whole = Utf8::new(line.chain(&mut rest), rules.lossy);
+                document(whole, &place, rules.field, &mut held, each)?
             }
         };
-        match field(&text, rules.field) {
-            Ok(text) => deliver(&mut text.as_bytes(), place, None, rules, each)?,
-            Err(reason) => each(Err(Bad { place, reason, retracts: false }))?,
+        if let Err(reason) = outcome {
+            each(Err(Bad::New { place, reason }))?;
         }
+        io::copy(&mut rest, &mut io::sink())?; // what nobody wanted
+        at += rest.read;
     }
     Ok(())
 }
 
-/// The text in one line.
-fn field<'a>(line: &'a str, field: &str) -> Result<Cow<'a, str>, String> {
-    let mut json = serde_json::Deserializer::from_str(line);
-    let text = Field(field).deserialize(&mut json).map_err(|e| broken(&e))?;
-    json.end().map_err(|e| broken(&e))?;
-    text
+/// What is kept of a line. It is used again, so that little is allocated a line.
+#[derive(Default)]
+struct Held {
+    name: Vec<u8>,
+    /// Names of other fields, for messages.
+    others: Vec<u8>,
+    text: Vec<u8>,
 }
 
-fn broken(error: &serde_json::Error) -> String {
-    // serde_json counts lines of what it was given, which is one line.
-    format!("broken JSON at column {}: {}", error.column(), without_place(&error.to_string()))
+/// What the field is, as far as the line was read.
+#[derive(Clone, Copy, PartialEq)]
+enum Field {
+    /// There is nothing but white space in the line.
+    Blank,
+    Missing,
+    NoString,
+    /// `Held::text`; `whole` unless half of a surrogate pair stands alone in it.
+    Text {
+        whole: bool,
+    },
+    /// A text too long to hold: it was given.
+    Given {
+        whole: bool,
+    },
 }
 
-/// Takes one field out of an object without building the rest.
-struct Field<'f>(&'f str);
-
-#[derive(Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-
-impl<'de> DeserializeSeed<'de> for Field<'_> {
-    type Value = Result<Cow<'de, str>, String>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Field<'_> {
-    type Value = Result<Cow<'de, str>, String>;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-        let mut found = None;
-        let mut others = Vec::new();
-        while let Some(Text(name)) = map.next_key()? {
-            if name == self.0 {
-                let text: Text = map
-                    .next_value()
-                    .map_err(|e| M::Error::custom(format!("field {:?}: {}", self.0, without_place(&e.to_string()))))?;
-                found = Some(text.0);
-            } else {
-                map.next_value::<IgnoredAny>()?;
-                if others.len() < 8 {
-                    others.push(name.into_owned());
-                }
+/// Gives the text in a line to `each`, or returns what is wrong with the line.
+fn document<R: BufRead>(
+    line: R,
+    place: &Place,
+    name: &str,
+    held: &mut Held,
+    each: &mut Each,
+) -> Result<Result<(), String>, Stop> {
+    let mut field = Field::Blank;
+    let outcome = object(&mut Json::new(line), place, name, held, &mut field, each);
+    let reason = match (outcome, field) {
+        (Err(Fault::Stop(Stop::Each(error))), _) => return Err(error.into()),
+        (Err(fault), _) => {
+            if let Field::Given { .. } = field {
+                each(Err(Bad::Last))?;
+            }
+            match fault {
+                Fault::Line(reason) => reason,
+                Fault::Stop(stop) => return Err(stop),
             }
         }
-        Ok(found.ok_or_else(|| missing(self.0, &others)))
+        (Ok(()), Field::Blank | Field::Given { whole: true }) => return Ok(Ok(())),
+        (Ok(()), Field::Text { whole: true }) => {
+            let text = String::from_utf8_lossy(&held.text);
+            if !text.is_empty() {
+                let head = &held.text[..held.text.len().min(HEAD_BYTES)];
+                let body = Body::Text(&text);
+                each(Ok(Document { place: place.clone(), head, begins: true, ends: true, body }))?;
+            }
+            return Ok(Ok(()));
+        }
+        (Ok(()), Field::Missing) if held.others.is_empty() => format!("no field {name:?}: the object is empty"),
+        (Ok(()), Field::Missing) => {
+            format!("no field {name:?}, only {}: name it with --field", String::from_utf8_lossy(&held.others))
+        }
+        (Ok(()), Field::NoString) => format!("field {name:?} is not a string"),
+        (Ok(()), Field::Text { whole: false }) => lone(name),
+        (Ok(()), Field::Given { whole: false }) => {
+            each(Err(Bad::Last))?;
+            lone(name)
+        }
+    };
+    Ok(Err(reason))
+}
+
+fn lone(name: &str) -> String {
+    format!("field {name:?} has half of a surrogate pair (\\uD800 to \\uDFFF), which is no character")
+}
+
+/// Reads a line that is an object.
+fn object<R: BufRead>(
+    json: &mut Json<R>,
+    place: &Place,
+    field: &str,
+    held: &mut Held,
+    found: &mut Field,
+    each: &mut Each,
+) -> Result<(), Fault> {
+    if json.token()?.is_none() {
+        return Ok(());
     }
-}
-
-fn without_place(text: &str) -> &str {
-    text.split(" at line ").next().unwrap_or(text)
-}
-
-fn missing(field: &str, others: &[String]) -> String {
-    format!("no field {field:?}, only {}: name it with --field", others.join(", "))
-}
-
-/// A line too long to hold: its text is given as a stream. Returns what is wrong after the text, if anything is.
-fn long_line(line: impl Read, place: &Place, rules: &Rules, each: &mut Each) -> Result<Option<String>, Stop> {
-    let bad = |e: ReaderError| Stop::File(format!("broken JSON: {e}"));
-    let mut json = JsonStreamReader::new(line);
-    json.begin_object().map_err(bad)?;
-    let mut others = Vec::new();
-    while json.has_next().map_err(bad)? {
-        let name = json.next_name().map_err(bad)?;
-        if name == rules.field {
-            if json.peek().map_err(bad)? != ValueType::String {
-                return Err(Stop::File(format!("field {:?} is not a string", rules.field)));
+    *found = Field::Missing;
+    held.others.clear();
+    if !json.takes(b'{')? {
+        return Err(json.wrong("not an object"));
+    }
+    let mut ended = json.takes(b'}')?;
+    let mut others = 0;
+    while !ended {
+        // Enough of it to know that it is another.
+        json.name(&mut held.name, field.len() + 64)?;
+        if held.name == field.as_bytes() && !json.lone {
+            if let Field::Given { .. } = std::mem::replace(found, Field::Missing) {
+                each(Err(Bad::Last))?;
             }
-            {
-                let mut text = json.next_string_reader().map_err(bad)?;
-                deliver(&mut text, place.clone(), None, rules, each)?;
-                // To the end of the string, whatever was wanted of it. What is broken in there its reader has said.
-                if io::copy(&mut text, &mut io::sink()).is_err() {
-                    return Ok(None);
-                }
-            }
-            return Ok(rest_of_object(json).err().map(|error| format!("broken JSON: {error}")));
+            value(json, place, held, found, each)?;
         } else {
-            if others.len() < 8 {
-                others.push(name.to_string());
+            if others < 8 {
+                held.others.extend_from_slice(if others == 0 { b"" } else { b", " });
+                held.others.extend_from_slice(&held.name);
+                others += 1;
             }
-            json.skip_value().map_err(bad)?;
+            json.skip()?;
+        }
+        ended = json.takes(b'}')?;
+        if !ended && !json.takes(b',')? {
+            return Err(json.wrong("no comma or end after a value"));
         }
     }
-    Err(Stop::File(missing(rules.field, &others)))
-}
-
-fn rest_of_object<R: Read>(mut json: JsonStreamReader<R>) -> Result<(), ReaderError> {
-    while json.has_next()? {
-        json.next_name()?;
-        json.skip_value()?;
+    match json.token()? {
+        None => Ok(()),
+        Some(_) => Err(json.wrong("something after the object")),
     }
-    json.end_object()?;
-    json.consume_trailing_whitespace()
 }
 
-/// The rest of a line.
+/// Reads the value of the field: holds it, or gives it as a stream.
+fn value<R: BufRead>(
+    json: &mut Json<R>,
+    place: &Place,
+    held: &mut Held,
+    found: &mut Field,
+    each: &mut Each,
+) -> Result<(), Fault> {
+    if !json.string()? {
+        json.skip()?;
+        *found = Field::NoString;
+        return Ok(());
+    }
+    let text = &mut held.text;
+    text.clear();
+    let mut more = true;
+    while more && (text.len() as u64) < WHOLE_BYTES {
+        more = json.piece(&mut |bytes| text.extend_from_slice(bytes))?;
+    }
+    if !more {
+        *found = Field::Text { whole: !json.lone };
+        return Ok(());
+    }
+    let head = text[..HEAD_BYTES].to_vec();
+    let mut stream = Text { json, text, given: 0, more, fault: None };
+    *found = Field::Given { whole: true };
+    let body = Body::Stream(&mut stream);
+    each(Ok(Document { place: place.clone(), head: &head, begins: true, ends: true, body }))?;
+    io::copy(&mut stream, &mut io::sink())?; // what nobody wanted
+    if let Some(fault) = stream.fault {
+        return Err(fault);
+    }
+    *found = Field::Given { whole: !json.lone };
+    Ok(())
+}
+
+/// The rest of a string. Where the line is wrong it ends: `fault` is looked at afterwards.
+struct Text<'a, R> {
+    json: &'a mut Json<R>,
+    text: &'a mut Vec<u8>,
+    given: usize,
+    more: bool,
+    fault: Option<Fault>,
+}
+
+impl<R: BufRead> Read for Text<'_, R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        while self.given == self.text.len() && self.more {
+            self.text.clear();
+            self.given = 0;
+            self.more = self.json.piece(&mut |bytes| self.text.extend_from_slice(bytes)).unwrap_or_else(|fault| {
+                self.fault = Some(fault);
+                false
+            });
+        }
+        let count = bytes.len().min(self.text.len() - self.given);
+        bytes[..count].copy_from_slice(&self.text[self.given..self.given + count]);
+        self.given += count;
+        Ok(count)
+    }
+}
+
+/// The rest of a line, without the line feed.
 struct Rest<'a, R> {
     reader: &'a mut R,
     read: u64,
@@ -185,53 +246,13 @@ impl<R: BufRead> Read for Rest<'_, R> {
         }
         let buffer = self.reader.fill_buf()?;
         let count = buffer.len().min(bytes.len());
-        let count = buffer[..count].iter().position(|byte| *byte == b'\n').map_or(count, |end| end + 1);
+        let end = buffer[..count].iter().position(|byte| *byte == b'\n');
+        let count = end.unwrap_or(count);
         bytes[..count].copy_from_slice(&buffer[..count]);
-        self.done = count == 0 || bytes[count - 1] == b'\n';
-        self.reader.consume(count);
-        self.read += count as u64;
-        Ok(count)
-    }
-}
-
-/// Bytes that are not UTF-8 become U+FFFD on the way.
-struct Lossy<R> {
-    inner: R,
-    /// Bytes read that may be the beginning of a character.
-    raw: Vec<u8>,
-    text: Vec<u8>,
-    given: usize,
-    end: bool,
-}
-
-impl<R: Read> Lossy<R> {
-    fn new(inner: R) -> Self {
-        Lossy { inner, raw: Vec::new(), text: Vec::new(), given: 0, end: false }
-    }
-}
-
-impl<R: Read> Read for Lossy<R> {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        while self.given == self.text.len() && !self.end {
-            self.end = (&mut self.inner).take(1 << 16).read_to_end(&mut self.raw)? == 0;
-            self.text.clear();
-            self.given = 0;
-            let mut taken = 0;
-            for chunk in self.raw.utf8_chunks() {
-                let unfinished = taken + chunk.valid().len() + chunk.invalid().len() == self.raw.len() && !self.end;
-                self.text.extend_from_slice(chunk.valid().as_bytes());
-                taken += chunk.valid().len();
-                let waits = unfinished && chunk.invalid().len() < 4;
-                if !chunk.invalid().is_empty() && !waits {
-                    self.text.extend_from_slice("\u{FFFD}".as_bytes());
-                    taken += chunk.invalid().len();
-                }
-            }
-            self.raw.drain(..taken);
-        }
-        let count = bytes.len().min(self.text.len() - self.given);
-        bytes[..count].copy_from_slice(&self.text[self.given..self.given + count]);
-        self.given += count;
+        self.done = end.is_some() || count == 0;
+        let taken = count + usize::from(end.is_some());
+        self.reader.consume(taken);
+        self.read += taken as u64;
         Ok(count)
     }
 }

@@ -4,12 +4,14 @@
 //! gives the documents of a unit one by one: small ones whole, large ones as a stream.
 
 mod find;
+mod json;
 mod jsonl;
 mod open;
 #[cfg(feature = "parquet")]
 mod parquet;
 mod text;
 mod units;
+mod utf8;
 
 use std::fmt;
 use std::io::{BufRead, Read};
@@ -118,12 +120,13 @@ pub(crate) enum Body<'a> {
     Stream(&'a mut dyn Read),
 }
 
-/// Something that should have been a document.
-pub(crate) struct Bad<'a> {
-    pub(crate) place: Place<'a>,
-    pub(crate) reason: String,
-    /// Whether it is the document that was given last: what came after its text is wrong.
-    pub(crate) retracts: bool,
+/// Something that is no document.
+pub(crate) enum Bad<'a> {
+    /// It should have been one.
+    New { place: Place<'a>, reason: String },
+    /// The document that was given last is none after all: what came after its text says so. If something is wrong, that is
+    /// said next.
+    Last,
 }
 
 /// What is done with each document. An error ends the reading.
@@ -148,9 +151,12 @@ impl<'a> Source<'a> {
 /// Reads one piece of a file. Everything that is wrong with the file goes to `each`; an error is only what `each`
 /// returned.
 pub(crate) fn documents(source: Source, each: &mut Each) -> Result<()> {
-    let nothing = std::cell::Cell::new(true);
+    let given = std::cell::Cell::new(0u64);
     let each: &mut Each = &mut |document| {
-        nothing.set(false);
+        given.set(match document {
+            Err(Bad::Last) => given.get().saturating_sub(1),
+            _ => given.get() + 1,
+        });
         each(document)
     };
     let outcome = match source.file.format {
@@ -163,13 +169,13 @@ pub(crate) fn documents(source: Source, each: &mut Each) -> Result<()> {
         Format::Parquet => Err(Stop::File("Parquet needs a build with `--features parquet`".to_string())),
     };
     match outcome {
-        Ok(()) if nothing.get() && source.piece.start == 0 && source.piece.end == u64::MAX => {
+        Ok(()) if given.get() == 0 && source.piece.start == 0 && source.piece.end == u64::MAX => {
             let reason = "there is no text in it: it is empty".to_string();
-            each(Err(Bad { place: source.place(At::File), reason, retracts: false }))
+            each(Err(Bad::New { place: source.place(At::File), reason }))
         }
         Ok(()) => Ok(()),
         Err(Stop::Each(error)) => Err(error),
-        Err(Stop::File(reason)) => each(Err(Bad { place: source.place(At::File), reason, retracts: false })),
+        Err(Stop::File(reason)) => each(Err(Bad::New { place: source.place(At::File), reason })),
     }
 }
 
@@ -239,7 +245,7 @@ fn deliver(
         Err(error) => {
             let byte = error.utf8_error().valid_up_to();
             let reason = format!("invalid UTF-8 at byte {byte} of the document");
-            return Ok(each(Err(Bad { place, reason, retracts: false }))?);
+            return Ok(each(Err(Bad::New { place, reason }))?);
         }
     };
     Ok(each(Ok(Document { place, head: &head, begins, ends, body: Body::Text(&text) }))?)

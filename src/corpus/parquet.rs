@@ -91,7 +91,7 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
                     Some(text) => deliver(&mut text.data(), place, None, rules, each)?,
                     None => {
                         let reason = format!("column {:?} is null", rules.field);
-                        each(Err(Bad { place, reason, retracts: false }))?;
+                        each(Err(Bad::New { place, reason }))?;
                     }
                 }
             }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::plan::Plan;
 use super::{Event, OnError, UnitReport};
-use crate::corpus::{Body, Counted, Document, Source, documents, of_the_machine, reason};
+use crate::corpus::{Bad, Body, Counted, Document, Source, documents, of_the_machine, reason};
 use crate::files::write_whole;
 use crate::shard::{IdType, ShardWriter, Skipped};
 use crate::{Error, Result, Tokenizer};
@@ -60,11 +60,10 @@ pub(super) fn encode(
         documents(source, &mut |document| {
             match document {
                 Ok(document) => encoder.document(document)?,
-                Err(bad) => {
-                    if bad.retracts {
-                        encoder.retract()?;
-                    }
-                    encoder.skip(bad.place.to_string(), bad.reason)?;
+                Err(Bad::Last) => encoder.retract()?,
+                Err(Bad::New { place, reason }) => {
+                    encoder.settle()?;
+                    encoder.skip(place.to_string(), reason)?;
                 }
             }
             let bytes = read.load(Ordering::Relaxed);
@@ -111,8 +110,15 @@ struct Encoder<'a> {
     shards: [Split; 2],
     skipped: Skipped,
     ids: Vec<u32>,
-    /// The document that was written last and may still be retracted: its split, and bytes of its text.
-    last: Option<(usize, u64)>,
+    /// The document that came last: it may still be retracted.
+    last: Option<Last>,
+}
+
+enum Last {
+    /// It was written to this split, with so many bytes of text.
+    Written { split: usize, bytes: u64 },
+    /// It cannot be used.
+    Bad { place: String, reason: String },
 }
 
 struct Split {
@@ -146,7 +152,8 @@ impl Encoder<'_> {
             Body::Text(text) => {
                 self.ids.clear();
                 if let Err(error) = self.tokenizer.encode_into(text, &mut self.ids) {
-                    return self.skip(place, error.to_string());
+                    self.last = Some(Last::Bad { place, reason: error.to_string() });
+                    return Ok(());
                 }
                 writer.push(&self.ids)?;
                 text.len() as u64
@@ -170,7 +177,8 @@ impl Encoder<'_> {
                         Error::InvalidUtf8 { byte } => format!("invalid UTF-8 at byte {byte} of the document"),
                         other => other.to_string(),
                     };
-                    return self.skip(place, why);
+                    self.last = Some(Last::Bad { place, reason: why });
+                    return Ok(());
                 }
                 read.into_inner()
             }
@@ -183,18 +191,22 @@ impl Encoder<'_> {
         if let (true, Some(separator)) = (document.ends, &self.plan.separator) {
             writer.push(&[separator.id])?;
         }
-        self.last = Some((split, bytes));
+        self.last = Some(Last::Written { split, bytes });
         Ok(())
     }
 
-    /// Ends the document that was written last.
+    /// Ends the document that came last.
     fn settle(&mut self) -> Result<()> {
-        self.last.take().map_or(Ok(()), |(split, _)| self.shards[split].writer.end_document())
+        match self.last.take() {
+            Some(Last::Written { split, .. }) => self.shards[split].writer.end_document(),
+            Some(Last::Bad { place, reason }) => self.skip(place, reason),
+            None => Ok(()),
+        }
     }
 
     /// Takes it back.
     fn retract(&mut self) -> Result<()> {
-        let Some((split, bytes)) = self.last.take() else { return Ok(()) };
+        let Some(Last::Written { split, bytes }) = self.last.take() else { return Ok(()) };
         self.shards[split].text_bytes -= bytes;
         self.shards[split].writer.undo_document()
     }

@@ -100,3 +100,222 @@ fn needs_python_we_read_what_other_trainers_write() {
         assert_eq!(verify(&out, |_| ()).unwrap(), [""; 0], "{name}");
     }
 }
+
+/// Lines that are odd, `@` in them for something long: by hand, and put together by chance.
+#[cfg(feature = "prepare")]
+fn odd_lines() -> Vec<Vec<u8>> {
+    let hand = [
+        // Of equal names the last one counts, whatever it is.
+        r#"{"text":"a@","text":"b"}"#,
+        r#"{"text":"a","text":"b@"}"#,
+        r#"{"text":"a@","text":"b@","text":"c@"}"#,
+        r#"{"text":"a@","text":5}"#,
+        r#"{"text":5,"text":"a@"}"#,
+        r#"{"text":"a@","text":null}"#,
+        r#"{"text":"a@","text":""}"#,
+        r#"{"text":["a@"],"text":{"text":"no"},"text":"yes"}"#,
+        r#"{"text":"a@","\u0074ext":"escaped name"}"#,
+        r#"{"\u0074e\u0078t":"a@"}"#,
+        r#"{"text":"a@","text\ud800":"no","\udc00":1,"text\u0000":2}"#,
+        r#"{"":"empty name","text":"a@","":2}"#,
+        r#"{"text":"a@","x":1,"x":[2]}"#,
+        // Surrogates.
+        r#"{"text":"a@\ud83d\ude00b"}"#,
+        r#"{"text":"a@\ud83d"}"#,
+        r#"{"text":"\ude00a@"}"#,
+        r#"{"text":"\ud83d\ud83d\ude00 @"}"#,
+        r#"{"text":"\ud83d@\ude00"}"#,
+        r#"{"text":"\ud83d\n\ude00@"}"#,
+        r#"{"text":"a@\ud83d","text":"good"}"#,
+        r#"{"text":"good","text":"a@\ud83d"}"#,
+        r#"{"x":"\ud800","y":["\udfff\ud800"],"text":"a@"}"#,
+        r#"{"text":"a@","x":"\ud800\ud800"}"#,
+        r#"{"text":"a@\ud83d\u00zz"}"#,
+        r#"{"text":"a@\ud83d\x"}"#,
+        r#"{"text":"a@\u+123"}"#,
+        r#"{"text":"a@\uD83D\uDE00\u00e9\u6570"}"#,
+        // Escapes and control characters.
+        r#"{"text":"\"\\\/\b\f\n\r\t@\""}"#,
+        r#"{"text":"a@\'"}"#,
+        r#"{"text":"a@\"#,
+        r#"{"text":"a@\u12"#,
+        "{\"text\":\"a@\tb\"}",
+        "{\"text\":\"a@\u{7f}\u{80}\u{2028}b\"}",
+        "{\"x\":\"\u{1}\",\"text\":\"a@\"}",
+        "{\"text\":\"a@\",\"x\u{0}\":1}",
+        // Numbers and words.
+        r#"{"x":[NaN,Infinity,-Infinity,1e999,-0,0.5,1E+2,123456789012345678901234567890],"text":"a@"}"#,
+        r#"{"text":"a@","x":-NaN}"#,
+        r#"{"text":"a@","x":01}"#,
+        r#"{"text":"a@","x":1.}"#,
+        r#"{"text":"a@","x":.5}"#,
+        r#"{"text":"a@","x":+1}"#,
+        r#"{"text":"a@","x":1e}"#,
+        r#"{"text":"a@","x":-}"#,
+        r#"{"text":"a@","x":-Inf}"#,
+        r#"{"text":"a@","x":nul}"#,
+        r#"{"text":"a@","x":truefalse}"#,
+        r#"{"text":"a@","x":True}"#,
+        r#"{"text":NaN,"x":"@"}"#,
+        // The grammar.
+        r#"  { "x" : [ 1 , { "a" : [ ] , "b" : { } } ] , "text" : "a@" }  "#,
+        "\t{\"text\"\r:\t\"a@\"}\r",
+        "\u{c}{\"text\":\"a@\"}",
+        "{\"text\":\u{a0}\"a@\"}",
+        "\u{feff}{\"text\":\"a@\"}",
+        r#"{"text":"a@",}"#,
+        r#"{,"text":"a@"}"#,
+        r#"{"text":"a@" "x":1}"#,
+        r#"{"text" "a@"}"#,
+        r#"{"text":"a@","x"}"#,
+        r#"{"text":"a@",'x':1}"#,
+        r#"{"text":"a@",x:1}"#,
+        r#"{"text":"a@",1:1}"#,
+        r#"{"text":"a@"}}"#,
+        r#"{"text":"a@"} {"text":"b"}"#,
+        r#"{"text":"a@"},"#,
+        r#"{"text":"a@""#,
+        r#"{"text":"a@"#,
+        r#"{"text":"a@","x":[1,2}"#,
+        r#"{"text":"a@","x":{"a":1]}"#,
+        r#"{"text":"a@","x":[1,]}"#,
+        r#"{"text":"a@","x":[,1]}"#,
+        r#"{"text":"a@","x":{"a":1,}}"#,
+        r#"{"text":"a@","x":{"a"}}"#,
+        r#"{"text":"a@","x":[1 2]}"#,
+        r#"{"text":"a@","x":]}"#,
+        r#"{"text":"a@" /* no */}"#,
+        r#"["a@"]"#,
+        r#""text@""#,
+        "5",
+        "null",
+        "{}",
+        "{",
+        "  \t ",
+        "",
+        r#"{"Text":"a@","tex":"b","text ":"c"}"#,
+        r#"{"x":{"text":"inner@"},"y":[{"text":"inner"}]}"#,
+        r#"{"text":"数字😀@é"}"#,
+    ];
+    let mut lines: Vec<Vec<u8>> = hand.iter().map(|line| line.as_bytes().to_vec()).collect();
+    // Bytes that are no UTF-8, in the text and elsewhere.
+    for bad in [&b"\xff"[..], b"\xe6\x95", b"\xed\xa0\x80", b"\xc0\x80", b"\xf5\x80\x80\x80"] {
+        lines.push([b"{\"text\":\"a@", bad, b"b\"}"].concat());
+        lines.push([b"{\"text\":\"a@\",\"x\":\"", bad, b"\"}"].concat());
+        lines.push([b"{\"text\":\"a@\"}", bad].concat());
+        lines.push([b"{\"text\":\"a@\",\"text", bad, b"\":2}"].concat());
+    }
+    // Much in one another.
+    for depth in [126, 200, 900] {
+        let (open, close) = ("[".repeat(depth), "]".repeat(depth));
+        lines.push(format!("{{\"x\":{open}1{close},\"text\":\"a@\"}}").into_bytes());
+        let (open, close) = ("{\"a\":".repeat(depth), "}".repeat(depth));
+        lines.push(format!("{{\"text\":\"a@\",\"x\":{open}[]{close}}}").into_bytes());
+        lines.push(format!("{{\"text\":\"a@\",\"x\":{open}[]{close}").into_bytes());
+    }
+    let members = [
+        r#""text":"a@\n""#,
+        r#""text" : "数@字""#,
+        r#""text":"\u00e9@\ud83d\ude00""#,
+        r#""text":"\ud800@""#,
+        r#""text":"""#,
+        r#""text":[1,"@"]"#,
+        r#""te\u0078t":"other way@""#,
+        r#""x":{"text":"@","y":[null,true,-1.5e-7]}"#,
+        r#""x":"\\\"@""#,
+        r#""":NaN"#,
+        r#""x":[[],{},""]"#,
+    ];
+    let wrong = [",", "}", "\\", "\"", ":", "{", "]", "\t", "1", "u", "\u{1}"];
+    let mut rng = crate::Lcg(41);
+    while lines.len() < 300 {
+        let picked: Vec<&str> = (0..1 + rng.below(5)).map(|_| members[rng.below(11) as usize]).collect();
+        let mut line = format!("{{{}}}", picked.join([",", " ,\t", ", "][rng.below(3) as usize]));
+        if rng.below(3) == 0 {
+            let places: Vec<usize> = line.char_indices().map(|(at, _)| at).collect();
+            line.insert_str(places[rng.below(places.len() as u64) as usize], wrong[rng.below(11) as usize]);
+        }
+        lines.push(line.into_bytes());
+    }
+    lines
+}
+
+/// A line means what it means to Python, whatever its length, and wherever in it the length is.
+#[cfg(feature = "prepare")]
+#[test]
+fn a_json_line_means_what_it_means_to_python() {
+    use tallow::prepare::{OnError, PrepareConfig, prepare};
+    let Some(python) = python("json") else { return };
+    let tokenizer = tallow::Tokenizer::cl100k();
+    let folder = tempfile::tempdir().unwrap();
+    let long = "a line of words, 数字 and 😀; ".repeat(9000);
+    assert!(long.len() > 1 << 18);
+    let pad = format!("\"pad\":\"{}\"", long.replace(';', "\\n"));
+    let with = |line: &[u8], what: &str| line.split(|byte| *byte == b'@').collect::<Vec<_>>().join(what.as_bytes());
+    type Form<'a> = (&'static str, &'a dyn Fn(&[u8]) -> Vec<u8>);
+    let forms: [Form; 6] = [
+        ("short", &|line| with(line, "x")),
+        ("a long text", &|line| with(line, &long)),
+        ("a long text of escapes", &|line| with(line, &"\\u6570\\ud83d\\ude00\\t".repeat(1 << 15))),
+        ("a long field before", &|line| {
+            let line = with(line, "x");
+            let at = line.iter().position(|byte| *byte == b'{').map_or(0, |at| at + 1);
+            [&line[..at], pad.as_bytes(), b",", &line[at..]].concat()
+        }),
+        ("a long field after", &|line| {
+            let line = with(line, "x");
+            let at = line.iter().rposition(|byte| *byte == b'}').unwrap_or(line.len());
+            [&line[..at], b",", pad.as_bytes(), &line[at..]].concat()
+        }),
+        ("white space", &|line| [" ".repeat(1 << 18).as_bytes(), &with(line, "x"), &[b'\t'; 1 << 17]].concat()),
+    ];
+    let lines = odd_lines();
+    for (name, form) in forms {
+        // A line that is known after each of them tells their documents apart.
+        let input = folder.path().join("x.jsonl");
+        let mut bytes = Vec::new();
+        for line in &lines {
+            bytes.extend(form(line));
+            bytes.extend(b"\n{\"text\":\"<next>\"}\n");
+        }
+        std::fs::write(&input, bytes).unwrap();
+        let expected = run(&python, "json_lines.py", &[&input, Path::new("text")]);
+        let expected: Vec<Option<String>> = serde_json::from_value(expected).unwrap();
+        let out = folder.path().join(name);
+        let cfg = PrepareConfig {
+            inputs: vec![input],
+            out: out.clone(),
+            on_error: OnError::Skip,
+            unit_bytes: Some(u64::MAX),
+            ..Default::default()
+        };
+        let manifest = prepare(&tokenizer, &cfg, &|_| ()).unwrap().unwrap();
+        let (mut document, mut good) = (0, 0);
+        let mut next = || {
+            let mut ids = tallow::shard::document(&out, "train", 0, document, usize::MAX).unwrap();
+            ids.pop();
+            document += 1;
+            tokenizer.decode(&ids).unwrap()
+        };
+        for (line, expected) in lines.iter().zip(expected.iter().step_by(2)) {
+            let mut text = next();
+            let found = match text == "<next>" {
+                true => None,
+                false => Some(Sha256::digest(&text).iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
+            };
+            if found.is_some() {
+                good += 1;
+                text = next();
+            }
+            let line = String::from_utf8_lossy(line);
+            assert_eq!(text, "<next>", "{name}: two texts of {line}");
+            let expected = expected.as_ref().filter(|hash| !["", "blank"].contains(&hash.as_str()));
+            assert_eq!(found.as_ref(), expected, "{name}: {line}");
+        }
+        let bad = expected.iter().filter(|line| line.is_none()).count();
+        assert_eq!(manifest.skipped.count, bad as u64, "{name}: {:?}", manifest.skipped.reasons);
+        assert_eq!(manifest.splits["train"].documents as usize, good + lines.len(), "{name}");
+        assert_eq!(verify(&out, |_| ()).unwrap(), [""; 0], "{name}");
+        println!("{name}: {} lines, {good} texts, {bad} errors", lines.len());
+    }
+}

@@ -1,0 +1,87 @@
+//! Bytes → UTF-8, as a stream.
+
+use std::fmt;
+use std::io::{self, BufRead, Read};
+
+/// Bytes of a line as UTF-8, in whole characters: what is none becomes U+FFFD if `lossy`, else an error.
+pub(super) struct Utf8<R> {
+    inner: R,
+    lossy: bool,
+    /// Bytes read that may be the beginning of a character, and where they stand in the line.
+    raw: Vec<u8>,
+    at: usize,
+    text: Vec<u8>,
+    given: usize,
+    end: bool,
+    bad: Option<NotUtf8>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NotUtf8(usize);
+
+impl fmt::Display for NotUtf8 {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "invalid UTF-8 at byte {} of the line", self.0)
+    }
+}
+
+impl std::error::Error for NotUtf8 {}
+
+impl<R: Read> Utf8<R> {
+    pub(super) fn new(inner: R, lossy: bool) -> Self {
+        let (raw, text) = Default::default();
+        Utf8 { inner, lossy, raw, at: 0, text, given: 0, end: false, bad: None }
+    }
+
+    /// Reads on.
+    fn refill(&mut self) -> io::Result<()> {
+        self.end = (&mut self.inner).take(1 << 16).read_to_end(&mut self.raw)? == 0;
+        self.text.clear();
+        self.given = 0;
+        let mut taken = 0;
+        for chunk in self.raw.utf8_chunks() {
+            let unfinished = taken + chunk.valid().len() + chunk.invalid().len() == self.raw.len() && !self.end;
+            self.text.extend_from_slice(chunk.valid().as_bytes());
+            taken += chunk.valid().len();
+            if chunk.invalid().is_empty() || unfinished {
+                continue;
+            }
+            if !self.lossy {
+                self.bad = Some(NotUtf8(self.at + taken));
+                break;
+            }
+            self.text.extend_from_slice("\u{FFFD}".as_bytes());
+            taken += chunk.invalid().len();
+        }
+        self.at += taken;
+        self.raw.drain(..taken);
+        Ok(())
+    }
+}
+
+impl<R: Read> Read for Utf8<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let count = self.fill_buf()?.read(bytes)?;
+        self.consume(count);
+        Ok(count)
+    }
+}
+
+impl<R: Read> BufRead for Utf8<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.given == self.text.len() {
+            if let Some(bad) = self.bad {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, bad));
+            }
+            if self.end {
+                break;
+            }
+            self.refill()?;
+        }
+        Ok(&self.text[self.given..])
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.given = (self.given + count).min(self.text.len());
+    }
+}
