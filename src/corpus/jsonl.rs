@@ -10,6 +10,8 @@ use super::{At, Bad, Body, Document, Each, HEAD_BYTES, Place, Source, Stop, WHOL
 
 /// Longer lines are not held in memory.
 const LINE_BYTES: u64 = WHOLE_BYTES;
+/// The byte order mark that some programs write at the head of a file: it belongs to no line.
+const MARK: &[u8] = "\u{FEFF}".as_bytes();
 
 pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
     let Source { file, piece, rules, read } = source;
@@ -30,7 +32,7 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
         // Lines can be counted only from the beginning of a file.
         let place = source.place(if piece.start == 0 { At::Line(number) } else { At::Byte(at) });
         let ended = bytes.pop_if(|byte| *byte == b'\n').is_some() || taken < LINE_BYTES;
-        let line = &bytes[..];
+        let line = bytes.strip_prefix(MARK).filter(|_| at == 0).unwrap_or(&bytes);
         at += taken;
         let mut rest = Rest { reader: &mut reader, read: 0, done: ended };
         let outcome = match std::str::from_utf8(line) {

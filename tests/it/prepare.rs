@@ -310,6 +310,44 @@ fn of_equal_names_the_last_counts_at_any_length() {
     }
 }
 
+/// A byte order mark at the head of a file of JSON lines belongs to no line; in a text it is text, as tiktoken has it.
+#[test]
+fn a_byte_order_mark_at_the_head_of_json_lines_is_passed_over() {
+    let tokenizer = Tokenizer::cl100k();
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let long = "word ".repeat(60_000);
+    let marked = |text: &str| format!("\u{FEFF}{text}");
+    let line = |text: &str| format!("{{\"text\":\"{text}\"}}\n");
+    let mut gz = GzEncoder::new(Vec::new(), Compression::fast());
+    gz.write_all(marked(&line("a")).as_bytes()).unwrap();
+    std::fs::write(path("gz.jsonl.gz"), gz.finish().unwrap()).unwrap();
+    std::fs::write(path("short.jsonl"), marked(&(line("a") + &line("\u{FEFF}b")))).unwrap();
+    std::fs::write(path("long.jsonl"), marked(&line(&long))).unwrap();
+    std::fs::write(path("blank.jsonl"), marked(&format!("\n{}", line("a")))).unwrap();
+    std::fs::write(path("text.txt"), marked("a")).unwrap();
+    for (name, expected) in [
+        ("gz.jsonl.gz", vec!["a"]),
+        ("short.jsonl", vec!["a", "\u{FEFF}b"]),
+        ("long.jsonl", vec![&long]),
+        ("blank.jsonl", vec!["a"]),
+        ("text.txt", vec!["\u{FEFF}a"]),
+    ] {
+        for unit_bytes in [None, Some(7)] {
+            let out = tempfile::tempdir().unwrap();
+            let cfg = PrepareConfig { unit_bytes, ..config(&[&path(name)], out.path()) };
+            prepare(&tokenizer, &cfg, &|_| ()).unwrap();
+            let found: Vec<String> =
+                documents(out.path(), "train").iter().map(|ids| tokenizer.decode(ids).unwrap()).collect();
+            assert_eq!(found, expected, "{name}");
+        }
+    }
+    // Anywhere else it is no JSON, as for Python.
+    std::fs::write(path("short.jsonl"), line("a") + &marked(&line("b"))).unwrap();
+    let error = prepare(&tokenizer, &config(&[&path("short.jsonl")], &path("out")), &|_| ()).unwrap_err().to_string();
+    assert!(error.contains("line 2: broken JSON at byte 0"), "{error}");
+}
+
 #[test]
 fn the_split_is_stable_and_of_the_right_size() {
     let folder = tempfile::tempdir().unwrap();
