@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::pattern::matches;
 use super::{CorpusFile, Format, Packing};
 use crate::{Error, Result};
 
@@ -31,12 +32,8 @@ pub(crate) fn find(inputs: &[PathBuf], format: Option<Format>, out: &Path) -> Re
         } else if input.exists() || !name.contains(['*', '?', '[']) {
             add(input, true, format, out, &mut found)?;
         } else {
-            let bad = |e: &dyn std::fmt::Display| Error::Config(format!("{name} is not a pattern: {e}"));
             let before = found.files.len();
-            let options = glob::MatchOptions { require_literal_leading_dot: true, ..Default::default() };
-            for path in glob::glob_with(&name, options).map_err(|e| bad(&e))? {
-                add(&path.map_err(|e| bad(&e))?, true, format, out, &mut found)?;
-            }
+            matches(&name, &mut |path| add(path, true, format, out, &mut found))?;
             if found.files.len() == before {
                 return Err(Error::Config(format!("no file matches {name}")));
             }

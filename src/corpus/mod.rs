@@ -9,6 +9,7 @@ mod jsonl;
 mod open;
 #[cfg(feature = "parquet")]
 mod parquet;
+mod pattern;
 mod text;
 mod units;
 mod utf8;

@@ -348,6 +348,95 @@ fn a_byte_order_mark_at_the_head_of_json_lines_is_passed_over() {
     assert!(error.contains("line 2: broken JSON at byte 0"), "{error}");
 }
 
+/// Patterns find what they found through the crate `glob`'s own walk, and names that are no UTF-8 are in nobody's way.
+#[cfg(target_os = "linux")]
+#[test]
+fn patterns_find_files_beside_names_that_are_not_utf8() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().unwrap();
+    let base = folder.path().join("g");
+    for inner in ["a/b/c", "a/d", "e", ".h", "a/.h"] {
+        std::fs::create_dir_all(base.join(inner)).unwrap();
+    }
+    let files =
+        ["x.txt", "y.txt", "y.TXT", ".z.txt", "a.txt", "[1].txt", "a/x.txt", "a/b/x.txt", "a/b/c/y.txt", "a/d/x.md"];
+    for name in files.iter().chain(&["e/x.txt", "e/數.txt", ".h/x.txt", "a/.h/x.txt", "no.bin"]) {
+        std::fs::write(base.join(name), "a").unwrap();
+    }
+    let found = |pattern: &str| -> Result<Vec<String>, String> {
+        let out = tempfile::tempdir().unwrap();
+        let cfg = PrepareConfig { jobs: 1, ..config(&[&base.join(pattern)], &out.path().join("out")) };
+        prepare(&Tokenizer::cl100k(), &cfg, &|_| ()).map_err(|error| error.to_string())?;
+        let plan: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(out.path().join("out/plan.json")).unwrap()).unwrap();
+        let paths = plan["files"].as_array().unwrap().iter().map(|file| file["path"].as_str().unwrap());
+        Ok(paths.map(|path| path.strip_prefix(&format!("{}/", base.display())).unwrap_or(path).to_string()).collect())
+    };
+    let patterns = [
+        "*.txt",
+        "?.txt",
+        "[xy].txt",
+        "[!x].txt",
+        "[[]1].txt",
+        "*",
+        "*/*.txt",
+        "**/*.txt",
+        "**/x.txt",
+        "a/**/*",
+        "**",
+        "*/b/*.txt",
+        "a/b/../b/*.txt",
+        "./*.txt",
+        "a/./b/*.txt",
+        "a*/",
+        "*/",
+        "**/b/**/*.txt",
+        "e/數*",
+        "[a-e]/*/?.txt",
+    ];
+    let others = |pattern: &str| -> Vec<String> {
+        let options = glob::MatchOptions { require_literal_leading_dot: true, ..Default::default() };
+        let paths = glob::glob_with(&format!("{}/{pattern}", base.display()), options).unwrap();
+        let paths = paths.map(|path| path.unwrap()).filter(|path| path.is_file());
+        paths
+            .map(|path| path.to_str().unwrap().strip_prefix(&format!("{}/", base.display())).unwrap().to_string())
+            .collect()
+    };
+    let mut before = Vec::new();
+    for pattern in patterns {
+        let files = found(pattern).unwrap();
+        let theirs = others(pattern);
+        let named: Vec<&String> = files.iter().filter(|file| theirs.contains(file)).collect();
+        // Folders that match are walked: there are more files then.
+        assert!(theirs.iter().all(|file| files.contains(file)), "{pattern}: {files:?}, not {theirs:?}");
+        if !["*", "a/**/*", "**", "a*/", "*/"].contains(&pattern) {
+            assert_eq!(named, theirs.iter().collect::<Vec<_>>(), "{pattern}");
+            assert_eq!(files.len(), theirs.len(), "{pattern}");
+        }
+        before.push(files);
+    }
+    assert!(found("*.csv").unwrap_err().contains("no file matches"));
+    assert!(found("[x").unwrap_err().contains("is not a pattern"));
+    assert_eq!(found(".z*").unwrap(), [".z.txt"], "a dot that is written down finds hidden files");
+    // Beside names that no pattern matches, they find the same.
+    let strange = |bytes: &[u8]| base.join(std::ffi::OsStr::from_bytes(bytes));
+    std::fs::write(strange(b"\xff.bin"), "a").unwrap();
+    std::fs::create_dir(strange(b"\xfe")).unwrap();
+    std::fs::write(strange(b"a/b/\xff"), "a").unwrap();
+    for (pattern, before) in patterns.iter().zip(&before) {
+        if !["*", "**", "a/**/*", "**/*"].contains(pattern) {
+            assert_eq!(&found(pattern).unwrap(), before, "{pattern}");
+        }
+    }
+    // One that matches is named.
+    std::fs::write(strange(b"e/\xffnew.txt"), "a").unwrap();
+    for pattern in ["e/*.txt", "**/*new*", "e/?new.txt"] {
+        let error = found(pattern).unwrap_err();
+        assert!(error.contains("\u{FFFD}new.txt is not UTF-8: rename it"), "{error}");
+    }
+    assert_eq!(found("e/x*").unwrap(), ["e/x.txt"]);
+}
+
 #[test]
 fn the_split_is_stable_and_of_the_right_size() {
     let folder = tempfile::tempdir().unwrap();
