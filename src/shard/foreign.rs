@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::write::with_suffix;
-use super::{FORMAT, IdType, Io, Manifest, Separator, ShardInfo, ShardWriter, Skipped, TokenizerInfo, VERSION};
+use super::{FORMAT, IdType, Io, Manifest, Separator, Shard, ShardInfo, ShardWriter, Skipped, TokenizerInfo, VERSION};
 use crate::files::{folder_of, persist, temporary, write_whole};
 use crate::{Error, Result};
 
@@ -53,7 +53,7 @@ impl Foreign {
 }
 
 /// Reads `files` as split `split` of the folder `out`, one shard a file. A folder that has other splits keeps them, so that
-/// `train.bin` and `val.bin` can follow one another.
+/// `train.bin` and `val.bin` can follow one another. A document that a file's end cuts goes on in the next file.
 ///
 /// # Errors
 /// - [`Error::Io`].
@@ -97,10 +97,15 @@ pub fn import(files: &[PathBuf], about: &ForeignFile, out: &Path, split: &str) -
         Err(error) => return Err(error),
     };
     std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+    let mut last = None; // id of the file before
     for (number, file) in files.iter().enumerate() {
         let mut writer = ShardWriter::create(folder.join(format!("{number:06}")), dtype)?;
-        read_foreign(file, about, &mut writer)?;
-        let info = writer.finish()?;
+        let ends = read_foreign(file, about, &mut writer)?;
+        let mut info = writer.finish()?;
+        if let (Some(id), Some(last)) = (about.separator.filter(|_| about.format != Foreign::Datatrove), last) {
+            info.continues = id != if about.format.separator_before() { ends.0 } else { last };
+        }
+        last = Some(ends.1);
         manifest.largest_id = manifest.largest_id.max(info.largest_id);
         manifest.splits.entry(split.to_string()).or_default().add(info);
     }
@@ -108,7 +113,8 @@ pub fn import(files: &[PathBuf], about: &ForeignFile, out: &Path, split: &str) -
     Ok(manifest)
 }
 
-fn read_foreign(path: &Path, about: &ForeignFile, writer: &mut ShardWriter) -> Result<()> {
+/// Reads one file; returns its first and its last id.
+fn read_foreign(path: &Path, about: &ForeignFile, writer: &mut ShardWriter) -> Result<(u32, u32)> {
     let io = |e| Error::io(path, e);
     let bad = |reason: String| Error::Shard { path: path.to_path_buf(), reason };
     let file = File::open(path).map_err(io)?;
@@ -147,6 +153,7 @@ fn read_foreign(path: &Path, about: &ForeignFile, writer: &mut ShardWriter) -> R
     let mut next_end = ends.as_mut().map(|ends| ends.next()).transpose()?;
     let (mut raw, mut ids) = (vec![0; 1 << 16], Vec::new());
     let (mut at, total) = (0u64, bytes / dtype.bytes() as u64);
+    let (mut first, mut last) = (0, 0);
     while at < total {
         let count = (total - at).min((raw.len() / dtype.bytes()) as u64) as usize;
         reader.read_exact(&mut raw[..count * dtype.bytes()]).map_err(io)?;
@@ -160,6 +167,10 @@ fn read_foreign(path: &Path, about: &ForeignFile, writer: &mut ShardWriter) -> R
                 about.table_rows
             )));
         }
+        if at == 0 {
+            first = ids.first().copied().unwrap_or_default();
+        }
+        last = ids.last().copied().unwrap_or_default();
         let mut rest = &ids[..];
         while !rest.is_empty() {
             // How much of `rest` belongs to the document at hand, and whether the document ends there.
@@ -192,7 +203,7 @@ fn read_foreign(path: &Path, about: &ForeignFile, writer: &mut ShardWriter) -> R
         }
         at += count as u64;
     }
-    Ok(())
+    Ok((first, last))
 }
 
 /// datatrove's index: u64 ends of documents, in ids.
@@ -235,25 +246,40 @@ impl DocumentEnds {
 /// Writes split `split` of `folder` as one file of another trainer (llm.c: as many as its 31-bit counts need), with its
 /// companions. Returns the files.
 ///
+/// The separator is moved to where that trainer has it, after or before each document, and the documents stay as many. Of a
+/// folder without a separator the ids are written as they are: only datatrove's index then tells documents apart.
+///
 /// # Errors
 /// [`Error::Io`]; [`Error::Shard`] if an id does not fit `dtype`, or the folder has no such split.
 pub fn export(folder: &Path, split: &str, format: Foreign, dtype: IdType, out: &Path) -> Result<Vec<PathBuf>> {
+    let most = if format == Foreign::LlmC { i32::MAX as u64 } else { u64::MAX };
+    export_parts(folder, split, format, dtype, out, most)
+}
+
+/// [`export`] with at most `most` ids a file.
+fn export_parts(
+    folder: &Path,
+    split: &str,
+    format: Foreign,
+    dtype: IdType,
+    out: &Path,
+    most: u64,
+) -> Result<Vec<PathBuf>> {
     let manifest = Manifest::read(folder)?;
     let Some(info) = manifest.splits.get(split) else {
         let names: Vec<&str> = manifest.splits.keys().map(String::as_str).collect();
         let reason = format!("no split {split:?}; there are {}", names.join(", "));
         return Err(Error::Shard { path: folder.to_path_buf(), reason });
     };
-    let open = |info: &ShardInfo| manifest.open(folder, split, info, Io::Pread);
     if format == Foreign::Llama2C && dtype != IdType::U16 {
         return Err(Error::Config("llama2.c reads u16 ids only: this tokenizer needs more".to_string()));
     }
-    // Names and ranges of ids: one file, but for llm.c.
-    let per_file = if format == Foreign::LlmC { (i32::MAX as u64).min(info.tokens.max(1)) } else { info.tokens.max(1) };
-    let parts = info.tokens.div_ceil(per_file).max(1);
+    let open = |info: &ShardInfo| manifest.open(folder, split, info, Io::Pread);
+    let ids = Ids::new(&info.shards, &open, manifest.separator.as_ref(), format)?;
+    let parts = ids.count().div_ceil(most).max(1);
     let mut files = Vec::new();
     for part in 0..parts {
-        let (from, to) = (part * per_file, ((part + 1) * per_file).min(info.tokens));
+        let (from, to) = (part * most, part.saturating_add(1).saturating_mul(most).min(ids.count()));
         let path = if parts == 1 {
             out.to_path_buf()
         } else {
@@ -270,45 +296,161 @@ pub fn export(folder: &Path, split: &str, format: Foreign, dtype: IdType, out: &
             }
             file.write_all(&header).map_err(io)?;
         }
-        let (mut bytes, mut scratch, mut shard_start) = (Vec::new(), Vec::new(), 0);
-        for info in &info.shards {
-            let shard = open(info)?;
-            let mut at = from.clamp(shard_start, shard_start + info.tokens);
-            let end = to.clamp(shard_start, shard_start + info.tokens);
-            while at < end {
-                let count = (end - at).min(1 << 14);
-                bytes.clear();
-                shard
-                    .with(at - shard_start, count as usize, &mut scratch, |ids| dtype.encode(ids, &mut bytes))?
-                    .map_err(|id| Error::Config(format!("id {id} does not fit into 16 bits: export as u32")))?;
-                file.write_all(&bytes).map_err(io)?;
-                at += count;
-            }
-            shard_start += info.tokens;
-        }
+        let mut bytes = Vec::new();
+        ids.each(from, to, &mut |ids| {
+            bytes.clear();
+            let fits = dtype.encode(ids, &mut bytes);
+            fits.map_err(|id| Error::Config(format!("id {id} does not fit into 16 bits: export as u32")))?;
+            file.write_all(&bytes).map_err(io)
+        })?;
         persist(file, &path).map_err(io)?;
         files.push(path);
     }
     if format == Foreign::Datatrove {
         let index = with_suffix(out, ".index");
         let mut file = BufWriter::new(temporary(folder_of(out))?);
-        let mut before = 0;
-        for (number, shard_info) in info.shards.iter().enumerate() {
-            let shard = open(shard_info)?;
-            let ends = shard.index()?;
-            // A document that goes on in the next shard does not end here.
-            let goes_on = info.shards.get(number + 1).is_some_and(|next| next.continues);
-            for document in 1..=ends.documents() - u64::from(goes_on).min(ends.documents()) {
-                file.write_all(&(before + ends.start(document)).to_le_bytes()).map_err(|e| Error::io(&index, e))?;
-            }
-            before += shard_info.tokens;
-        }
+        ids.each_end(&mut |end| file.write_all(&end.to_le_bytes()).map_err(|e| Error::io(&index, e)))?;
         persist(file, &index).map_err(|e| Error::io(&index, e))?;
         let metadata = with_suffix(out, ".metadata");
         let name = manifest.tokenizer.as_ref().map_or("Unknown Tokenizer", |tokenizer| &tokenizer.name);
-        let text = format!("{name}|{}\n{}\n{} T", dtype.bytes(), info.tokens, info.tokens);
+        let text = format!("{name}|{}\n{}\n{} T", dtype.bytes(), ids.count(), ids.count());
         write_whole(&metadata, text.as_bytes())?;
         files.extend([index, metadata]);
     }
     Ok(files)
+}
+
+/// The ids of a split as another trainer has them: those of the shards one after another, the separator moved from the end
+/// of each document to its beginning or back.
+struct Ids<'a> {
+    shards: &'a [ShardInfo],
+    open: &'a dyn Fn(&ShardInfo) -> Result<Shard>,
+    /// A separator that is written first.
+    before: Option<u32>,
+    /// Ids of the shards that are written: all, but the first or last where it is the separator that was moved.
+    start: u64,
+    end: u64,
+    /// A separator that is written last.
+    after: Option<u32>,
+}
+
+impl<'a> Ids<'a> {
+    fn new(
+        shards: &'a [ShardInfo],
+        open: &'a dyn Fn(&ShardInfo) -> Result<Shard>,
+        separator: Option<&Separator>,
+        format: Foreign,
+    ) -> Result<Self> {
+        let end = shards.iter().map(|shard| shard.tokens).fold(0, u64::saturating_add);
+        let mut ids = Ids { shards, open, before: None, start: 0, end, after: None };
+        let Some(separator) = separator.filter(|separator| separator.before != format.separator_before()) else {
+            return Ok(ids);
+        };
+        let mut there = shards.iter().filter(|shard| shard.tokens > 0);
+        let mut id = [0];
+        if separator.before {
+            let Some(shard) = there.next() else { return Ok(ids) };
+            open(shard)?.read(0, &mut id)?;
+            ids.start = u64::from(id[0] == separator.id);
+            ids.after = Some(separator.id);
+        } else {
+            let Some(shard) = there.next_back() else { return Ok(ids) };
+            open(shard)?.read(shard.tokens - 1, &mut id)?;
+            ids.end -= u64::from(id[0] == separator.id);
+            ids.before = Some(separator.id);
+        }
+        Ok(ids)
+    }
+
+    fn count(&self) -> u64 {
+        u64::from(self.before.is_some()) + (self.end - self.start) + u64::from(self.after.is_some())
+    }
+
+    /// Gives ids `from..to` to `each`, some at a time.
+    fn each(&self, from: u64, to: u64, each: &mut dyn FnMut(&[u32]) -> Result<()>) -> Result<()> {
+        let shift = u64::from(self.before.is_some());
+        if let Some(id) = self.before.filter(|_| from == 0 && to > 0) {
+            each(&[id])?;
+        }
+        let place = |at: u64| self.start.saturating_add(at.saturating_sub(shift)).min(self.end);
+        let (from_id, to_id) = (place(from), place(to));
+        let (mut scratch, mut shard_start) = (Vec::new(), 0u64);
+        for info in self.shards {
+            let shard_end = shard_start.saturating_add(info.tokens);
+            let (mut at, end) = (from_id.clamp(shard_start, shard_end), to_id.clamp(shard_start, shard_end));
+            let shard = (self.open)(info)?;
+            while at < end {
+                let count = (end - at).min(1 << 14);
+                shard.with(at - shard_start, count as usize, &mut scratch, &mut *each)??;
+                at += count;
+            }
+            shard_start = shard_end;
+        }
+        match self.after.filter(|_| from < to && to == self.count()) {
+            Some(id) => each(&[id]),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives the end of each document to `each`, where separators end documents.
+    fn each_end(&self, each: &mut dyn FnMut(u64) -> Result<()>) -> Result<()> {
+        let mut before = 0;
+        for (number, info) in self.shards.iter().enumerate() {
+            let shard = (self.open)(info)?;
+            let ends = shard.index()?;
+            // A document that goes on in the next shard does not end here.
+            let goes_on = self.shards.get(number + 1).is_some_and(|next| next.continues);
+            for document in 1..=ends.documents() - u64::from(goes_on).min(ends.documents()) {
+                // A separator that stood before the next document has moved into this one.
+                each(before + ends.start(document) - self.start + u64::from(self.after.is_some()))?;
+            }
+            before += info.tokens;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// llm.c counts with 31 bits. Here with 2, so that a test can have several files.
+    #[test]
+    fn parts_hold_what_the_whole_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let about = ForeignFile {
+            format: Foreign::LlmC,
+            dtype: IdType::U16,
+            separator: Some(0),
+            table_rows: 100,
+            tokenizer: None,
+        };
+        // nanoGPT's has the separator after each document, llm.c's before.
+        let raw: Vec<u8> = [5u16, 6, 7, 8, 0, 0, 9, 0, 1, 2, 0].iter().flat_map(|id| id.to_le_bytes()).collect();
+        std::fs::write(path("nanogpt.bin"), &raw).unwrap();
+        let nanogpt = ForeignFile { format: Foreign::NanoGpt, ..about.clone() };
+        import(&[path("nanogpt.bin")], &nanogpt, &path("tokens"), "train").unwrap();
+        for most in [1, 2, 3, 4, 11, 12] {
+            let name = format!("{most}.bin");
+            let files = export_parts(&path("tokens"), "train", Foreign::LlmC, IdType::U16, &path(&name), most).unwrap();
+            assert_eq!(files.len() as u64, 11u64.div_ceil(most));
+            let ids: Vec<u16> = files
+                .iter()
+                .flat_map(|file| {
+                    let bytes = std::fs::read(file).unwrap();
+                    let ids: Vec<u16> = bytes[1024..].as_chunks().0.iter().map(|id| u16::from_le_bytes(*id)).collect();
+                    assert_eq!(bytes[8..12], (ids.len() as i32).to_le_bytes(), "the header's count");
+                    ids
+                })
+                .collect();
+            assert_eq!(ids, [0, 5, 6, 7, 8, 0, 0, 9, 0, 1, 2]);
+            let back = path(&format!("back-{most}"));
+            let manifest = import(&files, &about, &back, "train").unwrap();
+            assert_eq!(manifest.splits["train"].documents, 4, "{most}");
+            assert_eq!(super::super::verify(&back, |_| ()).unwrap(), [""; 0]);
+            export(&back, "train", Foreign::NanoGpt, IdType::U16, &path("back.bin")).unwrap();
+            assert!(std::fs::read(path("back.bin")).unwrap() == raw, "{most}");
+        }
+    }
 }

@@ -47,7 +47,7 @@ def nanogpt(path, dtype):
     return np.memmap(path, dtype=dtype, mode="r"), None
 
 
-def llmc(path):
+def llmc(path, separator=100257):
     """As llm.c's data loader: a header of 256 int32."""
     with open(path, "rb") as file:
         header = np.frombuffer(file.read(256 * 4), dtype=np.int32)
@@ -55,7 +55,10 @@ def llmc(path):
         dtype = np.uint16 if header[0] == 20240520 else np.uint32
         ids = np.frombuffer(file.read(), dtype=dtype)
     assert len(ids) == header[2]
-    return ids, None
+    # Every document begins with the separator, as data_common.py writes it. Moved to its end, the ids are ours.
+    starts = np.flatnonzero(ids == separator)
+    assert ids[0] == separator and ids[-1] != separator
+    return np.append(ids[1:], ids.dtype.type(separator)), np.diff(starts, append=len(ids)).tolist()
 
 
 def datatrove(path, size):

@@ -55,7 +55,7 @@ fn needs_python_other_trainers_read_tiktokens_ids_from_our_files() {
     let to =
         |name: &str, format| export(&out, "train", format, IdType::U32, &folder.path().join(name)).unwrap().remove(0);
     read("nanogpt-u32", &to("train.bin", Foreign::NanoGpt), false);
-    read("llmc", &to("llmc.bin", Foreign::LlmC), false);
+    read("llmc", &to("llmc.bin", Foreign::LlmC), true);
     read("olmo", &to("olmo.npy", Foreign::Olmo), true);
     read("datatrove-u32", &to("x.ds", Foreign::Datatrove), true);
 }

@@ -1,5 +1,6 @@
 //! The format to the byte, and other trainers' files.
 
+use proptest::prelude::*;
 use tallow::shard::{
     Foreign, ForeignFile, IdType, Io, Manifest, Shard, ShardWriter, TokenizerInfo, export, import, verify,
 };
@@ -155,4 +156,108 @@ fn foreign_files_that_lie_are_refused() {
     refused(&[1, 0, 2, 0], Some(&[1]), Foreign::Datatrove, IdType::U16, "it ends at id 1 of 2: the file is torn");
     refused(&[1, 0, 2, 0], Some(&[1, 3]), Foreign::Datatrove, IdType::U16, "a document runs from 1 to 3, of 2 ids");
     refused(&[1, 0, 2, 0], Some(&[2, 1]), Foreign::NanoGpt, IdType::U32, "outside a table");
+}
+
+/// The documents of a split, those that are cut put together, without the separator where it belongs.
+fn documents_of(folder: &std::path::Path) -> Vec<Vec<u32>> {
+    let manifest = Manifest::read(folder).unwrap();
+    let mut all: Vec<Vec<u32>> = Vec::new();
+    for (number, shard) in manifest.splits["train"].shards.iter().enumerate() {
+        for at in 0..shard.documents {
+            let ids = tallow::shard::document(folder, "train", number, at, usize::MAX).unwrap();
+            match all.last_mut() {
+                Some(last) if at == 0 && shard.continues => last.extend(ids),
+                _ => all.push(ids),
+            }
+        }
+    }
+    assert_eq!(manifest.splits["train"].documents as usize, all.len(), "as many as the manifest says");
+    if let Some(separator) = &manifest.separator {
+        for document in &mut all {
+            let at = if separator.before { 0 } else { document.len() - 1 };
+            assert_eq!(document.remove(at), separator.id);
+        }
+    }
+    all
+}
+
+/// A folder as `prepare` makes it, with a new shard wherever `cuts` says so.
+fn folder_of(documents: &[Vec<u32>], cuts: &[usize], separator: Option<u32>, folder: &std::path::Path) {
+    std::fs::create_dir_all(folder.join("train")).unwrap();
+    let mut shards: Vec<tallow::shard::ShardInfo> = Vec::new();
+    let create = |number: usize| ShardWriter::create(folder.join(format!("train/{number:06}")), IdType::U16).unwrap();
+    let (mut writer, mut continues, mut at) = (create(0), false, 0);
+    for document in documents {
+        for (place, id) in document.iter().chain(&separator).enumerate() {
+            if cuts.contains(&at) && at > 0 {
+                let number = shards.len() + 1;
+                let info = std::mem::replace(&mut writer, create(number)).finish().unwrap();
+                shards.push(tallow::shard::ShardInfo { continues, text_bytes: 1, ..info });
+                continues = place > 0;
+            }
+            writer.push(&[*id]).unwrap();
+            at += 1;
+        }
+        writer.end_document().unwrap();
+    }
+    let info = writer.finish().unwrap();
+    shards.push(tallow::shard::ShardInfo { continues, text_bytes: 1, ..info });
+    let split = serde_json::json!({"tokens": at, "documents": documents.len(), "text_bytes": 1, "shards": shards});
+    let manifest = serde_json::json!({
+        "format": "tallow-shards", "version": 1, "tokenizer": null, "table_rows": 60_000,
+        "largest_id": shards.iter().map(|shard| shard.largest_id).max(), "dtype": "u16", "val": 0.0, "seed": 0,
+        "separator": separator.map(|id| serde_json::json!({"token": null, "id": id})),
+        "skipped": {"count": 0, "reasons": []}, "splits": {"train": split},
+    });
+    std::fs::write(folder.join("manifest.json"), manifest.to_string()).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+    /// Out and back through every format, documents and their number stay, wherever the separator stands on the way.
+    #[test]
+    fn documents_come_back_from_every_format(
+        documents in prop::collection::vec(prop::collection::vec(2u32..60_000, 0..6), 1..9),
+        cuts in prop::collection::vec(0usize..40, 0..4),
+        separator in prop::option::of(Just(1u32)),
+        format in 0usize..5,
+        second in 0usize..5,
+    ) {
+        let formats = [Foreign::NanoGpt, Foreign::Llama2C, Foreign::LlmC, Foreign::Olmo, Foreign::Datatrove];
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let mut documents = documents;
+        if separator.is_none() {
+            documents.retain(|document| !document.is_empty());
+            prop_assume!(!documents.is_empty());
+        }
+        folder_of(&documents, &cuts, separator, &path("0"));
+        prop_assert_eq!(&documents_of(&path("0")), &documents);
+        prop_assert_eq!(verify(path("0"), |_| ()).unwrap(), [""; 0]);
+        // Twice, so that folders of both kinds are exported: with the separator after and before documents.
+        for (round, format) in [formats[format], formats[second], Foreign::Datatrove].into_iter().enumerate() {
+            let (from, to, file) = (path(&round.to_string()), path(&(round + 1).to_string()), path(&format!("{round}.x")));
+            export(&from, "train", format, IdType::U16, &file).unwrap();
+            let bytes = std::fs::read(&file).unwrap();
+            let header = if format == Foreign::LlmC { 1024 } else { 0 };
+            let ids: Vec<u32> = bytes[header..].as_chunks().0.iter().map(|id| u16::from_le_bytes(*id).into()).collect();
+            if header > 0 {
+                prop_assert_eq!(&bytes[8..12], (ids.len() as i32).to_le_bytes());
+            }
+            // What the trainer's own writer writes.
+            let before = matches!(format, Foreign::Llama2C | Foreign::LlmC);
+            let parts = documents.iter().flat_map(|document| match before {
+                true => [separator.as_slice(), document].concat(),
+                false => [document, separator.as_slice()].concat(),
+            });
+            prop_assert_eq!(&ids, &parts.collect::<Vec<_>>(), "{:?}", format);
+            let about = ForeignFile { format, dtype: IdType::U16, separator, table_rows: 60_000, tokenizer: None };
+            import(&[file], &about, &to, "train").unwrap();
+            if separator.is_none() && format != Foreign::Datatrove {
+                documents = vec![documents.concat()]; // nothing tells them apart there
+            }
+            prop_assert_eq!(&documents_of(&to), &documents, "{:?}", format);
+            prop_assert_eq!(verify(&to, |_| ()).unwrap(), [""; 0]);
+        }
+    }
 }
