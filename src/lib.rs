@@ -76,6 +76,7 @@ mod parallel;
 pub mod prepare;
 mod pretrained;
 mod rows;
+mod same_file;
 pub mod shard;
 mod tensors;
 mod tokenizer;

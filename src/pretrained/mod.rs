@@ -18,7 +18,8 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::embedding::{nearest, queries_fit};
-use crate::tensors::{Gguf, single_header};
+use crate::same_file::same_file;
+use crate::tensors::{Gguf, single_header, wrong};
 use crate::{Error, Init, Neighbor, Result, TokenEmbedding, TokenEmbeddingConfig};
 
 pub use changes::{RowChange, RowChanges};
@@ -187,7 +188,8 @@ impl PretrainedTable {
     /// Writes rows (all of them, if `ranges` is empty) as a safetensors file with this tensor alone, whole or not at all.
     ///
     /// # Errors
-    /// - [`Error::Config`]: a range that is empty or leaves the table.
+    /// - [`Error::Config`]: a range that is empty or leaves the table; `path` is the file that the rows are read from. Any other
+    ///   file is replaced.
     /// - [`Error::Io`].
     ///
     /// # Cost
@@ -198,6 +200,10 @@ impl PretrainedTable {
         let ranges = if ranges.is_empty() { std::slice::from_ref(&all) } else { ranges };
         if let Some(bad) = ranges.iter().find(|range| range.is_empty() || range.end > self.shape.0) {
             return Err(Error::Config(format!("rows {bad:?} of a table of {}", self.shape.0)));
+        }
+        if same_file(path, &self.path) {
+            let path = path.display();
+            return Err(Error::Config(format!("{path} is the file that the rows are read from: name another one")));
         }
         let io = |e| Error::io(path, e);
         let rows: usize = ranges.iter().map(Range::len).sum();

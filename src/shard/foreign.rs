@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use super::write::with_suffix;
 use super::{FORMAT, IdType, Io, Manifest, Separator, Shard, ShardInfo, ShardWriter, Skipped, TokenizerInfo, VERSION};
 use crate::files::{folder_of, persist, temporary, write_whole};
+use crate::same_file::{belongs_to, lies_in};
 use crate::{Error, Result};
 
 /// A trainer's file format.
@@ -250,7 +251,9 @@ impl DocumentEnds {
 /// folder without a separator the ids are written as they are: only datatrove's index then tells documents apart.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Shard`] if an id does not fit `dtype`, or the folder has no such split.
+/// - [`Error::Io`].
+/// - [`Error::Shard`]: an id does not fit `dtype`, or the folder has no such split.
+/// - [`Error::Config`]: `out` lies in `folder`, or is one of its files by another name. Other files are replaced.
 pub fn export(folder: &Path, split: &str, format: Foreign, dtype: IdType, out: &Path) -> Result<Vec<PathBuf>> {
     let most = if format == Foreign::LlmC { i32::MAX as u64 } else { u64::MAX };
     export_parts(folder, split, format, dtype, out, most)
@@ -266,6 +269,10 @@ fn export_parts(
     most: u64,
 ) -> Result<Vec<PathBuf>> {
     let manifest = Manifest::read(folder)?;
+    if lies_in(out, folder) || belongs_to(out, folder) {
+        let (out, folder) = (out.display(), folder.display());
+        return Err(Error::Config(format!("{out} is part of {folder}, which is read: name a file outside")));
+    }
     let Some(info) = manifest.splits.get(split) else {
         let names: Vec<&str> = manifest.splits.keys().map(String::as_str).collect();
         let reason = format!("no split {split:?}; there are {}", names.join(", "));

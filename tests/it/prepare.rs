@@ -168,7 +168,7 @@ fn a_document_that_is_cut_has_the_ids_of_the_whole() {
         }
         // It is one document for datatrove, too, and one row that begins with it.
         use tallow::shard::{Foreign, export};
-        let files = export(out.path(), "train", Foreign::Datatrove, IdType::U32, &out.path().join("x.ds")).unwrap();
+        let files = export(out.path(), "train", Foreign::Datatrove, IdType::U32, &folder.path().join("x.ds")).unwrap();
         assert_eq!(std::fs::read(&files[1]).unwrap(), (whole.len() as u64).to_le_bytes());
         let split = Dataset::open(out.path()).unwrap().split("train").unwrap();
         let cfg = tallow::DataLoaderConfig { order: tallow::Order::BosAligned, batch_size: 1, ..Default::default() };
