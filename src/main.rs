@@ -1,24 +1,26 @@
-//! The binary: `tallow show`, `table`, `encode`, `decode`.
+//! The binary `tallow`; its commands are in `cli`.
 
 mod cli;
 
-use std::io;
+use std::io::{self, Write};
 use std::panic;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
 use clap::Parser;
+use cli::say;
 
 fn main() -> ExitCode {
     tallow::keep_pages();
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) if !error.use_stderr() => error.exit(), // --help, --version
+        // --help, --version
+        Err(text) if !text.use_stderr() => return code(text.print().map_err(anyhow::Error::from)),
         Err(error) => {
             // clap's first paragraph, as one line.
             let text = error.to_string();
             let lines: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
-            eprintln!("{} (try --help)", lines.join(" "));
+            say(format!("{} (try --help)", lines.join(" ")));
             return ExitCode::from(2);
         }
     };
@@ -31,17 +33,24 @@ fn main() -> ExitCode {
         }
     }));
     match panic::catch_unwind(|| cli.run()) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        // Whoever read our output has seen enough: `tallow show … | head`.
-        Ok(Err(error)) if is_closed_pipe(&error) => ExitCode::SUCCESS,
-        Ok(Err(error)) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
+        Ok(result) => code(result),
         Err(_) => {
             let what = last_panic.lock().map(|what| what.clone()).unwrap_or_default();
-            eprintln!("error: this is a bug in tallow, please report it: {what}");
+            say(format!("error: this is a bug in tallow, please report it: {what}"));
             ExitCode::from(101)
+        }
+    }
+}
+
+/// What the shell is told. Output that nobody could take is an error.
+fn code(result: anyhow::Result<()>) -> ExitCode {
+    match result.and_then(|()| Ok(io::stdout().flush()?)) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has seen enough: `tallow show … | head`.
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(format!("error: {error:#}"));
+            ExitCode::from(2)
         }
     }
 }

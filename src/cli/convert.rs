@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use tallow::shard::{Foreign, ForeignFile, IdType, Manifest, TokenizerInfo, export, import};
 
 use super::TokenizerArgs;
+use super::plain::plain;
 use super::prepare::describe;
 
 #[derive(Args)]
@@ -87,7 +88,7 @@ impl Convert {
             let files = export(folder, &self.split, format, dtype.unwrap_or(fits), &self.out)?;
             for file in files {
                 let bytes = std::fs::metadata(&file).map(|about| about.len()).unwrap_or(0);
-                writeln!(out, "written    {} ({})", file.display(), super::progress::bytes(bytes))?;
+                writeln!(out, "written    {} ({})", plain(file.display()), super::progress::bytes(bytes))?;
             }
             return Ok(());
         }

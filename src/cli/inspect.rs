@@ -10,6 +10,7 @@ use tallow::shard::{Manifest, Statistics, document};
 use tallow::view::{Align, Cell, Column, visible, write_grid};
 
 use super::TokenizerArgs;
+use super::plain::plain;
 use super::prepare::{describe, matching, split_of};
 use super::progress::{bar, grouped};
 
@@ -98,7 +99,7 @@ impl Inspect {
             grouped(statistics.touched() as u64),
             grouped(manifest.table_rows as u64),
             share(statistics.touched() as u64, manifest.table_rows as u64),
-            self.split
+            plain(&self.split)
         )?;
         if self.top == 0 {
             return Ok(());
@@ -121,7 +122,7 @@ impl Inspect {
             writeln!(out, "shard {shard}, document {at}: {}{more}", visible(text))?;
         }
         if let Err(error) = known {
-            writeln!(out, "\nno texts: {error}")?;
+            writeln!(out, "\nno texts: {}", plain(error))?;
         }
         Ok(())
     }

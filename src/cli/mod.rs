@@ -7,6 +7,7 @@ mod inspect;
 mod io;
 mod neighbors;
 mod pictures;
+mod plain;
 mod plot;
 mod prepare;
 mod progress;
@@ -23,6 +24,8 @@ use candle_core::{DType, Device};
 use candle_nn::{VarBuilder, VarMap};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tallow::{Init, Specials, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
+
+pub use plain::say;
 
 /// Text becomes ids, ids become rows of a table: the front layer of a GPT.
 #[derive(Parser)]
@@ -181,7 +184,7 @@ fn dtype(text: &str) -> Result<DType, String> {
 
 impl TableArgs {
     fn device(&self) -> Result<Device> {
-        let device = tallow::device::open(&self.device, |reason| eprintln!("warning: {reason}"))?;
+        let device = tallow::device::open(&self.device, |reason| say(format!("warning: {reason}")))?;
         if self.release_memory {
             tallow::device::keep_memory(&device, false)?;
         }

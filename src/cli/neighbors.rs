@@ -9,6 +9,7 @@ use tallow::view::{Align, Cell, Column, write_grid};
 use tallow::{Neighbor, PretrainedTable, Tokenizer};
 
 use super::TokenizerArgs;
+use super::plain::plain;
 use super::table::token;
 
 #[derive(Args)]
@@ -57,7 +58,7 @@ impl Neighbors {
                 continue;
             }
             let numbers: Vec<String> = ids.iter().map(u32::to_string).collect();
-            writeln!(out, "{}{word}  ({})", if i == 0 { "" } else { "\n" }, numbers.join(" "))?;
+            writeln!(out, "{}{}  ({})", if i == 0 { "" } else { "\n" }, plain(word), numbers.join(" "))?;
             let columns = [("token", Align::Left), ("id", Align::Right), ("cosine", Align::Right)]
                 .map(|(name, align)| Column::new(name, align));
             let row = |n: &Neighbor| {

@@ -12,6 +12,7 @@ use tallow::{PretrainedTable, Tokenizer};
 
 use super::TokenizerArgs;
 use super::pictures::{Pictures, projector};
+use super::plain::plain;
 use super::prepare::{matching, split_of};
 use super::progress::{bar, grouped, plural};
 use super::table::token;
@@ -93,7 +94,7 @@ impl Plot {
             });
             return Ok(writeln!(out, "{line}")?);
         }
-        writeln!(out, "table      {}: {} rows x {columns} columns", table.name(), grouped(rows as u64))?;
+        writeln!(out, "table      {}: {} rows x {columns} columns", plain(table.name()), grouped(rows as u64))?;
         if let Some([moved, shrunk, equal]) = plot.counts() {
             let [moved, shrunk, equal] = [moved, shrunk, equal].map(|rows| grouped(rows as u64));
             let rows = if moved == "1" { "row" } else { "rows" };
@@ -102,7 +103,7 @@ impl Plot {
                 "trained    {moved} {rows}; {shrunk} only shrank by weight decay, {equal} are equal to the bit"
             )?;
             let far = plot.farthest.iter().take(8).map(|(_, token, distance)| format!("{token} {distance:.3}"));
-            writeln!(out, "farthest   {}", far.collect::<Vec<_>>().join(", "))?;
+            writeln!(out, "farthest   {}", plain(far.collect::<Vec<_>>().join(", ")))?;
         }
         if tokenizer.is_none() {
             writeln!(out, "tokens     rows have numbers only: name the model's tokenizer (--tokenizer cl100k)")?;
@@ -158,7 +159,7 @@ impl Plot {
 
     fn finish(&self, out: &mut impl Write, written: &[String]) -> Result<()> {
         for file in written {
-            writeln!(out, "written    {file}")?;
+            writeln!(out, "written    {}", plain(file))?;
         }
         if written.is_empty() {
             writeln!(out, "next       --html FILE, --svg FILE or --png FILE draws it")?;

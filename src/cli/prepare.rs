@@ -14,6 +14,7 @@ use tallow::prepare::{
 use tallow::shard::{IdType, Manifest, SplitInfo};
 
 use super::TokenizerArgs;
+use super::plain::{plain, say};
 use super::progress::{bar, bytes, grouped, memory_mib, plural};
 
 #[derive(Args)]
@@ -105,14 +106,11 @@ impl Prepare {
             Event::Planned { units, to_do, bytes: total, ignored_files } => {
                 progress.set_length(total);
                 if ignored_files > 0 {
-                    eprintln!("note: {} with other endings left out", plural(ignored_files, "file"));
+                    say(format!("note: {} with other endings left out", plural(ignored_files, "file")));
                 }
                 if to_do < units && cfg.rank.world_size == 1 {
-                    eprintln!(
-                        "note: {} of {} are done already",
-                        grouped((units - to_do) as u64),
-                        plural(units as u64, "unit")
-                    );
+                    let (done, units) = (grouped((units - to_do) as u64), plural(units as u64, "unit"));
+                    say(format!("note: {done} of {units} are done already"));
                 }
             }
             Event::Progress { bytes, tokens: more } => {
@@ -161,7 +159,7 @@ impl Prepare {
             (_, world_size) => {
                 match rank_from_env(|name| std::env::var(name).ok(), world_size).map_err(|e| anyhow!(e))? {
                     Some((rank, scheduler)) => {
-                        eprintln!("note: rank {} of {}, as {scheduler} says", rank.rank, rank.world_size);
+                        say(format!("note: rank {} of {}, as {scheduler} says", rank.rank, rank.world_size));
                         rank
                     }
                     None if world_size.is_some_and(|size| size > 1) => {
@@ -248,7 +246,7 @@ impl Prepare {
                 grouped(documents)
             )?;
         }
-        writeln!(out, "next       tallow inspect {}", self.out.display())?;
+        writeln!(out, "next       tallow inspect {}", plain(self.out.display()))?;
         Ok(())
     }
 }
@@ -265,7 +263,8 @@ pub fn describe(out: &mut impl Write, manifest: &Manifest) -> Result<()> {
         };
         writeln!(
             out,
-            "{name:<11}{} in {}, {}{text}",
+            "{:<11}{} in {}, {}{text}",
+            plain(name),
             plural(split.tokens, "token"),
             plural(split.documents, "document"),
             plural(split.shards.len() as u64, "shard"),
@@ -273,10 +272,11 @@ pub fn describe(out: &mut impl Write, manifest: &Manifest) -> Result<()> {
     }
     let tokenizer = manifest.tokenizer.as_ref().map_or("unknown", |tokenizer| &tokenizer.name);
     let dtype = if manifest.dtype == IdType::U16 { "u16" } else { "u32" };
+    let tokenizer = plain(tokenizer);
     writeln!(out, "tokenizer  {tokenizer}; ids are {dtype}; a table for all of them has {} rows", manifest.table_rows)?;
     match &manifest.separator {
         Some(separator) => {
-            let token = separator.token.as_deref().unwrap_or("a token");
+            let token = plain(separator.token.as_deref().unwrap_or("a token"));
             let place = if separator.before { "before" } else { "after" };
             writeln!(out, "separator  {token} ({}) {place} each document", separator.id)?;
         }
@@ -285,7 +285,7 @@ pub fn describe(out: &mut impl Write, manifest: &Manifest) -> Result<()> {
     if manifest.skipped.count > 0 {
         writeln!(out, "skipped    {}:", plural(manifest.skipped.count, "document"))?;
         for reason in manifest.skipped.reasons.iter().take(5) {
-            writeln!(out, "           {reason}")?;
+            writeln!(out, "           {}", plain(reason))?;
         }
         if manifest.skipped.count > 5 {
             writeln!(out, "           … (manifest.json lists more)")?;

@@ -1,10 +1,13 @@
 //! `tallow pull`: the table of a model, and nothing else of it.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
 use tallow::PretrainedTable;
+
+use super::plain::plain;
 
 #[derive(Args)]
 pub struct Pull {
@@ -37,9 +40,8 @@ impl Pull {
         };
         table.save(&self.out, &ranges)?;
         let rows = if ranges.is_empty() { table.vocab_size() } else { ranges.iter().map(|range| range.len()).sum() };
-        let (out, dtype) = (self.out.display(), table.dtype().as_str());
-        println!("{out}: {rows} rows x {} columns of {}, {dtype}", table.d_model(), table.name());
-        Ok(())
+        let (out, name, dtype) = (plain(self.out.display()), plain(table.name()), table.dtype().as_str());
+        Ok(writeln!(std::io::stdout(), "{out}: {rows} rows x {} columns of {name}, {dtype}", table.d_model())?)
     }
 
     #[cfg(feature = "hub")]

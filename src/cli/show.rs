@@ -16,6 +16,7 @@ use tallow::{PretrainedTable, TokenEmbedding, Tokenizer};
 
 use super::io::Output;
 use super::pictures::{Pictures, projector, write};
+use super::plain::plain;
 use super::{TableArgs, TokenizerArgs, describe};
 
 /// Tokens printed at either end of a longer text.
@@ -207,10 +208,10 @@ impl Show {
         writeln!(
             out,
             "tokenizer  {}: {} tokens, and {specials} special ones",
-            tokenizer.name(),
+            plain(tokenizer.name()),
             tokenizer.vocab_size()
         )?;
-        writeln!(out, "table      {}\n", describe(table, report.origin))?;
+        writeln!(out, "table      {}\n", plain(describe(table, report.origin)))?;
         self.print_matrix(&mut out, report, pieces)?;
         writeln!(out, "\nshape      {bold}batch {batch} x context {context} x d_model {d_model}{bold:#}")?;
         let split: Vec<&Piece> = pieces.iter().filter(|piece| piece.of > 1 && piece.part == 1).collect();
@@ -234,7 +235,7 @@ impl Show {
             false => writeln!(out, "not exact  this tokenizer changes the text: its ids give back other bytes")?,
         }
         for file in written {
-            writeln!(out, "written    {file}")?;
+            writeln!(out, "written    {}", plain(file))?;
         }
         writeln!(out, "next       add the position of each token to its row, then the transformer blocks")?;
         Ok(())

@@ -11,6 +11,7 @@ use serde::Serialize;
 use tallow::Tokenizer;
 use tallow::view::{Align, Cell, Column, shown_columns, token_text, write_grid};
 
+use super::plain::plain;
 use super::{TableArgs, TokenizerArgs, describe};
 
 #[derive(Args)]
@@ -104,7 +105,7 @@ impl Table {
         }
         write_grid(&mut out, &columns, &lines)?;
         if let Some(path) = &self.out {
-            writeln!(out, "\nwritten    {}", path.display())?;
+            writeln!(out, "\nwritten    {}", plain(path.display()))?;
         }
         Ok(())
     }

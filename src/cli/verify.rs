@@ -8,6 +8,7 @@ use clap::Args;
 use serde_json::json;
 use tallow::shard::{Manifest, verify};
 
+use super::plain::plain;
 use super::progress::{bar, bytes, plural};
 
 #[derive(Args)]
@@ -43,7 +44,7 @@ impl Verify {
                 bytes(read)
             )?;
         } else {
-            findings.iter().try_for_each(|finding| writeln!(out, "{finding}"))?;
+            findings.iter().try_for_each(|finding| writeln!(out, "{}", plain(finding)))?;
         }
         if !findings.is_empty() {
             bail!(

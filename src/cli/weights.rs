@@ -8,6 +8,7 @@ use serde_json::json;
 use tallow::view::{Align, Cell, Column, write_grid};
 use tallow::{PretrainedTable, Tokenizer, list_tensors};
 
+use super::plain::plain;
 use super::progress::grouped;
 use super::table::token;
 
@@ -42,20 +43,20 @@ pub fn inspect(path: &Path, tensor: Option<&str>, tokenizer: Option<Tokenizer>, 
         .map(|(name, align)| Column::new(name, align));
     let row = |tensor: &tallow::TensorInfo| {
         let shape: Vec<String> = tensor.shape.iter().map(usize::to_string).collect();
-        [tensor.name.clone(), shape.join(" x "), tensor.dtype.clone()].map(Cell::plain).to_vec()
+        [plain(&tensor.name), shape.join(" x "), plain(&tensor.dtype)].map(Cell::plain).to_vec()
     };
     write_grid(&mut out, &columns, &tensors.iter().take(LISTED).map(row).collect::<Vec<_>>())?;
     if tensors.len() > LISTED {
         writeln!(out, "… and {} more", tensors.len() - LISTED)?;
     }
     let (Some(table), Some(statistics)) = (table, statistics) else {
-        return Ok(writeln!(out, "\nno table: {why}")?);
+        return Ok(writeln!(out, "\nno table: {}", plain(why))?);
     };
     let head = if table.tied() { "tied: the model has no head of its own" } else { "the model has a head of its own" };
     writeln!(
         out,
         "\ntable      {}: {} rows x {} columns; {head}",
-        table.name(),
+        plain(table.name()),
         grouped(table.vocab_size() as u64),
         table.d_model()
     )?;
