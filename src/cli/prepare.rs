@@ -129,6 +129,7 @@ impl Prepare {
             }
             _ => (),
         };
+        let finished = self.out.join("manifest.json").exists();
         let outcome = prepare(&tokenizer, &cfg, &watch);
         progress.finish_and_clear();
         let manifest = outcome.map_err(|error| match error {
@@ -142,7 +143,12 @@ impl Prepare {
             return Err(error.into());
         }
         match manifest {
-            Some(manifest) => self.report(&manifest),
+            Some(manifest) => {
+                if finished {
+                    say(format!("note: {} is finished already: nothing was done", self.out.display()));
+                }
+                self.report(&manifest)
+            }
             None if self.json => Ok(writeln!(std::io::stdout(), "{}", json!({"finished": false}))?),
             None => Ok(writeln!(
                 std::io::stdout(),
@@ -236,14 +242,14 @@ impl Prepare {
             return Ok(writeln!(out, "{line}")?);
         }
         describe(&mut out, manifest)?;
-        let val = manifest.splits.get("val").map_or(0, |split| split.tokens);
-        if manifest.val > 0.0 && val == 0 {
-            let documents = manifest.splits.get("train").map_or(0, |split| split.documents);
+        let documents = |name: &str| manifest.splits.get(name).map_or(0, |split| split.documents);
+        let all = documents("train") + documents("val");
+        for name in ["train", "val"].into_iter().filter(|name| manifest.val > 0.0 && documents(name) == 0) {
             writeln!(
                 out,
-                "warning    no document went to val: there {} only {}; --split-at cuts a text into documents",
-                if documents == 1 { "is" } else { "are" },
-                grouped(documents)
+                "warning    no document went to {name}: there {} only {}; --split-at cuts a text into documents",
+                if all == 1 { "is" } else { "are" },
+                grouped(all)
             )?;
         }
         writeln!(out, "next       tallow inspect {}", plain(self.out.display()))?;

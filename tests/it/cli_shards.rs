@@ -84,10 +84,16 @@ fn prepare_reads_standard_input_and_warns() {
     let out = folder.path().join("tokens");
     let printed =
         stdout(&["prepare", "-", "--out", text(&out), "--val", "0.5", "--format", "jsonl"], b"{\"text\":\"a\"}\n");
-    assert!(printed.contains("1 token") || printed.contains("2 tokens"), "{printed}");
+    let split = printed.lines().find(|line| line.contains(" 1 document,")).unwrap_or_default();
+    let (name, rest) = split.split_at(split.len().min(11));
+    assert_eq!(rest, "2 tokens in 1 document, 1 shard, 0.50 bytes of text a token", "{printed}");
+    assert!(["train", "val"].contains(&name.trim()), "{printed}");
     let out = folder.path().join("one");
     let printed = stdout(&["prepare", "-", "--out", text(&out), "--val", "0.0001"], b"only one document");
-    assert!(printed.contains("no document went to val"), "{printed}");
+    assert!(printed.contains("no document went to val: there is only 1;"), "{printed}");
+    let out = folder.path().join("other");
+    let printed = stdout(&["prepare", "-", "--out", text(&out), "--val", "1"], b"only one document");
+    assert!(printed.contains("no document went to train: there is only 1;"), "{printed}");
 }
 
 #[test]
@@ -117,4 +123,21 @@ fn wrong_commands_say_what_to_do_in_one_line() {
     // `prepare` with another field began a folder; it says so.
     let said = refusal(&["prepare", input, "--out", out], b"");
     assert!(said.contains("begun with another field (there \"body\", now \"text\")"), "{said}");
+}
+
+#[test]
+fn a_finished_folder_is_nothing_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("tokens");
+    let input = golden("corpus.jsonl");
+    let args = ["prepare", text(&input), "--out", text(&out)];
+    let first = stdout(&args, b"");
+    let again = tallow(&args, b"");
+    assert_eq!(
+        String::from_utf8(again.stderr).unwrap(),
+        format!("note: {} is finished already: nothing was done\n", text(&out))
+    );
+    assert_eq!((again.status.code(), String::from_utf8(again.stdout).unwrap()), (Some(0), first));
+    let other = refusal(&[&args[..], &["--val", "0.5"]].concat(), b"");
+    assert!(other.contains("begun with another val"), "{other}");
 }
