@@ -17,7 +17,7 @@ pub struct Convert {
     #[arg(required = true)]
     inputs: Vec<PathBuf>,
     /// Format of the files that are read
-    #[arg(long, value_enum, required_unless_present = "to", conflicts_with = "to")]
+    #[arg(long, value_enum, conflicts_with = "to")]
     from: Option<ForeignArg>,
     /// Format of the file that is written
     #[arg(long, value_enum)]
@@ -92,7 +92,9 @@ impl Convert {
             }
             return Ok(());
         }
-        let Some(format) = self.from else { bail!("give --from or --to") };
+        let Some(format) = self.from else {
+            bail!("give --from FORMAT (token files -> shards) or --to FORMAT (shards -> a token file)")
+        };
         let (table_rows, tokenizer) = match (self.rows, &self.tokenizer.tokenizer) {
             (Some(rows), None) => (rows, None),
             (rows, Some(_)) => {

@@ -113,7 +113,10 @@ fn wrong_commands_say_what_to_do_in_one_line() {
         (vec!["prepare", "--finish", "--out", folder.path().to_str().unwrap()], "has not begun here"),
         (vec!["inspect", "nowhere"], "nowhere/manifest.json: No such file"),
         (vec!["verify", "nowhere"], "nowhere/manifest.json: No such file"),
-        (vec!["convert", input, "-o", out], "--from"),
+        (
+            vec!["convert", input, "-o", out],
+            "give --from FORMAT (token files -> shards) or --to FORMAT (shards -> a token file)",
+        ),
         (vec!["convert", input, "--from", "nanogpt", "-o", out], "whose ids are these?"),
         (vec!["convert", input, "--from", "llmc", "-o", fresh, "--rows", "50257"], "not an llm.c file"),
     ] {
