@@ -1,11 +1,12 @@
-//! `tallow inspect`: what is in a folder of shards, or in a file of weights (`weights.rs`).
+//! `tallow inspect`: what is in a folder of shards, a checkpoint, a model, or a file of weights (`weights.rs`).
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde_json::json;
+use tallow::Checkpoint;
 use tallow::shard::{Manifest, Statistics, document};
 use tallow::view::{Align, Cell, Column, visible, write_grid};
 
@@ -16,9 +17,9 @@ use super::progress::{bar, grouped};
 
 #[derive(Args)]
 pub struct Inspect {
-    /// The folder, or a safetensors, GGUF or PyTorch file
+    /// A folder of shards, a checkpoint or the folder of a run, a folder with a model, or a safetensors, GGUF or PyTorch file
     folder: PathBuf,
-    /// Which tensor of a file is the table [default: the one that has a name that tables have]
+    /// Which tensor of a model is the table [default: the one that has a name that tables have]
     #[arg(long)]
     tensor: Option<String>,
     /// Which split
@@ -39,9 +40,8 @@ const SAMPLE_TOKENS: usize = 24;
 
 impl Inspect {
     pub fn run(self) -> Result<()> {
-        if self.folder.is_file() {
-            let tokenizer = self.tokenizer.chosen()?;
-            return super::weights::inspect(&self.folder, self.tensor.as_deref(), tokenizer, self.top, self.json);
+        if !self.folder.join("manifest.json").is_file() {
+            return self.weights();
         }
         let manifest = Manifest::read(&self.folder)?;
         let split = split_of(&manifest, &self.split, &self.folder)?;
@@ -126,4 +126,41 @@ impl Inspect {
         }
         Ok(())
     }
+
+    /// A file of weights, or a folder with some.
+    fn weights(&self) -> Result<()> {
+        let path = &self.folder;
+        let about = std::fs::metadata(path).with_context(|| path.display().to_string())?;
+        let checkpoint = if about.is_dir() { checkpoint(path)? } else { None };
+        let model = checkpoint.as_ref().map_or(path.clone(), |(_, folder)| folder.join("model.safetensors"));
+        let files = if model.is_dir() { super::model::weights(&model) } else { vec![model.clone()] };
+        if files.is_empty() && path.join("plan.json").is_file() {
+            bail!("{}: its shards are not finished: run the same `tallow prepare` again", path.display());
+        }
+        ensure!(
+            !files.is_empty(),
+            "{} has neither shards (manifest.json), nor a finished checkpoint (step-N with complete.json), nor a model \
+             (model.safetensors, model.safetensors.index.json with its shards, pytorch_model.bin, or a .safetensors, .gguf, .bin, \
+             .pth or .pt file)",
+            path.display()
+        );
+        let tokenizer = self.tokenizer.chosen()?;
+        super::weights::Weights { model: &model, files: &files, checkpoint, tokenizer, top: self.top, json: self.json }
+            .inspect(self.tensor.as_deref())
+    }
+}
+
+/// The checkpoint that a folder is, or the newest of a run, and its folder.
+fn checkpoint(folder: &Path) -> Result<Option<(Checkpoint, PathBuf)>> {
+    if folder.join("complete.json").is_file() {
+        let (mut json, path) = (Vec::new(), folder.join("state.json"));
+        let name = || path.display().to_string();
+        std::fs::File::open(&path).and_then(|file| file.take(16 << 20).read_to_end(&mut json)).with_context(name)?;
+        return Ok(Some((serde_json::from_slice(&json).with_context(name)?, folder.to_path_buf())));
+    }
+    let newest = Checkpoint::newest(folder)?;
+    Ok(newest.map(|state| {
+        let path = folder.join(format!("step-{:08}", state.step));
+        (state, path)
+    }))
 }

@@ -5,6 +5,7 @@ mod decode;
 mod encode;
 mod inspect;
 mod io;
+mod model;
 mod neighbors;
 mod pictures;
 mod plain;
@@ -47,7 +48,7 @@ enum Command {
     Decode(decode::Decode),
     /// Turn text files into shards of ids for training
     Prepare(Box<prepare::Prepare>),
-    /// Say what is in a folder of shards, or in a file of weights
+    /// Say what is in a folder of shards, a checkpoint, a model or a file of weights
     Inspect(inspect::Inspect),
     /// Find the tokens whose rows are nearest to a token's
     Neighbors(neighbors::Neighbors),

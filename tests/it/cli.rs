@@ -377,3 +377,54 @@ fn rows_are_pulled_out_of_a_model() {
     #[cfg(not(feature = "hub"))]
     assert!(refusal(&["pull", "owner/name", "-o", &out], b"").contains("--features hub"));
 }
+
+#[test]
+fn folders_of_weights_are_inspected() {
+    let squeezed = |text: String| text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let shown: Vec<String> = squeezed(stdout(&["inspect", golden("pretrained/llama").to_str().unwrap()], b""));
+    for line in [
+        "lm_head.weight 64 x 8 BF16",
+        "model.norm.weight 8 BF16",
+        "table model.embed_tokens.weight: 64 rows x 8 columns; the model has a head of its own",
+    ] {
+        assert!(shown.iter().any(|l| l == line), "{line}\nnot in\n{}", shown.join("\n"));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let varmap = candle_nn::VarMap::new();
+    let vb = candle_nn::VarBuilder::from_varmap(&varmap, candle_core::DType::F32, &candle_core::Device::Cpu);
+    vb.get_with_hints((9, 4), "wte.weight", candle_nn::Init::Const(1.0)).unwrap();
+    for step in [100, 200] {
+        let loader = tallow::loader::LoaderState {
+            version: 1,
+            dataset: "0123456789abcdef".to_string(),
+            order: tallow::Order::Sequential,
+            context_length: 32,
+            seed: 1,
+            epoch: 2,
+            samples: 77,
+        };
+        let state =
+            tallow::Checkpoint { step, seed: 7, tokenizer: Some(255), loader: Some(loader), ..Default::default() };
+        state.save(&run, &varmap, None, 0).unwrap();
+    }
+    // The newest of a run, or the one that is named.
+    for (path, step) in [(run.clone(), 200), (run.join("step-00000100"), 100)] {
+        let path = path.to_str().unwrap();
+        let shown = stdout(&["inspect", path], b"");
+        for part in [
+            format!("checkpoint step {step}, seed 7: {}", run.join(format!("step-{step:08}")).display()),
+            "tokenizer  00000000000000ff".to_string(),
+            "loader     77 samples of 32 tokens given out, epoch 2, of dataset 0123456789abcdef".to_string(),
+            "table      wte.weight: 9 rows x 4 columns".to_string(),
+        ] {
+            assert!(shown.lines().any(|line| line.starts_with(&part)), "{part}\nnot in\n{shown}");
+        }
+        let json: Value = serde_json::from_str(&stdout(&["inspect", path, "--json"], b"")).unwrap();
+        assert_eq!((&json["checkpoint"]["state"]["step"], &json["table"]["rows"]), (&step.into(), &9.into()));
+    }
+    let nothing = refusal(&["inspect", folder.path().to_str().unwrap()], b"");
+    for part in ["manifest.json", "step-N", "model.safetensors", ".gguf"] {
+        assert!(nothing.contains(part), "{nothing}");
+    }
+}

@@ -111,7 +111,7 @@ fn wrong_commands_say_what_to_do_in_one_line() {
         (vec!["prepare", input, "--out", out, "--rank", "1"], "--world-size"),
         (vec!["prepare", input, "--out", out, "--world-size", "4"], "without --rank"),
         (vec!["prepare", "--finish", "--out", folder.path().to_str().unwrap()], "has not begun here"),
-        (vec!["inspect", "nowhere"], "nowhere/manifest.json: No such file"),
+        (vec!["inspect", "nowhere"], "nowhere: No such file"),
         (vec!["verify", "nowhere"], "nowhere/manifest.json: No such file"),
         (
             vec!["convert", input, "-o", out],
