@@ -1,6 +1,7 @@
 //! The binary `tallow`; its commands are in `cli`.
 
 mod cli;
+mod same_file;
 
 use std::io::{self, Write};
 use std::panic;

@@ -1,15 +1,17 @@
 //! `tallow convert`: token files of other trainers ⇄ a folder of shards.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use tallow::shard::{Foreign, ForeignFile, IdType, Manifest, TokenizerInfo, export, import};
 
-use super::TokenizerArgs;
+use super::io::{Kind, Outputs};
 use super::plain::plain;
 use super::prepare::describe;
+use super::{TokenizerArgs, interrupt};
+use crate::same_file::lies_in;
 
 #[derive(Args)]
 pub struct Convert {
@@ -38,6 +40,8 @@ pub struct Convert {
     #[arg(long)]
     rows: Option<usize>,
     #[command(flatten)]
+    outputs: Outputs,
+    #[command(flatten)]
     tokenizer: TokenizerArgs,
 }
 
@@ -64,7 +68,7 @@ enum DTypeArg {
 }
 
 impl Convert {
-    pub fn run(self) -> Result<()> {
+    pub fn run(mut self) -> Result<()> {
         let foreign = |arg| match arg {
             ForeignArg::Nanogpt => Foreign::NanoGpt,
             ForeignArg::Llama2C => Foreign::Llama2C,
@@ -85,7 +89,10 @@ impl Convert {
                 Foreign::Llama2C => IdType::U16,
                 _ => manifest.dtype,
             };
-            let files = export(folder, &self.split, format, dtype.unwrap_or(fits), &self.out)?;
+            self.outputs.reads([folder.clone()]);
+            self.outputs.seal(folder);
+            let export = |path: &Path| Ok(export(folder, &self.split, format, dtype.unwrap_or(fits), path)?);
+            let files = self.outputs.write_by_name(&self.out, Kind::Bytes, export)?;
             for file in files {
                 let bytes = std::fs::metadata(&file).map(|about| about.len()).unwrap_or(0);
                 writeln!(out, "written    {} ({})", plain(file.display()), super::progress::bytes(bytes))?;
@@ -111,6 +118,12 @@ impl Convert {
             table_rows,
             tokenizer,
         };
+        let folder = self.out.join(&self.split);
+        if let Some(input) = self.inputs.iter().find(|input| lies_in(input, &folder)) {
+            bail!("{} lies in the folder that is written: give another --out", input.display());
+        }
+        interrupt::temporaries_in(self.out.clone());
+        interrupt::temporaries_in(folder);
         let manifest = import(&self.inputs, &about, &self.out, &self.split)?;
         describe(&mut out, &manifest)
     }

@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::TokenizerArgs;
 use super::encode::Format;
-use super::io::{Output, reader};
+use super::io::{Kind, Outputs, reader, standard_input};
 
 /// Ids decoded at a time.
 const CHUNK_IDS: usize = 1 << 16;
@@ -25,14 +25,17 @@ pub struct Decode {
     #[arg(short, long)]
     output: Option<PathBuf>,
     #[command(flatten)]
+    outputs: Outputs,
+    #[command(flatten)]
     tokenizer: TokenizerArgs,
 }
 
 impl Decode {
-    pub fn run(self) -> Result<()> {
+    pub fn run(mut self) -> Result<()> {
         let tokenizer = self.tokenizer.open()?;
         let mut reader = BufReader::with_capacity(1 << 16, reader(&self.file)?);
-        let mut out = Output::open(self.output.as_deref())?;
+        self.outputs.reads(self.tokenizer.files().chain([standard_input(&self.file)]));
+        let mut out = self.outputs.open(self.output.as_deref(), Kind::Bytes)?;
         let mut ids = Vec::new();
         let mut done = 0;
         loop {

@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
 use super::TokenizerArgs;
-use super::io::{Output, reader};
+use super::io::{Kind, Outputs, reader, standard_input};
 
 #[derive(Args)]
 pub struct Encode {
@@ -27,6 +27,8 @@ pub struct Encode {
     #[arg(long)]
     lossy: bool,
     #[command(flatten)]
+    outputs: Outputs,
+    #[command(flatten)]
     tokenizer: TokenizerArgs,
 }
 
@@ -41,13 +43,15 @@ pub enum Format {
 }
 
 impl Encode {
-    pub fn run(self) -> Result<()> {
+    pub fn run(mut self) -> Result<()> {
         if self.format == Format::U32 && self.output.is_none() && !self.count && std::io::stdout().is_terminal() {
             bail!("raw u32 ids are not for a terminal: use -o FILE, or a pipe");
         }
         let tokenizer = self.tokenizer.open()?;
         let reader = reader(&self.file)?;
-        let mut out = Output::open(self.output.as_deref())?;
+        self.outputs.reads(self.tokenizer.files().chain([standard_input(&self.file)]));
+        let kind = if self.format == Format::U32 && !self.count { Kind::Bytes } else { Kind::Numbers };
+        let mut out = self.outputs.open(self.output.as_deref(), kind)?;
         let mut count = 0u64;
         if self.format == Format::Json && !self.count {
             write!(out, "[")?;
@@ -68,7 +72,7 @@ impl Encode {
         out.finish()
     }
 
-    fn write(&self, out: &mut Output, ids: &[u32], first: bool) -> std::io::Result<()> {
+    fn write(&self, out: &mut impl Write, ids: &[u32], first: bool) -> std::io::Result<()> {
         let separator = match self.format {
             Format::U32 => return ids.iter().try_for_each(|id| out.write_all(&id.to_le_bytes())),
             Format::Text => " ",

@@ -4,6 +4,7 @@ mod convert;
 mod decode;
 mod encode;
 mod inspect;
+mod interrupt;
 mod io;
 mod model;
 mod neighbors;
@@ -125,6 +126,11 @@ impl TokenizerArgs {
         let folder = if model.is_dir() { Some(model) } else { model.parent() };
         let beside = folder.map(|folder| folder.join("tokenizer.json")).filter(|path| path.is_file());
         Ok(beside.map(Tokenizer::from_file).transpose()?)
+    }
+
+    /// The file that is read, if one was named.
+    fn files(&self) -> impl Iterator<Item = PathBuf> {
+        self.tokenizer.iter().map(|path| if path.is_dir() { path.join("tokenizer.json") } else { path.clone() })
     }
 
     fn open(&self) -> Result<Tokenizer> {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use tallow::view::{Figure, Fonts, Lang, Projector};
 
-use super::io::Output;
+use super::io::{Kind, Outputs};
 
 /// Where pictures go, and how they look.
 #[derive(Args)]
@@ -30,6 +30,8 @@ pub struct Pictures {
     /// A font file for characters that the bundled Noto Sans SC lacks
     #[arg(long, value_name = "FILE")]
     pub font: Option<PathBuf>,
+    #[command(flatten)]
+    pub outputs: Outputs,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -53,6 +55,12 @@ impl Pictures {
         }
     }
 
+    /// Takes note of what the command reads, so that it is not replaced.
+    pub fn reads(&mut self, inputs: impl IntoIterator<Item = PathBuf>) {
+        self.outputs.reads(inputs);
+        self.outputs.reads(self.font.clone());
+    }
+
     /// Writes what was asked for, and says which files were written.
     pub fn write(
         &self,
@@ -60,7 +68,7 @@ impl Pictures {
         figure: impl FnOnce() -> tallow::Result<Figure>,
     ) -> Result<Vec<&Path>> {
         if let Some(path) = &self.html {
-            write(path, page()?.as_bytes())?;
+            write(&self.outputs, path, Kind::Page, page()?.as_bytes())?;
         }
         if self.svg.is_some() || self.png.is_some() {
             let fonts = match &self.font {
@@ -69,10 +77,10 @@ impl Pictures {
             };
             let figure = figure()?;
             if let Some(path) = &self.svg {
-                write(path, figure.svg(&fonts)?.as_bytes())?;
+                write(&self.outputs, path, Kind::Svg, figure.svg(&fonts)?.as_bytes())?;
             }
             if let Some(path) = &self.png {
-                write(path, &figure.png(&fonts, self.scale)?)?;
+                write(&self.outputs, path, Kind::Png, &figure.png(&fonts, self.scale)?)?;
             }
         }
         Ok([&self.html, &self.svg, &self.png].into_iter().flatten().map(PathBuf::as_path).collect())
@@ -80,18 +88,18 @@ impl Pictures {
 }
 
 /// Writes a file whole or not at all.
-pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write(outputs: &Outputs, path: &Path, kind: Kind, bytes: &[u8]) -> Result<()> {
     ensure!(path != Path::new("-"), "standard output is taken by what is printed: name a file");
-    let mut out = Output::open(Some(path))?;
+    let mut out = outputs.open(Some(path), kind)?;
     out.write_all(bytes).with_context(|| path.display().to_string())?;
     out.finish()
 }
 
 /// Writes the projector's two files into a folder; their names.
-pub fn projector(folder: &Path, files: &Projector) -> Result<[String; 2]> {
+pub fn projector(outputs: &Outputs, folder: &Path, files: &Projector) -> Result<[String; 2]> {
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let (tensors, metadata) = (folder.join("tensors.tsv"), folder.join("metadata.tsv"));
-    write(&tensors, files.tensors.as_bytes())?;
-    write(&metadata, files.metadata.as_bytes())?;
+    write(outputs, &tensors, Kind::Projector, files.tensors.as_bytes())?;
+    write(outputs, &metadata, Kind::Projector, files.metadata.as_bytes())?;
     Ok([tensors.display().to_string(), metadata.display().to_string()])
 }

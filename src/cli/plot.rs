@@ -11,6 +11,7 @@ use tallow::view::{DatasetPlot, TablePlot};
 use tallow::{PretrainedTable, Tokenizer};
 
 use super::TokenizerArgs;
+use super::model;
 use super::pictures::{Pictures, projector};
 use super::plain::plain;
 use super::prepare::{matching, split_of};
@@ -49,15 +50,20 @@ pub struct Plot {
 }
 
 impl Plot {
-    pub fn run(self) -> Result<()> {
-        let folder = Path::new(&self.what);
-        if folder.join("manifest.json").is_file() { self.dataset(folder) } else { self.table() }
+    pub fn run(mut self) -> Result<()> {
+        self.pictures.reads(self.tokenizer.files());
+        let folder = PathBuf::from(&self.what);
+        if folder.join("manifest.json").is_file() { self.dataset(&folder) } else { self.table() }
     }
 
-    fn table(&self) -> Result<()> {
+    fn table(mut self) -> Result<()> {
         let open = |name: &str| PretrainedTable::from_pretrained(name, None, self.tensor.as_deref());
         let table = open(&self.what)?;
+        self.pictures.reads(model::files(Path::new(&self.what), &table));
         let before = self.before.as_deref().map(open).transpose()?;
+        if let (Some(path), Some(table)) = (&self.before, &before) {
+            self.pictures.reads(model::files(Path::new(path), table));
+        }
         let tokenizer = self.tokenizer.of_model(&self.what)?;
         let name = |id: u32| tokenizer.as_ref().and_then(|tokenizer| token(tokenizer, id as usize));
         let mut chosen = Vec::new();
@@ -78,7 +84,7 @@ impl Plot {
         let written = self.pictures.write(|| plot.page(&title, lang), || plot.figure(lang))?;
         let mut written: Vec<String> = written.into_iter().map(|path| path.display().to_string()).collect();
         if let Some(folder) = &self.tsv {
-            written.extend(projector(folder, &plot.projector())?);
+            written.extend(projector(&self.pictures.outputs, folder, &plot.projector())?);
         }
         let mut out = anstream::AutoStream::auto(std::io::stdout()).lock();
         let (rows, columns) = plot.shape;
@@ -111,12 +117,13 @@ impl Plot {
         self.finish(&mut out, &written)
     }
 
-    fn dataset(&self, folder: &Path) -> Result<()> {
+    fn dataset(mut self, folder: &Path) -> Result<()> {
         ensure!(
             self.before.is_none() && self.tokens.is_none() && self.tsv.is_none() && self.tensor.is_none(),
             "{} is a folder of shards: --before, --tokens, --tensor and --tsv are for tables",
             folder.display()
         );
+        self.pictures.reads([folder.to_path_buf()]);
         let manifest = Manifest::read(folder)?;
         let split = split_of(&manifest, &self.split, folder)?;
         let width = manifest.dtype.bytes() as u64;

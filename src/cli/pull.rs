@@ -7,14 +7,16 @@ use anyhow::Result;
 use clap::Args;
 use tallow::PretrainedTable;
 
+use super::io::{Kind, Outputs};
+use super::model;
 use super::plain::plain;
 
 #[derive(Args)]
 pub struct Pull {
-    /// A repository on the Hugging Face Hub (owner/name), or a file or folder here
-    repo: String,
-    /// A branch, tag or commit [default: main]
-    #[arg(long)]
+    #[arg(help = model::MODEL)]
+    model: PathBuf,
+    /// A branch, tag or commit of a repository [default: main]
+    #[arg(long, hide = !cfg!(feature = "hub"))]
     revision: Option<String>,
     /// Which tensor is the table [default: the one that has a name that tables have]
     #[arg(long)]
@@ -25,43 +27,54 @@ pub struct Pull {
     /// Where the rows go: a safetensors file
     #[arg(short, long, value_name = "FILE")]
     out: PathBuf,
+    #[command(flatten)]
+    outputs: Outputs,
     /// Ask the Hub whether the branch has moved, even if the cache has the table
-    #[arg(long)]
+    #[arg(long, hide = !cfg!(feature = "hub"))]
     #[cfg_attr(not(feature = "hub"), allow(dead_code))]
     refresh: bool,
 }
 
 impl Pull {
-    pub fn run(self) -> Result<()> {
+    pub fn run(mut self) -> Result<()> {
         let table = self.open()?;
         let ranges = match &self.rows {
             Some(rows) => super::table::ranges(rows, table.vocab_size())?,
             None => Vec::new(),
         };
-        table.save(&self.out, &ranges)?;
+        self.outputs.reads(model::files(&self.model, &table));
+        self.outputs.write_by_name(&self.out, Kind::Rows, |path| {
+            table.save(path, &ranges)?;
+            Ok(vec![path.to_path_buf()])
+        })?;
         let rows = if ranges.is_empty() { table.vocab_size() } else { ranges.iter().map(|range| range.len()).sum() };
         let (out, name, dtype) = (plain(self.out.display()), plain(table.name()), table.dtype().as_str());
         Ok(writeln!(std::io::stdout(), "{out}: {rows} rows x {} columns of {name}, {dtype}", table.d_model())?)
     }
 
-    #[cfg(feature = "hub")]
+    /// A file or folder here; anything else is looked for on the Hub.
     fn open(&self) -> Result<PretrainedTable> {
-        if std::path::Path::new(&self.repo).exists() {
-            return Ok(PretrainedTable::open(&self.repo, self.tensor.as_deref())?);
+        match self.model.to_str() {
+            Some(repository) if !self.model.exists() => self.open_repository(repository),
+            _ => Ok(PretrainedTable::open(&self.model, self.tensor.as_deref())?),
         }
+    }
+
+    #[cfg(feature = "hub")]
+    fn open_repository(&self, repository: &str) -> Result<PretrainedTable> {
         let hub = tallow::hub::Hub { refresh: self.refresh, ..tallow::hub::Hub::from_env() };
         let bar = super::progress::bar(0);
         let hear = |here: u64, all: u64| {
             bar.set_length(all);
             bar.set_position(here);
         };
-        let table = tallow::pull(&hub, &self.repo, self.revision.as_deref(), self.tensor.as_deref(), &hear);
+        let table = tallow::pull(&hub, repository, self.revision.as_deref(), self.tensor.as_deref(), &hear);
         bar.finish_and_clear();
         Ok(table?)
     }
 
     #[cfg(not(feature = "hub"))]
-    fn open(&self) -> Result<PretrainedTable> {
-        Ok(PretrainedTable::from_pretrained(&self.repo, self.revision.as_deref(), self.tensor.as_deref())?)
+    fn open_repository(&self, repository: &str) -> Result<PretrainedTable> {
+        Ok(PretrainedTable::from_pretrained(repository, self.revision.as_deref(), self.tensor.as_deref())?)
     }
 }

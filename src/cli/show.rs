@@ -14,10 +14,10 @@ use serde::Serialize;
 use tallow::view::{Align, Cell, Column, LookUp, Piece, hex, one_line, shown_columns, visible, write_grid};
 use tallow::{PretrainedTable, TokenEmbedding, Tokenizer};
 
-use super::io::Output;
+use super::io::{Kind, Output, Outputs};
 use super::pictures::{Pictures, projector, write};
 use super::plain::plain;
-use super::{TableArgs, TokenizerArgs, describe};
+use super::{TableArgs, TokenizerArgs, describe, model};
 
 /// Tokens printed at either end of a longer text.
 const ENDS: usize = 32;
@@ -99,6 +99,7 @@ struct PieceReport<'a> {
 impl Show {
     pub fn run(mut self) -> Result<()> {
         let text = super::io::text(std::mem::take(&mut self.text), self.lossy)?;
+        self.pictures.reads(self.tokenizer.files());
         let tokenizer = self.tokenizer.open()?;
         let (table, origin) = self.open(&tokenizer)?;
         let look_up = LookUp::new(&tokenizer, &table, &text)?;
@@ -126,7 +127,7 @@ impl Show {
             exact,
         };
         if self.json {
-            let mut out = Output::open(None)?;
+            let mut out = Output::stdout();
             serde_json::to_writer(&mut out, &report)?;
             writeln!(out)?;
             return out.finish();
@@ -140,13 +141,14 @@ impl Show {
     }
 
     /// The table, and where its values come from.
-    fn open(&self, tokenizer: &Tokenizer) -> Result<(TokenEmbedding, String)> {
+    fn open(&mut self, tokenizer: &Tokenizer) -> Result<(TokenEmbedding, String)> {
         let Some(path) = &self.trained else {
             let table = self.table.open(self.rows, tokenizer, self.tokenizer.specials)?;
             return Ok((table, self.table.origin()));
         };
         let device = self.table.device()?;
         let rows = PretrainedTable::open(path, None)?;
+        self.pictures.reads(model::files(path, &rows));
         let varmap = VarMap::new();
         let vb = VarBuilder::from_varmap(&varmap, rows.dtype(), &device);
         let table = TokenEmbedding::from_pretrained(&rows, &rows.config(), vb)?;
@@ -164,21 +166,29 @@ impl Show {
         let mut written = Vec::new();
         if let Some(path) = &self.out {
             let ids = Tensor::from_slice(ids, (1, ids.len()), &Device::Cpu)?;
-            save(path, &[("matrix", &table.lookup(&ids)?), ("ids", &ids)], tokenizer, self.fresh())?;
+            save(
+                &self.pictures.outputs,
+                path,
+                &[("matrix", &table.lookup(&ids)?), ("ids", &ids)],
+                tokenizer,
+                self.fresh(),
+            )?;
             written.push(format!("{} (tensors \"matrix\" and \"ids\")", path.display()));
         }
         let lang = self.pictures.language(&look_up.text);
         let pictures = self.pictures.write(|| look_up.page(lang), || look_up.figure(lang))?;
         written.extend(pictures.into_iter().map(|path| path.display().to_string()));
         if let Some(folder) = &self.tsv {
-            written.extend(projector(folder, &look_up.projector())?);
+            written.extend(projector(&self.pictures.outputs, folder, &look_up.projector())?);
         }
         if let Some(path) = &self.npy {
             let values: Vec<f32> = look_up.values.concat();
+            let matrix = Tensor::from_vec(values, (look_up.values.len(), look_up.d_model), &Device::Cpu)?;
             // candle writes to a name only.
-            let file = tempfile::NamedTempFile::new()?;
-            Tensor::from_vec(values, (look_up.values.len(), look_up.d_model), &Device::Cpu)?.write_npy(file.path())?;
-            write(path, &std::fs::read(file.path())?)?;
+            self.pictures.outputs.write_by_name(path, Kind::Npy, |path| {
+                matrix.write_npy(path)?;
+                Ok(vec![path.to_path_buf()])
+            })?;
             written.push(format!("{} ({} x {}, f32)", path.display(), look_up.values.len(), look_up.d_model));
         }
         Ok(written)
@@ -309,7 +319,13 @@ fn mean_and_std(values: &[Vec<f32>]) -> Option<(f64, f64)> {
 }
 
 /// Writes tensors with what they were made by: `fresh` rows by a seed.
-pub fn save(path: &Path, tensors: &[(&str, &Tensor)], tokenizer: &Tokenizer, fresh: Option<&TableArgs>) -> Result<()> {
+pub fn save(
+    outputs: &Outputs,
+    path: &Path,
+    tensors: &[(&str, &Tensor)],
+    tokenizer: &Tokenizer,
+    fresh: Option<&TableArgs>,
+) -> Result<()> {
     let mut metadata = HashMap::from([
         ("format".to_string(), "pt".to_string()),
         ("tokenizer".to_string(), tokenizer.name().to_string()),
@@ -319,5 +335,5 @@ pub fn save(path: &Path, tensors: &[(&str, &Tensor)], tokenizer: &Tokenizer, fre
         metadata.insert("seed".to_string(), args.seed.to_string());
         metadata.insert("init".to_string(), args.init.to_string());
     }
-    write(path, &safetensors::serialize(tensors.iter().copied(), Some(metadata))?)
+    write(outputs, path, Kind::Rows, &safetensors::serialize(tensors.iter().copied(), Some(metadata))?)
 }

@@ -11,6 +11,7 @@ use serde::Serialize;
 use tallow::Tokenizer;
 use tallow::view::{Align, Cell, Column, shown_columns, token_text, write_grid};
 
+use super::io::Outputs;
 use super::plain::plain;
 use super::{TableArgs, TokenizerArgs, describe};
 
@@ -31,6 +32,8 @@ pub struct Table {
     /// Also write the whole table to this safetensors file, as "wte.weight": what a model of this seed begins with
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    #[command(flatten)]
+    outputs: Outputs,
     /// One JSON object instead of a picture
     #[arg(long)]
     json: bool,
@@ -55,12 +58,13 @@ struct Row {
 }
 
 impl Table {
-    pub fn run(self) -> Result<()> {
+    pub fn run(mut self) -> Result<()> {
         let tokenizer = self.tokenizer.open()?;
         let table = self.table.open(self.vocab_size, &tokenizer, self.tokenizer.specials)?;
         let ranges = self.ranges(table.vocab_size())?;
         if let Some(path) = &self.out {
-            super::show::save(path, &[("wte.weight", table.weight()?)], &tokenizer, Some(&self.table))?;
+            self.outputs.reads(self.tokenizer.files());
+            super::show::save(&self.outputs, path, &[("wte.weight", table.weight()?)], &tokenizer, Some(&self.table))?;
         }
         let mut rows = Vec::new();
         for range in &ranges {

@@ -5,6 +5,8 @@ mod checkpoint;
 #[cfg(feature = "cli")]
 mod cli;
 #[cfg(feature = "cli")]
+mod cli_outputs;
+#[cfg(feature = "cli")]
 mod cli_shards;
 mod embedding;
 mod head;
