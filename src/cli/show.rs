@@ -16,7 +16,7 @@ use tallow::{PretrainedTable, TokenEmbedding, Tokenizer};
 
 use super::io::{Kind, Output, Outputs};
 use super::pictures::{Pictures, projector, write};
-use super::plain::plain;
+use super::plain::{plain, say};
 use super::{TableArgs, TokenizerArgs, describe, model};
 
 /// Tokens printed at either end of a longer text.
@@ -99,6 +99,10 @@ struct PieceReport<'a> {
 impl Show {
     pub fn run(mut self) -> Result<()> {
         let text = super::io::text(std::mem::take(&mut self.text), self.lossy)?;
+        if Path::new(&self.text).is_file() {
+            let name = self.text.display();
+            say(format!("note: {name} is a file here: its name is shown, not its text (tallow show - < {name})"));
+        }
         self.pictures.reads(self.tokenizer.files());
         let tokenizer = self.tokenizer.open()?;
         let (table, origin) = self.open(&tokenizer)?;

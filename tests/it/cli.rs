@@ -428,3 +428,17 @@ fn folders_of_weights_are_inspected() {
         assert!(nothing.contains(part), "{nothing}");
     }
 }
+
+#[test]
+fn the_name_of_a_file_is_shown_with_a_note() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("h.txt").display().to_string();
+    std::fs::write(&path, "Hello").unwrap();
+    let output = tallow(&["show", &path, "--json"], b"");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        output.status.success() && said.contains("its name is shown") && said.contains("tallow show - <"),
+        "{said}"
+    );
+    assert!(tallow(&["show", "Hello"], b"").stderr.is_empty());
+}
