@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
-use super::TokenizerArgs;
 use super::io::{Kind, Outputs, reader, standard_input};
+use super::{SpecialsArgs, TokenizerArgs};
 
 #[derive(Args)]
 pub struct Encode {
@@ -30,6 +30,8 @@ pub struct Encode {
     outputs: Outputs,
     #[command(flatten)]
     tokenizer: TokenizerArgs,
+    #[command(flatten)]
+    specials: SpecialsArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -47,7 +49,7 @@ impl Encode {
         if self.format == Format::U32 && self.output.is_none() && !self.count && std::io::stdout().is_terminal() {
             bail!("raw u32 ids are not for a terminal: use -o FILE, or a pipe");
         }
-        let tokenizer = self.tokenizer.open()?;
+        let tokenizer = self.specials.apply(self.tokenizer.open()?);
         let reader = reader(&self.file)?;
         self.outputs.reads(self.tokenizer.files().chain([standard_input(&self.file)]));
         let kind = if self.format == Format::U32 && !self.count { Kind::Bytes } else { Kind::Numbers };

@@ -82,12 +82,17 @@ impl Cli {
     }
 }
 
-/// Which tokenizer, and what it does with special tokens.
+/// Which tokenizer.
 #[derive(Args)]
 struct TokenizerArgs {
     /// A tokenizer.json or .tiktoken file, a folder with one, a repository on the Hub, or cl100k [default: the bundled cl100k]
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
+}
+
+/// What it does with special tokens.
+#[derive(Args)]
+struct SpecialsArgs {
     /// What text that spells a special token (<|endoftext|>) is
     #[arg(long, value_enum, default_value = "text")]
     specials: SpecialsArg,
@@ -101,6 +106,24 @@ enum SpecialsArg {
     Forbid,
     /// The special token
     Allow,
+}
+
+impl SpecialsArgs {
+    fn apply(&self, tokenizer: Tokenizer) -> Tokenizer {
+        tokenizer.with_specials(match self.specials {
+            SpecialsArg::Text => Specials::Text,
+            SpecialsArg::Forbid => Specials::Forbid,
+            SpecialsArg::Allow => Specials::Allow,
+        })
+    }
+
+    /// Rows that a table for these ids has.
+    fn rows(&self, tokenizer: &Tokenizer) -> usize {
+        match self.specials {
+            SpecialsArg::Allow => tokenizer.table_rows(),
+            _ => tokenizer.table_rows_ordinary(),
+        }
+    }
 }
 
 impl TokenizerArgs {
@@ -134,16 +157,11 @@ impl TokenizerArgs {
     }
 
     fn open(&self) -> Result<Tokenizer> {
-        let tokenizer = match &self.tokenizer {
+        Ok(match &self.tokenizer {
             Some(path) if path.is_file() => Tokenizer::from_file(path)?,
             Some(path) if path.as_os_str() != "cl100k" || path.exists() => open_named(path)?,
             _ => Tokenizer::cl100k(),
-        };
-        Ok(tokenizer.with_specials(match self.specials {
-            SpecialsArg::Text => Specials::Text,
-            SpecialsArg::Forbid => Specials::Forbid,
-            SpecialsArg::Allow => Specials::Allow,
-        }))
+        })
     }
 }
 
@@ -198,15 +216,11 @@ impl TableArgs {
         Ok(device)
     }
 
-    /// The table with as many rows as asked for, or as the tokenizer needs.
-    fn open(&self, rows: Option<usize>, tokenizer: &Tokenizer, specials: SpecialsArg) -> Result<TokenEmbedding> {
+    /// The table with so many rows.
+    fn open(&self, rows: usize, tokenizer: &Tokenizer) -> Result<TokenEmbedding> {
         let device = self.device()?;
-        let needed = match specials {
-            SpecialsArg::Allow => tokenizer.table_rows(),
-            _ => tokenizer.table_rows_ordinary(),
-        };
         let cfg = TokenEmbeddingConfig {
-            vocab_size: rows.unwrap_or(needed),
+            vocab_size: rows,
             d_model: self.d_model,
             init: self.init,
             seed: self.seed,

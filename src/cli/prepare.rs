@@ -13,9 +13,9 @@ use tallow::prepare::{
 };
 use tallow::shard::{IdType, Manifest, SplitInfo};
 
-use super::TokenizerArgs;
 use super::plain::{plain, say};
 use super::progress::{bar, bytes, grouped, memory_mib, plural};
+use super::{SpecialsArgs, TokenizerArgs};
 
 #[derive(Args)]
 pub struct Prepare {
@@ -69,6 +69,8 @@ pub struct Prepare {
     json: bool,
     #[command(flatten)]
     tokenizer: TokenizerArgs,
+    #[command(flatten)]
+    specials: SpecialsArgs,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -93,7 +95,7 @@ impl Prepare {
         if self.finish {
             return self.report(&finish(&self.out)?);
         }
-        let tokenizer = self.tokenizer.open()?;
+        let tokenizer = self.specials.apply(self.tokenizer.open()?);
         let cfg = self.config()?;
         if self.dry_run {
             return self.print_estimate(&estimate(&tokenizer, &cfg)?);

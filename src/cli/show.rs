@@ -17,7 +17,7 @@ use tallow::{PretrainedTable, TokenEmbedding, Tokenizer};
 use super::io::{Kind, Output, Outputs};
 use super::pictures::{Pictures, projector, write};
 use super::plain::{plain, say};
-use super::{TableArgs, TokenizerArgs, describe, model};
+use super::{SpecialsArgs, TableArgs, TokenizerArgs, describe, model};
 
 /// Tokens printed at either end of a longer text.
 const ENDS: usize = 32;
@@ -26,7 +26,7 @@ const ENDS: usize = 32;
 pub struct Show {
     /// The text, or - for standard input
     text: OsString,
-    /// Rows of the table [default: as many as the tokenizer has tokens]
+    /// Rows of the table [default: as many as the tokenizer has tokens, special ones only with --specials allow]
     #[arg(long, visible_alias = "vocab-size")]
     rows: Option<usize>,
     /// Take the rows of a trained table instead of fresh ones: a safetensors, GGUF or PyTorch file, or a folder with a model
@@ -36,6 +36,8 @@ pub struct Show {
     table: TableArgs,
     #[command(flatten)]
     tokenizer: TokenizerArgs,
+    #[command(flatten)]
+    specials: SpecialsArgs,
     /// One JSON object instead of a picture
     #[arg(long)]
     json: bool,
@@ -104,7 +106,7 @@ impl Show {
             say(format!("note: {name} is a file here: its name is shown, not its text (tallow show - < {name})"));
         }
         self.pictures.reads(self.tokenizer.files());
-        let tokenizer = self.tokenizer.open()?;
+        let tokenizer = self.specials.apply(self.tokenizer.open()?);
         let (table, origin) = self.open(&tokenizer)?;
         let look_up = LookUp::new(&tokenizer, &table, &text)?;
         let LookUp { pieces, values, .. } = &look_up;
@@ -147,7 +149,8 @@ impl Show {
     /// The table, and where its values come from.
     fn open(&mut self, tokenizer: &Tokenizer) -> Result<(TokenEmbedding, String)> {
         let Some(path) = &self.trained else {
-            let table = self.table.open(self.rows, tokenizer, self.tokenizer.specials)?;
+            let rows = self.rows.unwrap_or_else(|| self.specials.rows(tokenizer));
+            let table = self.table.open(rows, tokenizer)?;
             return Ok((table, self.table.origin()));
         };
         let device = self.table.device()?;

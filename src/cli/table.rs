@@ -22,7 +22,7 @@ pub struct Table {
     /// [default: the first three, 999..1002, and the last two]
     #[arg(long)]
     rows: Option<String>,
-    /// Rows of the table [default: as many as the tokenizer has tokens]
+    /// Rows of the table [default: as many as the tokenizer has ordinary tokens]
     #[arg(long)]
     vocab_size: Option<usize>,
     #[command(flatten)]
@@ -60,7 +60,8 @@ struct Row {
 impl Table {
     pub fn run(mut self) -> Result<()> {
         let tokenizer = self.tokenizer.open()?;
-        let table = self.table.open(self.vocab_size, &tokenizer, self.tokenizer.specials)?;
+        let rows = self.vocab_size.unwrap_or(tokenizer.table_rows_ordinary());
+        let table = self.table.open(rows, &tokenizer)?;
         let ranges = self.ranges(table.vocab_size())?;
         if let Some(path) = &self.out {
             self.outputs.reads(self.tokenizer.files());

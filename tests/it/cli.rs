@@ -442,3 +442,13 @@ fn the_name_of_a_file_is_shown_with_a_note() {
     );
     assert!(tallow(&["show", "Hello"], b"").stderr.is_empty());
 }
+
+#[test]
+fn special_tokens_are_asked_about_where_text_is_read() {
+    for command in ["encode", "show", "prepare"] {
+        assert!(stdout(&[command, "--help"], b"").contains("--specials"), "{command}");
+    }
+    for command in ["decode", "table", "inspect", "plot", "neighbors", "convert", "pull", "verify"] {
+        assert!(!stdout(&[command, "--help"], b"").contains("--specials"), "{command}");
+    }
+}
