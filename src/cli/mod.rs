@@ -19,13 +19,13 @@ mod table;
 mod verify;
 mod weights;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use candle_core::{DType, Device};
 use candle_nn::{VarBuilder, VarMap};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use tallow::{Init, Specials, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
+use tallow::{Init, PretrainedTable, Specials, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 
 pub use plain::say;
 
@@ -82,11 +82,21 @@ impl Cli {
     }
 }
 
+/// For --help: what a tokenizer can be.
+const TOKENIZER: &str = match cfg!(feature = "hub") {
+    true => {
+        "A tokenizer.json or .tiktoken file, a folder with one, a repository on the Hub, or cl100k [default: the model's own, \
+         or the bundled cl100k]"
+    }
+    false => {
+        "A tokenizer.json or .tiktoken file, a folder with one, or cl100k [default: the model's own, or the bundled cl100k]"
+    }
+};
+
 /// Which tokenizer.
 #[derive(Args)]
 struct TokenizerArgs {
-    /// A tokenizer.json or .tiktoken file, a folder with one, a repository on the Hub, or cl100k [default: the bundled cl100k]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help = TOKENIZER)]
     tokenizer: Option<PathBuf>,
 }
 
@@ -132,46 +142,33 @@ impl TokenizerArgs {
         self.tokenizer.is_some().then(|| self.open()).transpose()
     }
 
-    /// The one that was chosen, or the model's own: beside its file, or in its repository.
-    fn of_model(&self, model: &str) -> Result<Option<Tokenizer>> {
-        match self.beside(model)? {
-            None if !std::path::Path::new(model).exists() => Ok(Some(Tokenizer::from_pretrained(model, None)?)),
-            found => Ok(found),
-        }
+    /// The one that was chosen, or the model's own: beside its file, or in its repository. It must fit the model's table.
+    fn of_model(&self, model: &Path, table: &PretrainedTable) -> Result<Option<Tokenizer>> {
+        let beside = model::folder(model).join("tokenizer.json");
+        let found = match (self.chosen()?, model.to_str().filter(|_| model::is_repository(model))) {
+            (Some(chosen), _) => Some(chosen),
+            (None, Some(repository)) => Some(Tokenizer::from_pretrained(repository, None)?),
+            (None, None) if beside.is_file() => Some(Tokenizer::from_file(beside)?),
+            (None, None) => None,
+        };
+        found.iter().try_for_each(|tokenizer| model::fits(tokenizer, table))?;
+        Ok(found)
     }
 
-    /// The one that was chosen, or a tokenizer.json beside the model's file.
-    fn beside(&self, model: &str) -> Result<Option<Tokenizer>> {
-        if let Some(chosen) = self.chosen()? {
-            return Ok(Some(chosen));
+    fn open(&self) -> Result<Tokenizer> {
+        match &self.tokenizer {
+            None => Ok(Tokenizer::cl100k()),
+            Some(path) if path.as_os_str() == "cl100k" && !path.exists() => Ok(Tokenizer::cl100k()),
+            Some(path) => match path.to_str().filter(|_| path.is_dir() || model::is_repository(path)) {
+                Some(name) => Ok(Tokenizer::from_pretrained(name, None)?),
+                None => Ok(Tokenizer::from_file(path)?),
+            },
         }
-        let model = std::path::Path::new(model);
-        let folder = if model.is_dir() { Some(model) } else { model.parent() };
-        let beside = folder.map(|folder| folder.join("tokenizer.json")).filter(|path| path.is_file());
-        Ok(beside.map(Tokenizer::from_file).transpose()?)
     }
 
     /// The file that is read, if one was named.
     fn files(&self) -> impl Iterator<Item = PathBuf> {
         self.tokenizer.iter().map(|path| if path.is_dir() { path.join("tokenizer.json") } else { path.clone() })
-    }
-
-    fn open(&self) -> Result<Tokenizer> {
-        Ok(match &self.tokenizer {
-            Some(path) if path.is_file() => Tokenizer::from_file(path)?,
-            Some(path) if path.as_os_str() != "cl100k" || path.exists() => open_named(path)?,
-            _ => Tokenizer::cl100k(),
-        })
-    }
-}
-
-/// A folder, or with the feature `hub` a repository.
-fn open_named(path: &std::path::Path) -> Result<Tokenizer> {
-    match path.to_str() {
-        Some(name) if path.is_dir() || (cfg!(feature = "hub") && name.split('/').count() == 2) => {
-            Ok(Tokenizer::from_pretrained(name, None)?)
-        }
-        _ => Ok(Tokenizer::from_file(path)?),
     }
 }
 

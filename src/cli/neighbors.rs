@@ -1,21 +1,22 @@
 //! `tallow neighbors`: the tokens whose rows point the same way.
 
 use std::io::Write;
+use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 use serde_json::json;
 use tallow::view::{Align, Cell, Column, write_grid};
-use tallow::{Neighbor, PretrainedTable, Tokenizer};
+use tallow::{Neighbor, Tokenizer};
 
-use super::TokenizerArgs;
 use super::plain::plain;
 use super::table::token;
+use super::{TokenizerArgs, model};
 
 #[derive(Args)]
 pub struct Neighbors {
-    /// A safetensors, GGUF or PyTorch file, a folder with a model, or a repository on the Hub
-    model: String,
+    #[arg(help = super::model::MODEL)]
+    model: PathBuf,
     /// Words, or ids; a word of several tokens stands for the mean of their rows
     #[arg(required = true)]
     words: Vec<String>,
@@ -37,9 +38,13 @@ pub struct Neighbors {
 
 impl Neighbors {
     pub fn run(self) -> Result<()> {
-        let table = PretrainedTable::from_pretrained(&self.model, None, self.tensor.as_deref())?;
-        let tokenizer =
-            if self.ids { self.tokenizer.beside(&self.model)? } else { self.tokenizer.of_model(&self.model)? };
+        let table = model::open(&self.model, self.tensor.as_deref())?;
+        // Ids need no tokenizer; one that is at hand and fits gives names.
+        let tokenizer = match self.ids && self.tokenizer.tokenizer.is_none() {
+            true if model::is_repository(&self.model) => None,
+            true => self.tokenizer.of_model(&self.model, &table).unwrap_or(None),
+            false => self.tokenizer.of_model(&self.model, &table)?,
+        };
         let words: Vec<Vec<u32>> =
             self.words.iter().map(|word| self.ids_of(word, tokenizer.as_ref())).collect::<Result<_>>()?;
         // One pass for all words.

@@ -6,25 +6,24 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail, ensure};
 use clap::Args;
 use serde_json::json;
+use tallow::Tokenizer;
 use tallow::shard::{Manifest, Statistics};
 use tallow::view::{DatasetPlot, TablePlot};
-use tallow::{PretrainedTable, Tokenizer};
 
-use super::TokenizerArgs;
-use super::model;
 use super::pictures::{Pictures, projector};
 use super::plain::plain;
 use super::prepare::{matching, split_of};
 use super::progress::{bar, grouped, plural};
 use super::table::token;
+use super::{TokenizerArgs, model};
 
 #[derive(Args)]
 pub struct Plot {
-    /// A safetensors, GGUF or PyTorch file, a folder with a model, a repository on the Hub, or a folder of shards
-    what: String,
+    #[arg(help = format!("{}; or a folder of shards", model::MODEL))]
+    what: PathBuf,
     /// The table before training, as a file: what moved, how far, and what was never trained
     #[arg(long, value_name = "FILE")]
-    before: Option<String>,
+    before: Option<PathBuf>,
     /// Which tensor of a file is the table [default: the one that has a name that tables have]
     #[arg(long)]
     tensor: Option<String>,
@@ -52,19 +51,19 @@ pub struct Plot {
 impl Plot {
     pub fn run(mut self) -> Result<()> {
         self.pictures.reads(self.tokenizer.files());
-        let folder = PathBuf::from(&self.what);
+        let folder = self.what.clone();
         if folder.join("manifest.json").is_file() { self.dataset(&folder) } else { self.table() }
     }
 
     fn table(mut self) -> Result<()> {
-        let open = |name: &str| PretrainedTable::from_pretrained(name, None, self.tensor.as_deref());
+        let open = |name: &Path| model::open(name, self.tensor.as_deref());
         let table = open(&self.what)?;
-        self.pictures.reads(model::files(Path::new(&self.what), &table));
+        self.pictures.reads(model::files(&self.what, &table));
         let before = self.before.as_deref().map(open).transpose()?;
         if let (Some(path), Some(table)) = (&self.before, &before) {
-            self.pictures.reads(model::files(Path::new(path), table));
+            self.pictures.reads(model::files(path, table));
         }
-        let tokenizer = self.tokenizer.of_model(&self.what)?;
+        let tokenizer = self.tokenizer.of_model(&self.what, &table)?;
         let name = |id: u32| tokenizer.as_ref().and_then(|tokenizer| token(tokenizer, id as usize));
         let mut chosen = Vec::new();
         if let Some(text) = &self.tokens {
@@ -80,7 +79,7 @@ impl Plot {
         }
         let plot = TablePlot::new(&table, before.as_ref(), &chosen, self.top.into(), name)?;
         let lang = self.pictures.language(self.tokens.as_deref().unwrap_or_default());
-        let title = Path::new(&self.what).file_name().map_or(self.what.clone(), |name| name.display().to_string());
+        let title = self.what.file_name().unwrap_or(self.what.as_os_str()).display().to_string();
         let written = self.pictures.write(|| plot.page(&title, lang), || plot.figure(lang))?;
         let mut written: Vec<String> = written.into_iter().map(|path| path.display().to_string()).collect();
         if let Some(folder) = &self.tsv {

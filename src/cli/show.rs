@@ -6,13 +6,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anstyle::{AnsiColor, Style};
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use clap::Args;
 use serde::Serialize;
 use tallow::view::{Align, Cell, Column, LookUp, Piece, hex, one_line, shown_columns, visible, write_grid};
-use tallow::{PretrainedTable, TokenEmbedding, Tokenizer};
+use tallow::{Error, TokenEmbedding, Tokenizer};
 
 use super::io::{Kind, Output, Outputs};
 use super::pictures::{Pictures, projector, write};
@@ -22,6 +22,13 @@ use super::{SpecialsArgs, TableArgs, TokenizerArgs, describe, model};
 /// Tokens printed at either end of a longer text.
 const ENDS: usize = 32;
 
+const TRAINED: &str = match cfg!(feature = "hub") {
+    true => {
+        "Take the rows of a trained table instead of fresh ones: a file or folder with a model, or a repository on the Hub"
+    }
+    false => "Take the rows of a trained table instead of fresh ones: a file or folder with a model",
+};
+
 #[derive(Args)]
 pub struct Show {
     /// The text, or - for standard input
@@ -29,8 +36,7 @@ pub struct Show {
     /// Rows of the table [default: as many as the tokenizer has tokens, special ones only with --specials allow]
     #[arg(long, visible_alias = "vocab-size")]
     rows: Option<usize>,
-    /// Take the rows of a trained table instead of fresh ones: a safetensors, GGUF or PyTorch file, or a folder with a model
-    #[arg(long = "table", value_name = "FILE", conflicts_with_all = ["rows", "d_model", "seed", "init", "dtype"])]
+    #[arg(long = "table", value_name = "FILE", help = TRAINED, conflicts_with_all = ["rows", "d_model", "seed", "init", "dtype"])]
     trained: Option<PathBuf>,
     #[command(flatten)]
     table: TableArgs,
@@ -100,15 +106,14 @@ struct PieceReport<'a> {
 
 impl Show {
     pub fn run(mut self) -> Result<()> {
-        let text = super::io::text(std::mem::take(&mut self.text), self.lossy)?;
         if Path::new(&self.text).is_file() {
             let name = self.text.display();
             say(format!("note: {name} is a file here: its name is shown, not its text (tallow show - < {name})"));
         }
         self.pictures.reads(self.tokenizer.files());
-        let tokenizer = self.specials.apply(self.tokenizer.open()?);
-        let (table, origin) = self.open(&tokenizer)?;
-        let look_up = LookUp::new(&tokenizer, &table, &text)?;
+        let text = super::io::text(std::mem::take(&mut self.text), self.lossy)?;
+        let (table, origin, tokenizer) = self.open()?;
+        let look_up = LookUp::new(&tokenizer, &table, &text).map_err(|error| self.advise(error))?;
         let LookUp { pieces, values, .. } = &look_up;
         let ids: Vec<u32> = pieces.iter().map(|piece| piece.id).collect();
         let written = self.write(&look_up, &ids, &table, &tokenizer)?;
@@ -146,20 +151,43 @@ impl Show {
         self.trained.is_none().then_some(&self.table)
     }
 
-    /// The table, and where its values come from.
-    fn open(&mut self, tokenizer: &Tokenizer) -> Result<(TokenEmbedding, String)> {
+    /// The table, where its values come from, and the tokenizer.
+    fn open(&mut self) -> Result<(TokenEmbedding, String, Tokenizer)> {
         let Some(path) = &self.trained else {
-            let rows = self.rows.unwrap_or_else(|| self.specials.rows(tokenizer));
-            let table = self.table.open(rows, tokenizer)?;
-            return Ok((table, self.table.origin()));
+            let tokenizer = self.specials.apply(self.tokenizer.open()?);
+            let rows = self.rows.unwrap_or_else(|| self.specials.rows(&tokenizer));
+            return Ok((self.table.open(rows, &tokenizer)?, self.table.origin(), tokenizer));
         };
         let device = self.table.device()?;
-        let rows = PretrainedTable::open(path, None)?;
+        let rows = model::open(path, None)?;
         self.pictures.reads(model::files(path, &rows));
+        let tokenizer = match self.tokenizer.of_model(path, &rows)? {
+            Some(tokenizer) => tokenizer,
+            None => {
+                say(format!("note: no tokenizer.json is beside {}: cl100k is taken (--tokenizer)", path.display()));
+                let bundled = Tokenizer::cl100k();
+                model::fits(&bundled, &rows)?;
+                bundled
+            }
+        };
+        let tokenizer = self.specials.apply(tokenizer);
         let varmap = VarMap::new();
         let vb = VarBuilder::from_varmap(&varmap, rows.dtype(), &device);
         let table = TokenEmbedding::from_pretrained(&rows, &rows.config(), vb)?;
-        Ok((table.with_token_names(tokenizer.names()), format!("{} of {}", rows.name(), path.display())))
+        let origin = format!("{} of {}", rows.name(), path.display());
+        Ok((table.with_token_names(tokenizer.names()), origin, tokenizer))
+    }
+
+    /// What can be done about an id that a trained table has no row for: it cannot be given more.
+    fn advise(&self, error: Error) -> anyhow::Error {
+        match error {
+            Error::IdOutOfRange { id, rows, token, .. } if self.trained.is_some() => anyhow!(
+                "id {id} ({}) is outside the trained table of {rows} rows: read special tokens as text (--specials text), or \
+                 give the tokenizer of this table (--tokenizer)",
+                token.unwrap_or_default()
+            ),
+            error => error.into(),
+        }
     }
 
     /// The files that were asked for, and a word about each.

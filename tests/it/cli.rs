@@ -354,8 +354,20 @@ fn neighbors_are_printed() {
     assert!(refusal(&["neighbors", &path, "word"], b"").contains("no tokenizer.json is beside the file"));
     assert!(refusal(&["neighbors", &path, "5"], b"").contains("outside the table of 5 rows"));
     // With a tokenizer, words; one of several tokens is the mean of its rows, and its tokens are no neighbours.
-    let found = stdout(&["neighbors", &path, "!", "-k", "1", "--tokenizer", "cl100k"], b"");
-    assert!(found.starts_with("!  (0)") && found.contains('#'), "{found}");
+    assert!(
+        refusal(&["neighbors", &path, "!", "--tokenizer", "cl100k"], b"").contains("a table of 5 rows is not cl100k")
+    );
+    let (path, small) = (folder.path().join("model.safetensors").display().to_string(), golden("byte_level.json"));
+    let rows =
+        candle_core::Tensor::arange(0f32, 384. * 2., &candle_core::Device::Cpu).unwrap().reshape((384, 2)).unwrap();
+    candle_core::safetensors::save(&[("wte.weight".to_string(), rows)].into(), &path).unwrap();
+    std::fs::copy(small, folder.path().join("tokenizer.json")).unwrap();
+    let found = stdout(&["neighbors", &path, "#", "# $", "-k", "1"], b"");
+    assert!(found.starts_with("#  (3)") && found.contains("# $  (3 221 4)") && found.contains("cosine"), "{found}");
+    // A tokenizer of another model: ids do without it, words do not.
+    let narrow = folder.path().join("x.safetensors").display().to_string();
+    assert!(stdout(&["neighbors", &narrow, "0", "--ids", "-k", "1"], b"").contains(" 2  0.99"));
+    assert!(refusal(&["neighbors", &narrow, "#"], b"").contains("give its own tokenizer (--tokenizer)"));
 }
 
 #[test]
@@ -374,8 +386,89 @@ fn rows_are_pulled_out_of_a_model() {
     assert!(stdout(&["inspect", &out], b"").contains("token_embd.weight: 40 rows x 256 columns"));
     assert!(refusal(&["pull", &model, "--rows", "60..65", "-o", &out], b"").contains("end beyond the table"));
     assert!(refusal(&["pull", &model, "-o", "/nowhere/x"], b"").contains("/nowhere"));
-    #[cfg(not(feature = "hub"))]
-    assert!(refusal(&["pull", "owner/name", "-o", &out], b"").contains("--features hub"));
+}
+
+/// The helps promise what this build has, and a repository's name says what it lacks.
+#[test]
+fn a_build_without_the_hub_says_so() {
+    let hub = cfg!(feature = "hub");
+    for command in ["pull", "neighbors", "plot", "show", "encode"] {
+        assert_eq!(stdout(&[command, "--help"], b"").contains("Hub"), hub, "{command}");
+    }
+    if !hub {
+        for args in [
+            &["pull", "owner/name", "-o", "/nowhere/x"][..],
+            &["encode", "--tokenizer", "owner/name"],
+            &["show", "x", "--table", "owner/name"],
+            &["plot", "owner/name"],
+            &["neighbors", "owner/name", "x"],
+        ] {
+            assert!(refusal(args, b"").contains("--features hub"), "{args:?}");
+        }
+    }
+    // A file that is missing is no repository.
+    let missing = refusal(&["encode", "--tokenizer", "nowhere/tokenizer.json"], b"");
+    assert!(missing.contains("nowhere/tokenizer.json: No such file"), "{missing}");
+}
+
+#[test]
+fn a_trained_table_brings_its_tokenizer() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let save = |rows: usize, name: &str| {
+        let rows = candle_core::Tensor::zeros((rows, 2), candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+        candle_core::safetensors::save(&[("wte.weight".to_string(), rows)].into(), path(name)).unwrap();
+    };
+    save(100_256, "model.safetensors");
+    let shown = |args: &[&str]| {
+        let output = tallow(args, b"");
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let model = path("model.safetensors");
+    // None beside it: cl100k, and a word about it; a token that the table lacks.
+    let (code, out, said) = shown(&["show", "#", "--table", &model]);
+    assert!(code == Some(0) && out.contains("cl100k_base"), "{said}");
+    assert_eq!(said, format!("note: no tokenizer.json is beside {model}: cl100k is taken (--tokenizer)\n"));
+    let (code, _, said) = shown(&["show", "<|endoftext|>", "--specials", "allow", "--table", &model]);
+    assert!(code == Some(2) && said.contains("id 100257") && said.contains("--specials text"), "{said}");
+    assert!(!said.contains("--rows") && !said.contains("vocab_size"), "{said}");
+    // One beside it.
+    save(400, "model.safetensors");
+    std::fs::copy(golden("byte_level.json"), path("tokenizer.json")).unwrap();
+    for table in [&model, &path("")] {
+        let (code, out, said) = shown(&["show", "#", "--table", table, "--json"]);
+        assert!(code == Some(0) && said.is_empty() && out.contains("\"ids\":[3]"), "{said}");
+    }
+    assert!(refusal(&["show", "#", "--table", &model, "--tokenizer", "cl100k"], b"").contains("400 rows"));
+    // Padding is no misfit, another vocabulary is.
+    for (rows, fits) in [(382, false), (383, true), (1407, true), (1408, false)] {
+        save(rows, "model.safetensors");
+        assert_eq!(shown(&["plot", &model]).0 == Some(0), fits, "{rows}");
+    }
+}
+
+#[test]
+fn the_name_of_a_file_is_shown_with_a_note() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("h.txt").display().to_string();
+    std::fs::write(&path, "Hello").unwrap();
+    let output = tallow(&["show", &path, "--json"], b"");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        output.status.success() && said.contains("its name is shown") && said.contains("tallow show - <"),
+        "{said}"
+    );
+    assert!(tallow(&["show", "Hello"], b"").stderr.is_empty());
+}
+
+#[test]
+fn special_tokens_are_asked_about_where_text_is_read() {
+    for command in ["encode", "show", "prepare"] {
+        assert!(stdout(&[command, "--help"], b"").contains("--specials"), "{command}");
+    }
+    for command in ["decode", "table", "inspect", "plot", "neighbors", "convert", "pull", "verify"] {
+        assert!(!stdout(&[command, "--help"], b"").contains("--specials"), "{command}");
+    }
 }
 
 #[test]
@@ -426,29 +519,5 @@ fn folders_of_weights_are_inspected() {
     let nothing = refusal(&["inspect", folder.path().to_str().unwrap()], b"");
     for part in ["manifest.json", "step-N", "model.safetensors", ".gguf"] {
         assert!(nothing.contains(part), "{nothing}");
-    }
-}
-
-#[test]
-fn the_name_of_a_file_is_shown_with_a_note() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("h.txt").display().to_string();
-    std::fs::write(&path, "Hello").unwrap();
-    let output = tallow(&["show", &path, "--json"], b"");
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        output.status.success() && said.contains("its name is shown") && said.contains("tallow show - <"),
-        "{said}"
-    );
-    assert!(tallow(&["show", "Hello"], b"").stderr.is_empty());
-}
-
-#[test]
-fn special_tokens_are_asked_about_where_text_is_read() {
-    for command in ["encode", "show", "prepare"] {
-        assert!(stdout(&[command, "--help"], b"").contains("--specials"), "{command}");
-    }
-    for command in ["decode", "table", "inspect", "plot", "neighbors", "convert", "pull", "verify"] {
-        assert!(!stdout(&[command, "--help"], b"").contains("--specials"), "{command}");
     }
 }
