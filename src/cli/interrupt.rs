@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 /// What would be left.
+#[cfg_attr(not(unix), allow(dead_code))]
 enum Unfinished {
     /// A folder of ours.
     Folder(PathBuf),
