@@ -2,7 +2,7 @@
 
 /// Mixes 64 bits: a bijection in which every bit of the input decides about every bit of the output.
 ///
-/// Source: the finaliser of SplitMix64 (Steele, Lea and Flood, 2014), with Stafford's constants.
+/// Source: one step of SplitMix64 (Steele, Lea and Flood, 2014): the constant added, then the finaliser.
 pub(crate) fn mix(x: u64) -> u64 {
     let x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -320,3 +320,68 @@ fn needs_python_a_json_line_means_what_it_means_there() {
         println!("{name}: {} lines, {good} texts, {bad} errors", lines.len());
     }
 }
+
+/// The split as docs/format.md describes it, in Python, against a real run.
+#[cfg(feature = "prepare")]
+#[test]
+fn the_split_can_be_rebuilt_from_the_document() {
+    use tallow::prepare::{PrepareConfig, prepare};
+    let Some(python) = python("json, zlib") else { return };
+    let mut rng = crate::Lcg(77);
+    let mut texts: Vec<String> =
+        (0..400).map(|i| (0..rng.below(9)).map(|_| rng.scalar()).chain(format!(" {i}").chars()).collect()).collect();
+    // A character lies across byte 65536, or two texts differ only after it; and one that is given as a stream.
+    for before in 0..4 {
+        let beginning = "x".repeat(before) + &"數字 and ".repeat(6000);
+        texts.extend([format!("{beginning}a"), format!("{beginning}b")]);
+    }
+    texts.push("words, 數字; ".repeat(30_000));
+    let choices = [(0.1, 0), (0.1, 1337), (0.5, u64::MAX), (0.9, 1 << 63), (0.000_1, 3), (1.0, 4), (0.0, 5)];
+    let folder = tempfile::tempdir().unwrap();
+    let (task, input) = (folder.path().join("task.json"), folder.path().join("x.jsonl"));
+    std::fs::write(&task, serde_json::json!({"texts": texts, "choices": choices}).to_string()).unwrap();
+    let lines = texts.iter().map(|text| serde_json::json!({"text": text}).to_string() + "\n");
+    std::fs::write(&input, lines.collect::<String>()).unwrap();
+    let expected: Vec<Vec<bool>> = serde_json::from_value(run(&python, "split.py", &[&task])).unwrap();
+    let tokenizer = tallow::Tokenizer::cl100k();
+    for ((val, seed), expected) in choices.into_iter().zip(expected) {
+        let out = folder.path().join(format!("{val}-{seed}"));
+        let cfg = PrepareConfig { inputs: vec![input.clone()], out: out.clone(), val, seed, ..Default::default() };
+        prepare(&tokenizer, &cfg, &|_| ()).unwrap().unwrap();
+        for (split, is_val) in [("train", false), ("val", true)] {
+            let there = texts.iter().zip(&expected).filter(|(_, val)| **val == is_val);
+            let there = there.map(|(text, _)| [tokenizer.encode(text).unwrap(), vec![100_257]].concat());
+            assert!(crate::prepare::ids(&out, split) == there.collect::<Vec<_>>().concat(), "{split}, {val} of {seed}");
+        }
+    }
+}
+
+/// Every name in plan.json and units/*.json stands in the document.
+#[cfg(feature = "prepare")]
+#[test]
+fn the_document_has_every_field_of_a_plan() {
+    use tallow::prepare::{PrepareConfig, prepare};
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let cfg = PrepareConfig { inputs: vec![crate::golden("corpus.jsonl")], out: out.clone(), ..Default::default() };
+    prepare(&tallow::Tokenizer::cl100k(), &cfg, &|_| ()).unwrap();
+    let document = include_str!("../../docs/format.md");
+    fn names(value: &Value, all: &mut Vec<String>) {
+        match value {
+            Value::Object(map) => map.iter().for_each(|(name, value)| {
+                all.push(name.clone());
+                names(value, all);
+            }),
+            Value::Array(list) => list.iter().for_each(|value| names(value, all)),
+            _ => (),
+        }
+    }
+    for file in ["plan.json", "units/000000.json", "manifest.json"] {
+        let mut all = Vec::new();
+        names(&serde_json::from_slice(&std::fs::read(out.join(file)).unwrap()).unwrap(), &mut all);
+        assert!(all.len() > 10, "{file}");
+        for name in all.iter().filter(|name| !["train", "val"].contains(&name.as_str())) {
+            assert!(document.contains(&format!("`{name}`")), "{name} of {file}");
+        }
+    }
+}
