@@ -1,7 +1,7 @@
 //! Writing so that a name stands for something whole: a temporary name first, then the disk, then the name. Reading at a place.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::fs::{File, Metadata};
+use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 
 use tempfile::NamedTempFile;
@@ -75,6 +75,29 @@ pub(crate) fn remove_temporaries(folder: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What is known of a file, if it is a regular one.
+pub(crate) fn regular(path: &Path) -> std::io::Result<Metadata> {
+    let about = std::fs::metadata(path)?;
+    match about.is_file() {
+        true => Ok(about),
+        false => Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a regular file")),
+    }
+}
+
+/// Opens a file from a folder that somebody else may have made. It is looked at first: who opens a pipe waits for whoever
+/// writes into it, perhaps for ever.
+pub(crate) fn open_regular(path: &Path) -> std::io::Result<File> {
+    regular(path)?;
+    File::open(path)
+}
+
+/// Reads such a file.
+pub(crate) fn read_regular(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Reads bytes at a place of a file, all or an error.

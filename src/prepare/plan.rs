@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{OnError, PrepareConfig, SeparatorChoice};
 use crate::corpus::{CorpusFile, Cut, Format, Piece, Rules, find, units};
-use crate::files::write_new;
+use crate::files::{read_regular, write_new};
 use crate::shard::{IdType, Separator, TokenizerInfo};
 use crate::{Error, Result, Tokenizer};
 
@@ -93,7 +93,7 @@ impl Plan {
 
     pub(super) fn read(out: &Path) -> Result<Option<Self>> {
         let path = out.join(NAME);
-        match std::fs::read(&path) {
+        match read_regular(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::io(&path, e)),
             Ok(bytes) => serde_json::from_slice(&bytes)

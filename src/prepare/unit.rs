@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::plan::Plan;
 use super::{Event, OnError, UnitReport};
 use crate::corpus::{Bad, Body, Counted, Document, Source, documents, of_the_machine, reason};
-use crate::files::write_whole;
+use crate::files::{read_regular, write_whole};
 use crate::shard::{IdType, ShardWriter, Skipped};
 use crate::{Error, Result, Tokenizer};
 
@@ -21,7 +21,7 @@ fn marker(out: &Path, unit: usize) -> PathBuf {
 
 /// The report of a unit that is done: its file is there, and so are its shards, in full length.
 pub(super) fn done(out: &Path, unit: usize, dtype: IdType) -> Option<UnitReport> {
-    let report: UnitReport = serde_json::from_slice(&std::fs::read(marker(out, unit)).ok()?).ok()?;
+    let report: UnitReport = serde_json::from_slice(&read_regular(&marker(out, unit)).ok()?).ok()?;
     let there = |split: &str, tokens: u64, stem: &str| {
         let bytes =
             |ending| std::fs::metadata(out.join(split).join(format!("{stem}.{ending}"))).map(|about| about.len());

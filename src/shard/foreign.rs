@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::write::with_suffix;
 use super::{FORMAT, IdType, Io, Manifest, Separator, Shard, ShardInfo, ShardWriter, Skipped, TokenizerInfo, VERSION};
-use crate::files::{folder_of, persist, temporary, write_whole};
+use crate::files::{folder_of, open_regular, persist, temporary, write_whole};
 use crate::same_file::{belongs_to, lies_in};
 use crate::{Error, Result};
 
@@ -118,7 +118,7 @@ pub fn import(files: &[PathBuf], about: &ForeignFile, out: &Path, split: &str) -
 fn read_foreign(path: &Path, about: &ForeignFile, writer: &mut ShardWriter) -> Result<(u32, u32)> {
     let io = |e| Error::io(path, e);
     let bad = |reason: String| Error::Shard { path: path.to_path_buf(), reason };
-    let file = File::open(path).map_err(io)?;
+    let file = open_regular(path).map_err(io)?;
     let mut bytes = file.metadata().map_err(io)?.len();
     let mut reader = BufReader::with_capacity(1 << 18, file);
     let mut dtype = about.dtype;
@@ -218,7 +218,7 @@ struct DocumentEnds {
 impl DocumentEnds {
     fn open(ds: &Path, total: u64) -> Result<Self> {
         let path = with_suffix(ds, ".index");
-        let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
+        let file = open_regular(&path).map_err(|e| Error::io(&path, e))?;
         Ok(DocumentEnds { path, reader: BufReader::new(file), last: 0, total })
     }
 

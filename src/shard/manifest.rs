@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{IdType, Io, Shard};
-use crate::files::write_whole;
+use crate::files::{read_regular, write_whole};
 use crate::fingerprint::Fingerprint;
 use crate::{Error, Result};
 
@@ -136,7 +136,7 @@ impl Manifest {
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join(MANIFEST);
         let bad = |reason: String| Error::Shard { path: path.clone(), reason };
-        let bytes = match std::fs::read(&path) {
+        let bytes = match read_regular(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && folder.as_ref().join("plan.json").exists() => {
                 return Err(bad("not there yet: `tallow prepare` has not finished this folder".to_string()));
             }

@@ -9,7 +9,7 @@ use memmap2::Mmap;
 use super::index::{HEADER_BYTES, Header};
 use super::write::with_suffix;
 use super::{IdType, ShardInfo};
-use crate::files::read_at;
+use crate::files::{open_regular, read_at, read_regular, regular};
 use crate::{Error, Result};
 
 /// How shards are read.
@@ -84,7 +84,7 @@ impl Shard {
             stem,
         };
         let bin = shard.bin();
-        let found = std::fs::metadata(&bin).map_err(|e| Error::io(&bin, e))?.len();
+        let found = regular(&bin).map_err(|e| Error::io(&bin, e))?.len();
         let expected = info.tokens.checked_mul(id_type.bytes() as u64);
         if expected != Some(found) {
             return Err(Error::Shard {
@@ -271,7 +271,7 @@ impl Shard {
     fn ids(&self) -> Result<&Ids> {
         if self.ids.get().is_none() {
             let path = self.bin();
-            let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
+            let file = open_regular(&path).map_err(|e| Error::io(&path, e))?;
             let ids = match self.io {
                 Io::Pread => Ids::File(file),
                 Io::Map => {
@@ -290,7 +290,7 @@ impl Shard {
 
     fn open_index(&self) -> Result<(File, Header)> {
         let path = with_suffix(&self.stem, ".idx");
-        let file = File::open(&path).map_err(|e| Error::io(&path, e))?;
+        let file = open_regular(&path).map_err(|e| Error::io(&path, e))?;
         let bytes = file.metadata().map_err(|e| Error::io(&path, e))?.len();
         let mut head = [0; HEADER_BYTES];
         if bytes >= HEADER_BYTES as u64 {
@@ -312,7 +312,7 @@ impl Shard {
         let path = with_suffix(&self.stem, ".idx");
         let bytes = match self.io {
             Io::Map => IndexBytes::Map(map(&file).map_err(|e| Error::io(&path, e))?),
-            Io::Pread => IndexBytes::Read(std::fs::read(&path).map_err(|e| Error::io(&path, e))?),
+            Io::Pread => IndexBytes::Read(read_regular(&path).map_err(|e| Error::io(&path, e))?),
         };
         let Header { id_type, sequences, documents } = header;
         let index = Index { bytes, id_type, sequences, documents, tokens: self.tokens };

@@ -1,6 +1,5 @@
 //! Reads every byte of a folder again and compares it with the manifest.
 
-use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
@@ -8,6 +7,7 @@ use crc32fast::Hasher;
 
 use super::write::with_suffix;
 use super::{Io, Manifest, Shard, ShardInfo};
+use crate::files::open_regular;
 use crate::{Error, Result};
 
 /// Recounts and checksums all shards of `folder`; `progress` is told the bytes read. What is wrong comes back as one line a
@@ -93,7 +93,7 @@ fn shard(
 }
 
 fn crc_of(path: &Path, progress: &mut impl FnMut(u64)) -> Result<u32> {
-    let mut file = BufReader::new(File::open(path).map_err(|e| Error::io(path, e))?);
+    let mut file = BufReader::new(open_regular(path).map_err(|e| Error::io(path, e))?);
     let (mut crc, mut buffer) = (Hasher::new(), vec![0; 1 << 18]);
     loop {
         match file.read(&mut buffer).map_err(|e| Error::io(path, e))? {

@@ -438,6 +438,47 @@ fn patterns_find_files_beside_names_that_are_not_utf8() {
 }
 
 #[test]
+fn too_many_units_are_refused_before_they_take_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("x.jsonl");
+    let file = std::fs::File::create(&input).unwrap();
+    let out = folder.path().join("out");
+    let cfg = PrepareConfig { unit_bytes: Some(1), ..config(&[&input], &out) };
+    // A file of holes: nothing of it is read.
+    for bytes in [1_000_100, 1 << 42] {
+        file.set_len(bytes).unwrap();
+        let error = prepare(&Tokenizer::cl100k(), &cfg, &|_| ()).unwrap_err().to_string();
+        let least = bytes / 1_000_000 + 1;
+        assert!(error.contains(&format!("makes {bytes} units of 1 bytes")), "{error}");
+        assert!(error.contains(&format!("raise unit_bytes to about {least}")), "{error}");
+        assert!(!out.exists());
+    }
+}
+
+/// A plan, or the word that a unit is done, that is a pipe does not stop a run for ever.
+#[cfg(unix)]
+#[test]
+fn a_pipe_in_the_place_of_a_plan_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("x.txt");
+    std::fs::write(&input, "a").unwrap();
+    let pipe = |name: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    };
+    pipe("a/plan.json");
+    let error = prepare(&Tokenizer::cl100k(), &config(&[&input], &folder.path().join("a")), &|_| ()).unwrap_err();
+    assert!(error.to_string().contains("plan.json: it is not a regular file"), "{error}");
+    let error = finish(&folder.path().join("a")).unwrap_err();
+    assert!(error.to_string().contains("plan.json: it is not a regular file"), "{error}");
+    // The unit is made again.
+    pipe("b/units/000000.json");
+    prepare(&Tokenizer::cl100k(), &config(&[&input], &folder.path().join("b")), &|_| ()).unwrap().unwrap();
+    assert_eq!(ids(&folder.path().join("b"), "train"), [64, SEPARATOR]);
+}
+
+#[test]
 fn the_split_is_stable_and_of_the_right_size() {
     let folder = tempfile::tempdir().unwrap();
     let line = |i: usize| format!("{{\"text\":\"document number {i}\"}}\n");

@@ -261,3 +261,39 @@ proptest! {
         }
     }
 }
+
+/// A pipe that bears the name of a file is refused; who opened it would wait for ever.
+#[cfg(unix)]
+#[test]
+fn a_pipe_in_the_place_of_a_file_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    folder_of(&[vec![5, 6], vec![7]], &[], Some(1), &path("tokens"));
+    let pipe = |name: &str| {
+        _ = std::fs::remove_file(path(name));
+        assert!(std::process::Command::new("mkfifo").arg(path(name)).status().unwrap().success());
+    };
+    let refused = |result: Result<(), tallow::Error>, name: &str| {
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(&format!("{name}: ")) && error.contains("not a regular file"), "{error}");
+    };
+    let whole = std::fs::read(path("tokens/train/000000.idx")).unwrap();
+    pipe("tokens/train/000000.idx");
+    refused(tallow::Dataset::open(path("tokens")).and_then(|dataset| dataset.split("train").map(|_| ())), "000000.idx");
+    assert!(verify(path("tokens"), |_| ()).unwrap()[0].contains("000000.idx: it is not a regular file"));
+    std::fs::remove_file(path("tokens/train/000000.idx")).unwrap();
+    std::fs::write(path("tokens/train/000000.idx"), whole).unwrap();
+    pipe("tokens/train/000000.bin");
+    assert!(verify(path("tokens"), |_| ()).unwrap()[0].contains("000000.bin: it is not a regular file"));
+    refused(export(&path("tokens"), "train", Foreign::NanoGpt, IdType::U16, &path("x")).map(|_| ()), "000000.bin");
+    pipe("tokens/manifest.json");
+    refused(Manifest::read(path("tokens")).map(|_| ()), "manifest.json");
+    // Other trainers' files.
+    let nanogpt = about(Foreign::NanoGpt, IdType::U16, None);
+    pipe("x.bin");
+    refused(import(&[path("x.bin")], &nanogpt, &path("out"), "train").map(|_| ()), "x.bin");
+    std::fs::write(path("x.ds"), [1, 0]).unwrap();
+    pipe("x.ds.index");
+    let datatrove = about(Foreign::Datatrove, IdType::U16, None);
+    refused(import(&[path("x.ds")], &datatrove, &path("out"), "train").map(|_| ()), "x.ds.index");
+}
