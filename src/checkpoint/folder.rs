@@ -9,7 +9,7 @@ use crc32fast::Hasher;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-use crate::files::{TEMPORARY, sync_folder};
+use crate::files::{TEMPORARY, open_regular, sync_folder};
 use crate::tensors::wrong;
 use crate::{Error, Result};
 
@@ -223,7 +223,7 @@ pub(super) fn prune(folder: &Path, keep: usize) -> Result<()> {
 /// Reads a JSON file of sane size.
 pub(super) fn read_json(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let file = open_regular(path).map_err(|e| Error::io(path, e))?;
     file.take(MAX_JSON_BYTES + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
     match bytes.len() as u64 > MAX_JSON_BYTES {
         true => Err(wrong(path, "it is too large for the JSON of a checkpoint")),

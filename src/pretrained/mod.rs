@@ -19,7 +19,7 @@ use candle_nn::VarBuilder;
 
 use crate::embedding::{nearest, queries_fit};
 use crate::same_file::same_file;
-use crate::tensors::{Gguf, single_header, wrong};
+use crate::tensors::{Gguf, single_header};
 use crate::{Error, Init, Neighbor, Result, TokenEmbedding, TokenEmbeddingConfig};
 
 pub use changes::{RowChange, RowChanges};

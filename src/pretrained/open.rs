@@ -1,7 +1,7 @@
 //! What a file of weights is, and where its table lies.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::Read;
 use std::path::Path;
 
@@ -9,6 +9,7 @@ use candle_core::DType;
 
 use super::{PretrainedTable, Source, find};
 use crate::tensors::{Gguf, Pth, TensorFile, dtype_of, is_pth, type_name, wrong};
+use crate::files::open_regular;
 use crate::{Error, Result};
 
 /// Larger indices of sharded models are not read.
@@ -24,7 +25,7 @@ pub(super) enum Format {
 impl Format {
     pub(super) fn of(path: &Path) -> Result<Self> {
         let mut first = Vec::new();
-        File::open(path).and_then(|f| f.take(512).read_to_end(&mut first)).map_err(|e| Error::io(path, e))?;
+        open_regular(path).and_then(|f| f.take(512).read_to_end(&mut first)).map_err(|e| Error::io(path, e))?;
         if first.starts_with(b"version https://git-lfs") {
             return Err(wrong(
                 path,
@@ -122,7 +123,7 @@ pub(super) fn folder(folder: &Path, tensor: Option<&str>) -> Result<PretrainedTa
         }
         if index.is_file() {
             let mut bytes = Vec::new();
-            let opened = File::open(&index).map_err(|e| Error::io(&index, e))?;
+            let opened = open_regular(&index).map_err(|e| Error::io(&index, e))?;
             opened.take(MAX_INDEX_BYTES).read_to_end(&mut bytes).map_err(|e| Error::io(&index, e))?;
             let shard = Sharded::parse(&bytes, tensor).map_err(|reason| wrong(&index, reason))?;
             let mut table = file(&folder.join(&shard.file), Some(&shard.tensor))?;

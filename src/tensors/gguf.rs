@@ -13,6 +13,7 @@ use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{Device, Tensor};
 
 use super::wrong;
+use crate::files::open_regular;
 use crate::{Error, Result};
 
 /// Arrays within arrays are passed over to this depth.
@@ -37,7 +38,7 @@ pub(crate) struct Info {
 
 impl Gguf {
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let file = open_regular(path).map_err(|e| Error::io(path, e))?;
         let bytes = file.metadata().map_err(|e| Error::io(path, e))?.len();
         let header = Cursor { bytes, at: 0, file: BufReader::new(&file) };
         let tensors = header.read().map_err(|reason| wrong(path, format!("this GGUF file is not sound: {reason}")))?;

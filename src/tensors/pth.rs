@@ -14,6 +14,7 @@ use zip::{CompressionMethod, ZipArchive};
 
 use super::pickle::{Id, MAX_BYTES, Pickle, Sound, Value};
 use super::{read_at, wrong};
+use crate::files::open_regular;
 use crate::{Error, Result};
 
 /// No model has more tensors in a file, more dimensions in a tensor, or a longer name of a storage, which is a number:
@@ -65,7 +66,7 @@ enum Storages {
 impl Pth {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let io = |e| Error::io(path, e);
-        let file = File::open(path).map_err(io)?;
+        let file = open_regular(path).map_err(io)?;
         let bytes = file.metadata().map_err(io)?.len();
         let first = read_at(&file, 0..bytes.min(4)).map_err(io)?;
         let read = if is_zip(&first) { zipped(&file, bytes) } else { old(&file, bytes) };

@@ -10,6 +10,7 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value;
 
 use super::wrong;
+use crate::files::open_regular;
 use crate::{Error, Result};
 
 /// The format's own limit for its header.
@@ -79,10 +80,7 @@ pub(crate) struct TensorFile {
 impl TensorFile {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let io = |e| Error::io(path, e);
-        if !std::fs::metadata(path).map_err(io)?.is_file() {
-            return Err(wrong(path, "it is not a file"));
-        }
-        let mut file = File::open(path).map_err(io)?;
+        let mut file = open_regular(path).map_err(io)?;
         let bytes = file.metadata().map_err(io)?.len();
         let mut first = [0; 8];
         file.read_exact(&mut first).map_err(|_| wrong(path, format!("{bytes} bytes are no safetensors file")))?;

@@ -257,6 +257,21 @@ fn an_empty_varmap_is_filled_and_one_is_not_saved() {
     assert_eq!(names(folder.path()), ["step-00000030"]);
 }
 
+#[cfg(unix)]
+#[test]
+fn a_pipe_in_the_place_of_a_file_is_refused() {
+    for name in ["complete.json", "state.json", "model.safetensors"] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut run = Run::new(7);
+        run.train(2);
+        let file = run.save(folder.path(), 1).join(name);
+        std::fs::remove_file(&file).unwrap();
+        assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+        let refused = message(run.load(folder.path()));
+        assert!(refused.contains(name) && refused.contains("not a"), "{refused}");
+    }
+}
+
 #[test]
 fn pytorch_s_files_are_read() {
     let varmap = VarMap::new();

@@ -146,6 +146,20 @@ fn what_cannot_be_read_is_an_error_that_says_why() {
     assert!(reason(folder.path(), None).contains("no index of shards"));
 }
 
+/// A pipe that bears the name of weights is refused; who opened it would wait for ever.
+#[cfg(unix)]
+#[test]
+fn a_pipe_in_the_place_of_weights_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["model.safetensors", "model.gguf", "pytorch_model.bin"] {
+        let pipe = folder.path().join(name);
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let refused = PretrainedTable::open(&pipe, None).unwrap_err().to_string();
+        assert!(refused.contains(&format!("{name}: it is not a regular file")), "{refused}");
+    }
+    assert!(PretrainedTable::open(folder.path(), None).is_err());
+}
+
 /// Every cut and every changed byte of the small files: an error or a table, never a panic, never more memory than the file has.
 #[test]
 fn torn_and_hostile_files_are_errors() {
