@@ -8,8 +8,8 @@ use std::path::Path;
 use candle_core::DType;
 
 use super::{PretrainedTable, Source, find};
-use crate::tensors::{Gguf, Pth, TensorFile, dtype_of, is_pth, type_name, wrong};
 use crate::files::open_regular;
+use crate::tensors::{Gguf, Pth, TensorFile, dtype_of, is_pth, type_name, wrong};
 use crate::{Error, Result};
 
 /// Larger indices of sharded models are not read.

@@ -362,7 +362,7 @@ fn a_backward_that_the_step_does_not_hold_is_an_error() {
         // The same loss backward twice.
         let loss = wte.forward(&Tensor::new(&[3u32], &CPU).unwrap()).unwrap().sum_all().unwrap();
         let grads = loss.backward().unwrap();
-        let twice = loss.backward().err().expect("the same look-up twice").to_string();
+        let twice = loss.backward().expect_err("the same look-up twice").to_string();
         assert!(twice.contains("a second time without a step"), "{twice}");
         opt.step(&grads).unwrap();
         // A store that was dropped, and forgotten.
