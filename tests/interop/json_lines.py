@@ -16,10 +16,12 @@ def meaning(line, field):
         return "blank"
     try:
         value = json.loads(line.decode("utf-8"))
-        text = value[field].encode("utf-8") if isinstance(value, dict) and isinstance(value[field], str) else None
-    except (ValueError, KeyError):  # both decoders' errors and UnicodeEncodeError are ValueErrors
+        if not isinstance(value, dict) or not isinstance(value[field], str):
+            return None
+        text = value[field].encode("utf-8")
+    except (ValueError, KeyError):  # what is no UTF-8, in either direction, is a ValueError
         return None
-    return text and hashlib.sha256(text).hexdigest() if text else "" if text == b"" else None
+    return hashlib.sha256(text).hexdigest() if text else ""
 
 
 def main():
