@@ -9,9 +9,13 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
 use clap::Parser;
-use cli::say;
+use cli::{say, stdout_was_closed};
 
 fn main() -> ExitCode {
+    if stdout_was_closed() {
+        say("error: the standard output is closed; give it a file, or /dev/null");
+        return ExitCode::from(2);
+    }
     tallow::keep_pages();
     let cli = match cli::Cli::try_parse() {
         Ok(cli) => cli,

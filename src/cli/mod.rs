@@ -1,5 +1,6 @@
 //! The command line: flags → calls of the library. No logic of its own.
 
+mod closed;
 mod convert;
 mod decode;
 mod encode;
@@ -27,6 +28,7 @@ use candle_nn::{VarBuilder, VarMap};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tallow::{Init, PretrainedTable, Specials, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 
+pub use closed::stdout_was_closed;
 pub use plain::say;
 
 /// Text becomes ids, ids become rows of a table: the front layer of a GPT.

@@ -523,6 +523,7 @@ impl Tokenizer {
     }
 
     /// The rule for special tokens as files name it.
+    #[cfg(feature = "prepare")]
     pub(crate) fn rule(&self) -> &'static str {
         match self.specials {
             Specials::Added if self.added.is_some() => "added",

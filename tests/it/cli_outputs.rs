@@ -251,6 +251,27 @@ fn output_that_nobody_can_take_is_an_error() {
     }
 }
 
+/// The same where there is no output at all.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_closed_output_is_an_error() {
+    for (redirection, code) in [(">&-", 2), (">/dev/null", 0)] {
+        let command = format!("exec \"$0\" encode - {redirection}");
+        let output =
+            std::process::Command::new("sh").args(["-c", &command, env!("CARGO_BIN_EXE_tallow")]).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(
+            (output.status.code(), said.contains("standard output is closed")),
+            (Some(code), code == 2),
+            "{said}"
+        );
+    }
+    // What is opened for reading and writing, as Python's DEVNULL is, is an output.
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null").unwrap();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tallow"));
+    assert!(command.args(["show", "x"]).stdout(null).status().unwrap().success());
+}
+
 #[cfg(unix)]
 #[test]
 fn names_of_others_reach_no_terminal_as_they_are() {
