@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::TokenizerArgs;
 use super::encode::Format;
-use super::io::{Kind, Outputs, reader, standard_input};
+use super::io::{Kind, Outputs, reader};
 
 /// Ids decoded at a time.
 const CHUNK_IDS: usize = 1 << 16;
@@ -34,7 +34,7 @@ impl Decode {
     pub fn run(mut self) -> Result<()> {
         let tokenizer = self.tokenizer.open()?;
         let mut reader = BufReader::with_capacity(1 << 16, reader(&self.file)?);
-        self.outputs.reads(self.tokenizer.files().chain([standard_input(&self.file)]));
+        self.outputs.reads(self.tokenizer.files().chain([self.file.clone()]));
         let mut out = self.outputs.open(self.output.as_deref(), Kind::Bytes)?;
         let mut ids = Vec::new();
         let mut done = 0;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
-use super::io::{Kind, Outputs, reader, standard_input};
+use super::io::{Kind, Outputs, reader};
 use super::{SpecialsArgs, TokenizerArgs};
 
 #[derive(Args)]
@@ -51,7 +51,7 @@ impl Encode {
         }
         let tokenizer = self.specials.apply(self.tokenizer.open()?);
         let reader = reader(&self.file)?;
-        self.outputs.reads(self.tokenizer.files().chain([standard_input(&self.file)]));
+        self.outputs.reads(self.tokenizer.files().chain([self.file.clone()]));
         let kind = if self.format == Format::U32 && !self.count { Kind::Bytes } else { Kind::Numbers };
         let mut out = self.outputs.open(self.output.as_deref(), kind)?;
         let mut count = 0u64;

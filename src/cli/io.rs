@@ -30,11 +30,6 @@ pub fn reader(path: &Path) -> Result<Box<dyn Read>> {
     Ok(Box::new(indicatif::ProgressBar::new(about.len()).with_style(style).wrap_read(file)))
 }
 
-/// The file that `-` stands for, where the system has a name for it; any other is itself.
-pub fn standard_input(path: &Path) -> PathBuf {
-    if path == Path::new("-") { PathBuf::from("/dev/stdin") } else { path.to_path_buf() }
-}
-
 /// The text of an argument, or of standard input for `-`.
 pub fn text(argument: OsString, lossy: bool) -> Result<String> {
     let bytes = match argument.to_str() {
@@ -165,7 +160,9 @@ impl Outputs {
             return Ok(Place::Special);
         }
         let read = |input: &PathBuf| if input.is_dir() { belongs_to(path, input) } else { same_file(path, input) };
-        ensure!(!self.inputs.iter().any(read), "{} is a file that this command reads: name another one", name());
+        // Whether `-` was asked for or not: what is redirected into a command is read by it.
+        let is_read = self.inputs.iter().any(read) || same_file(path, Path::new("/dev/stdin"));
+        ensure!(!is_read, "{} is a file that this command reads: name another one", name());
         if !self.force && !kind.is_of(path).with_context(name)? {
             bail!("{} is there{}: name another file, or replace it with --force", name(), kind.otherwise());
         }

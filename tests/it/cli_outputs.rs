@@ -82,9 +82,9 @@ fn what_is_read_is_not_replaced() {
     }
     // Standard input is a file, too.
     #[cfg(unix)]
-    {
+    for args in [&["encode", "-o"][..], &["decode", "-o"], &["show", "-", "--svg"], &["show", "-", "--npy"]] {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tallow"));
-        command.args(["encode", "--force", "-o"]).arg(path("h.txt"));
+        command.args(args).arg(path("h.txt")).arg("--force");
         let output = command.stdin(std::fs::File::open(path("h.txt")).unwrap()).output().unwrap();
         assert!(output.status.code() == Some(2) && contents(folder.path()) == before);
     }
