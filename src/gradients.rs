@@ -91,8 +91,9 @@ pub fn no_grad(varmap: &VarMap, dtype: DType, device: &Device) -> VarBuilder<'st
 /// ```
 pub fn missing(grads: &GradStore, varmap: &VarMap) -> Vec<String> {
     let data = varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let trains =
-        |tensor: &Tensor| grads.get(tensor).is_some() || RowTable::find(tensor).is_some_and(|table| table.waits());
+    let trains = |tensor: &Tensor| {
+        grads.get(tensor).is_some() || RowTable::find(tensor).is_some_and(|table| table.waits_for(grads))
+    };
     let missing = data.iter().filter(|(_, var)| var.dtype().is_float() && !trains(var.as_tensor()));
     let mut names: Vec<String> = missing.map(|(name, _)| name.clone()).collect();
     names.sort();

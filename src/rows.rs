@@ -42,24 +42,38 @@ pub(crate) struct RowTable {
 
 #[derive(Default)]
 struct Shared {
-    pending: Vec<Pending>,
+    pending: Vec<Waiting>,
+    /// What stands for the look-ups among them in the `GradStore` of their backward. They stay while gradients are taken and given
+    /// back (to clip them, say), until a step or [`RowTable::clear`].
+    marks: Vec<TensorId>,
+    /// The marks that the last step, or the last `clear`, was done with.
+    done: Vec<TensorId>,
     keeper: Option<Arc<dyn Keeper>>,
     /// Rows that never change; empty where none is frozen.
     frozen: Arc<Vec<bool>>,
     grouping: Grouping,
 }
 
-enum Pending {
-    /// One look-up that went backward.
+enum Waiting {
+    /// One look-up that went backward: ids (N) u32, and the gradient (N, C) of what they looked up.
     Lookup {
-        /// What stands for it in the `GradStore` of its backward.
-        mark: TensorId,
-        /// ids (N) u32.
         ids: Tensor,
-        /// The gradient (N, C) of what they looked up.
         grad: Tensor,
     },
     Rows(RowGradients),
+}
+
+impl Shared {
+    fn forget(&mut self) {
+        self.pending.clear();
+        self.retire_marks();
+    }
+
+    fn retire_marks(&mut self) {
+        if !self.marks.is_empty() {
+            self.done = std::mem::take(&mut self.marks);
+        }
+    }
 }
 
 /// Every live table by its memory, so that an optimizer made from variables alone finds it, and a detached tensor of the
@@ -68,6 +82,19 @@ static TABLES: Mutex<Vec<(usize, Weak<RowTable>)>> = Mutex::new(Vec::new());
 
 /// How many there are, so that programs without one do not look.
 static LIVE: AtomicUsize = AtomicUsize::new(0);
+
+/// Variables that another one took the place of. A number each, kept for good: tables are seldom replaced.
+static REPLACED: Mutex<Vec<TensorId>> = Mutex::new(Vec::new());
+
+/// Says that another variable has this one's place now.
+pub(crate) fn replaced(variable: &Tensor) {
+    lock(&REPLACED).push(variable.id());
+}
+
+/// Whether another variable has this one's place now.
+pub(crate) fn was_replaced(variable: &Tensor) -> bool {
+    lock(&REPLACED).contains(&variable.id())
+}
 
 /// Where a tensor's storage is. All views of a storage have one address.
 fn address(tensor: &Tensor) -> usize {
@@ -132,7 +159,7 @@ impl RowTable {
     pub(crate) fn detach(&self) {
         let mut shared = lock(&self.shared);
         shared.keeper = None;
-        shared.pending.clear();
+        shared.forget();
     }
 
     /// Brings rows up to date, where an optimizer left some behind.
@@ -150,11 +177,11 @@ impl RowTable {
         if shared.keeper.is_none() {
             candle_core::bail!(
                 "a row-sparse gradient has no taker: make the layer first, then a tallow::optim optimizer from its variable, \
-                 then go backward; or use Gradient::Dense with other optimizers"
+                 then go backward; or use Gradient::Dense with other optimizers. Where the table was resized or got tokens: \
+                 `optimizer.follow(&varmap)` before that"
             )
         }
-        let mark = mark.id();
-        if shared.pending.iter().any(|other| matches!(other, Pending::Lookup { mark: other, .. } if *other == mark)) {
+        if shared.marks.contains(&mark.id()) {
             candle_core::bail!(
                 "this look-up went backward a second time without a step between: add the losses and go backward once, or \
                  forget the first gradients (`optimizer.zero_grad()`)"
@@ -162,16 +189,22 @@ impl RowTable {
         }
         let columns = self.weight.dim(1)?;
         let grad = grad.reshape((ids.elem_count(), columns))?.contiguous()?.detach();
-        shared.pending.push(Pending::Lookup { mark, ids: ids.flatten_all()?.detach(), grad });
+        shared.marks.push(mark.id());
+        shared.pending.push(Waiting::Lookup { ids: ids.flatten_all()?.detach(), grad });
         Ok(())
     }
 
-    /// An error if a look-up waits whose backward is not part of `grads`: the table would train on it, and nothing else would.
+    /// An error if a look-up waits whose backward is not part of `grads`: the table would train on it, and nothing else would. And
+    /// one if `grads` has a look-up that does not wait any more: everything else would train on it, and the table would not.
     pub(crate) fn belongs_to(&self, grads: &GradStore) -> Result<()> {
         let shared = lock(&self.shared);
-        let strays =
-            |pending: &&Pending| matches!(pending, Pending::Lookup { mark, .. } if grads.get_id(*mark).is_none());
-        match shared.pending.iter().filter(strays).count() {
+        let stepped = shared.done.iter().any(|mark| grads.get_id(*mark).is_some());
+        match shared.marks.iter().filter(|mark| grads.get_id(**mark).is_none()).count() {
+            0 if stepped => Err(Error::Config(
+                "these gradients were stepped or forgotten already, and the table has nothing left of them: make them anew, and \
+                 accumulate into a new `GradStore` after each step"
+                    .to_string(),
+            )),
             0 => Ok(()),
             strays => Err(Error::Config(format!(
                 "the row gradients of {strays} look-ups wait that these gradients do not hold: an earlier backward was not \
@@ -181,14 +214,23 @@ impl RowTable {
         }
     }
 
-    /// Whether a gradient waits.
-    pub(crate) fn waits(&self) -> bool {
-        !lock(&self.shared).pending.is_empty()
+    /// Whether a gradient waits that belongs to `grads`, or was added by hand.
+    pub(crate) fn waits_for(&self, grads: &GradStore) -> bool {
+        let shared = lock(&self.shared);
+        match shared.marks.is_empty() {
+            true => !shared.pending.is_empty(),
+            false => shared.marks.iter().any(|mark| grads.get_id(*mark).is_some()),
+        }
+    }
+
+    /// Says that a step took what waited.
+    pub(crate) fn stepped(&self) {
+        lock(&self.shared).retire_marks();
     }
 
     /// Forgets what waits.
     pub(crate) fn clear(&self) {
-        lock(&self.shared).pending.clear();
+        lock(&self.shared).forget();
     }
 
     /// Adds gradients of rows (from another machine, say) to those that wait.
@@ -207,7 +249,7 @@ impl RowTable {
             )));
         }
         let values = gradients.values.to_dtype(DType::F32)?.to_device(self.weight.device())?.contiguous()?;
-        lock(&self.shared).pending.push(Pending::Rows(RowGradients { rows: gradients.rows, values }));
+        lock(&self.shared).pending.push(Waiting::Rows(RowGradients { rows: gradients.rows, values }));
         Ok(())
     }
 
@@ -238,8 +280,8 @@ impl RowTable {
         let mut sources = Vec::new();
         for source in pending {
             let (source_ids, grad) = match source {
-                Pending::Lookup { ids, grad, .. } => (ids.to_vec1()?, grad),
-                Pending::Rows(gradients) => (gradients.rows, gradients.values),
+                Waiting::Lookup { ids, grad } => (ids.to_vec1()?, grad),
+                Waiting::Rows(gradients) => (gradients.rows, gradients.values),
             };
             ids.extend_from_slice(&source_ids);
             sources.push(grad);
@@ -252,8 +294,8 @@ impl RowTable {
     pub(crate) fn take_lookups(&self) -> Result<Vec<(Vec<u32>, Tensor)>> {
         let pending = std::mem::take(&mut lock(&self.shared).pending);
         let ids_and_grads = pending.into_iter().map(|source| match source {
-            Pending::Lookup { ids, grad, .. } => Ok((ids.to_vec1()?, grad)),
-            Pending::Rows(gradients) => Ok((gradients.rows, gradients.values)),
+            Waiting::Lookup { ids, grad } => Ok((ids.to_vec1()?, grad)),
+            Waiting::Rows(gradients) => Ok((gradients.rows, gradients.values)),
         });
         ids_and_grads.collect()
     }

@@ -5,11 +5,14 @@ use candle_nn::VarMap;
 use rayon::prelude::*;
 
 use super::{Init, NO_TOKEN, TokenEmbedding};
-use crate::rows::RowTable;
+use crate::rows::{RowTable, replaced};
 use crate::{Error, Result};
 
 /// Tables are read in blocks of about this many values.
 const BLOCK_VALUES: usize = 1 << 21;
+
+/// So many new rows get their noise in one pass over the table: 4 bytes for each and each row of the table.
+const NOISE_ROWS: usize = 64;
 
 /// What new rows of a trained table begin with.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,7 +22,8 @@ pub enum Fill {
     Mean,
     /// The mean, and noise with 10⁻⁹ times the covariance of the rows, so that new tokens differ: transformers'
     /// `resize_token_embeddings(mean_resizing=True)`. The noise is Σ zᵢ (rowᵢ − mean) √(10⁻⁹/V) with seeded normal zᵢ, which has
-    /// that covariance without its square root. Costs V · C multiplications a new row.
+    /// that covariance without its square root, and are another for each id. Costs V · C multiplications a new row, and a pass over
+    /// the table for each 64.
     MultivariateNormal {
         /// What the noise is drawn from.
         seed: u64,
@@ -39,7 +43,7 @@ pub enum Fill {
 
 impl Fill {
     /// New rows with the numbers `ids`, (ids, C) f32 on the CPU, beside a table that `blocks` gives in order: (rows, C) each, any
-    /// dtype and device. The n-th of them depends on n, its number and the table, not on how many there are.
+    /// dtype and device. Each depends on its number and the table, not on the others.
     pub(crate) fn rows<B>(&self, ids: &[u32], columns: usize, blocks: impl Fn() -> B) -> Result<Tensor>
     where
         B: Iterator<Item = Result<(usize, Tensor)>>,
@@ -63,21 +67,23 @@ impl Fill {
             Fill::MultivariateNormal { seed } => {
                 let (rows, mean) = mean(columns, blocks())?;
                 let scale = (1e-9 / rows.max(1) as f64).sqrt();
-                let mut sums: Vec<Vec<f64>> = vec![mean.clone(); ids.len()];
-                for block in blocks() {
-                    let (from, values) = on_host(block?)?;
-                    // One column of noise a new row, so that no two are alike.
-                    let noise = Init::CANDLE.rows(seed, from, values.len() / columns, ids.len());
-                    sums.par_iter_mut().enumerate().for_each(|(new, sum)| {
-                        for (row, noise) in values.chunks_exact(columns).zip(noise.chunks_exact(ids.len())) {
-                            let z = f64::from(noise[new]) * scale;
-                            sum.iter_mut()
-                                .zip(row.iter().zip(&mean))
-                                .for_each(|(sum, (value, mean))| *sum += z * (f64::from(*value) - mean));
-                        }
-                    });
+                for (ids, out) in ids.chunks(NOISE_ROWS).zip(out.chunks_mut(NOISE_ROWS * columns)) {
+                    // A number a row of the table, drawn as the new row's: no two are alike, in one call or in several.
+                    let draw = |id: &u32| (Init::CANDLE.rows(seed, *id as usize, 1, rows), mean.clone());
+                    let mut new: Vec<(Vec<f32>, Vec<f64>)> = ids.par_iter().map(draw).collect();
+                    for block in blocks() {
+                        let (from, values) = on_host(block?)?;
+                        new.par_iter_mut().for_each(|(noise, sum)| {
+                            for (row, noise) in values.chunks_exact(columns).zip(&noise[from..]) {
+                                let z = f64::from(*noise) * scale;
+                                sum.iter_mut()
+                                    .zip(row.iter().zip(&mean))
+                                    .for_each(|(sum, (value, mean))| *sum += z * (f64::from(*value) - mean));
+                            }
+                        });
+                    }
+                    out.chunks_exact_mut(columns).zip(&new).for_each(|(row, (_, sum))| round(sum, row));
                 }
-                out.chunks_exact_mut(columns).zip(&sums).for_each(|(row, sum)| round(sum, row));
             }
         }
         Ok(Tensor::from_vec(out, (ids.len(), columns), &Device::Cpu)?)
@@ -122,8 +128,8 @@ impl TokenEmbedding {
     ///
     /// Afterwards tell whoever had the old variable: [`AdamW::follow`](crate::optim::AdamW::follow) takes its moments along; a tied
     /// head takes [`weight`](Self::weight) again; other layers over the table are made anew. Until then a step of an
-    /// optimizer that was not told is an error for a row-sparse table, and moves nothing for a dense one. Frozen rows stay
-    /// frozen, new ones are free; row gradients that wait are forgotten.
+    /// optimizer of tallow's that was not told is an error; one of candle's goes on with the old table, which nothing reads. Frozen
+    /// rows stay frozen, new ones are free; row gradients that wait are forgotten.
     ///
     /// # Errors
     /// - [`Error::Config`]: fewer rows than now ([`shrink`](Self::shrink) drops rows), more than ids can name, a table that is no
@@ -248,6 +254,7 @@ impl TokenEmbedding {
             }
         };
         varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(name, var.clone());
+        replaced(&self.weight);
         (self.weight, self.rows) = (var.as_tensor().clone(), rows);
         Ok(())
     }

@@ -361,7 +361,8 @@ impl TokenEmbedding {
     }
 
     /// Takes the row gradients that wait for the optimizer, summed by row: to log them, to change them, to exchange them
-    /// between machines. What is not given back by [`add_row_gradients`](Self::add_row_gradients) is lost to the step.
+    /// between machines. What is not given back by [`add_row_gradients`](Self::add_row_gradients) is lost to the step, which is that
+    /// of the same `GradStore`.
     /// `None` if no look-up went backward since the last step.
     ///
     /// # Errors

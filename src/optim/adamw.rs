@@ -8,7 +8,7 @@ use candle_nn::{Optimizer, ParamsAdamW, VarMap};
 
 use super::history::Step;
 use super::table::Attached;
-use super::{Replay, add_rows_into, host, on_device};
+use super::{Replay, add_rows_into, host, is_current, on_device};
 use crate::grouping::Groups;
 use crate::rows::{RowGradients, RowTable, Rows};
 use crate::{Error, Result};
@@ -107,16 +107,19 @@ impl Optimizer for AdamW {
     }
 
     /// # Errors
-    /// Those of candle's operations; a gradient of another dtype than its weight; row gradients that wait and are not of `grads`
-    /// (see [`AdamW`]). Of the last nothing is changed.
+    /// Those of candle's operations; a gradient of another dtype than its weight; row gradients that wait and are not of `grads`,
+    /// `grads` that were stepped already (see [`AdamW`]), or a table that was replaced since
+    /// ([`TokenEmbedding::resize`](crate::TokenEmbedding::resize)). Of the last three nothing is changed.
     fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
         self.tables().try_for_each(|attached| attached.table.belongs_to(grads))?;
+        self.members().try_for_each(|member| is_current(&member.var))?;
         self.step += 1;
         for group in &mut self.groups {
             for member in &mut group.members {
                 member.step(grads, &group.params, self.step)?;
             }
         }
+        self.tables().for_each(|attached| attached.table.stepped());
         Ok(())
     }
 
@@ -276,6 +279,7 @@ impl AdamW {
 
     /// Scales all gradients, dense and by row together, so that their global L2 norm is at most `max_norm`; gives the norm
     /// before. Row gradients are summed by row first, so that the norm is that of the dense gradient. Frozen rows do not count.
+    /// Where the norm leads you to leave the step out, call [`zero_grad`](Self::zero_grad).
     ///
     /// # Errors
     /// [`Error::Config`] if `max_norm` is not positive, or row gradients wait that are not of `grads`; and those of candle's

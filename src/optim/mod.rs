@@ -15,9 +15,9 @@ mod on_device;
 mod sgd;
 mod table;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Tensor, Var};
 
-use crate::rows::RowTable;
+use crate::rows::{RowTable, was_replaced};
 use crate::{Error, Result};
 
 pub use adamw::{AdamW, ParamGroup};
@@ -55,6 +55,18 @@ fn add_rows_into(dense: &Tensor, table: &RowTable) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// An error for a variable in whose place another one is: it would move, and nothing would read it.
+fn is_current(var: &Var) -> Result<()> {
+    match was_replaced(var) {
+        false => Ok(()),
+        true => Err(Error::Config(format!(
+            "the table of shape {:?} was replaced by one of another size (add_tokens, resize, shrink, transplant), which this \
+             optimizer does not know: call `AdamW::follow(&varmap)`, or make the optimizer after the change",
+            var.dims()
+        ))),
+    }
 }
 
 /// What [`AdamW`] does about the steps in which a row of a row-sparse table had no gradient.

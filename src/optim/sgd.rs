@@ -4,10 +4,10 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 use candle_nn::Optimizer;
 
-use super::add_rows_into;
 use super::host::{change_rows, sgd_dense};
 #[cfg(feature = "cuda")]
 use super::on_cuda;
+use super::{add_rows_into, is_current};
 use crate::Result;
 use crate::grouping::Groups;
 use crate::rows::{Grouped, Keeper, RowGradients, RowTable, Rows};
@@ -46,10 +46,11 @@ impl Optimizer for Sgd {
     }
 
     /// # Errors
-    /// Those of candle's operations; row gradients that wait and are not of `grads` (see [`AdamW`](super::AdamW)). Of the last
-    /// nothing is changed.
+    /// Those of candle's operations; row gradients that wait and are not of `grads`, `grads` that were stepped already (see
+    /// [`AdamW`](super::AdamW)), or a table that was replaced since. Of the last three nothing is changed.
     fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
         self.tables().try_for_each(|table| table.belongs_to(grads))?;
+        self.vars.iter().try_for_each(|(var, _)| is_current(var))?;
         let lr = self.learning_rate;
         for (var, table) in &self.vars {
             let dense = grads.get(var.as_tensor());
@@ -77,6 +78,7 @@ impl Optimizer for Sgd {
                 (None, None) => (),
             }
         }
+        self.tables().for_each(|table| table.stepped());
         Ok(())
     }
 

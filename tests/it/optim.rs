@@ -341,7 +341,7 @@ fn parts_of_a_batch_are_the_whole_batch() {
 /// What was silent: the table would train on every backward since the last step, all else on the last one.
 #[test]
 fn a_backward_that_the_step_does_not_hold_is_an_error() {
-    fn check(mut opt: impl Optimizer, zero_grad: impl Fn(&mut dyn FnMut()), wte: &TokenEmbedding) {
+    fn check<O: Optimizer>(mut opt: O, zero_grad: impl Fn(&O), wte: &TokenEmbedding) {
         let backward = |id: u32| wte.forward(&Tensor::new(&[id], &CPU).unwrap()).unwrap().sum_all().unwrap().backward();
         let before = bits(wte.weight().unwrap());
         let first = backward(1).unwrap();
@@ -367,26 +367,17 @@ fn a_backward_that_the_step_does_not_hold_is_an_error() {
         opt.step(&grads).unwrap();
         // A store that was dropped, and forgotten.
         drop(backward(4).unwrap());
-        let mut step = || opt.step(&backward(5).unwrap());
-        assert!(step().is_err());
-        zero_grad(&mut || step().unwrap());
+        assert!(opt.step(&backward(5).unwrap()).is_err());
+        zero_grad(&opt);
+        opt.step(&backward(5).unwrap()).unwrap();
         assert_eq!(bits(wte.weight().unwrap())[8..10], before[8..10], "row 4 has no decay and no gradient");
     }
     let (wte, varmap) = row_sparse(10, 2, DType::F32);
     let opt = AdamW::new(varmap.all_vars(), params(1e-2, 0.0)).unwrap();
-    // The row gradients of both rest in the table: taking them is forgetting them.
-    let forget = |again: &mut dyn FnMut()| {
-        wte.take_row_gradients().unwrap();
-        again();
-    };
-    check(opt, forget, &wte);
+    check(opt, AdamW::zero_grad, &wte);
     let (wte, varmap) = row_sparse(10, 2, DType::F32);
-    let forget = |again: &mut dyn FnMut()| {
-        wte.take_row_gradients().unwrap();
-        again();
-    };
-    check(Sgd::new(varmap.all_vars(), 0.1).unwrap(), forget, &wte);
-    // zero_grad of each does the same; clipping sees strays, too.
+    check(Sgd::new(varmap.all_vars(), 0.1).unwrap(), Sgd::zero_grad, &wte);
+    // Clipping sees strays, too.
     let (wte, varmap) = row_sparse(10, 2, DType::F32);
     let backward = || wte.forward(&Tensor::new(&[1u32], &CPU).unwrap()).unwrap().sum_all().unwrap().backward().unwrap();
     let mut opt = AdamW::new(varmap.all_vars(), params(1e-2, 0.0)).unwrap();
@@ -399,6 +390,91 @@ fn a_backward_that_the_step_does_not_hold_is_an_error() {
     drop(backward());
     opt.zero_grad();
     opt.step(&backward()).unwrap();
+}
+
+/// Whoever takes the row gradients and gives them back, to clip or exchange them, does not make them a later step's.
+#[test]
+fn gradients_that_were_clipped_belong_to_their_step() {
+    let (wte, varmap) = row_sparse(10, 2, DType::F32);
+    let backward = |id: u32| wte.forward(&Tensor::new(&[id], &CPU).unwrap()).unwrap().sum_all().unwrap().backward();
+    let mut opt = AdamW::new(varmap.all_vars(), params(1e-2, 0.0)).unwrap();
+    let before = bits(wte.weight().unwrap());
+    let refused = |result: candle_core::Result<()>, reason: &str| {
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    };
+    // A spike: clipped, then left out.
+    let mut spike = backward(1).unwrap();
+    assert!(opt.clip_grad_norm(&mut spike, 1.0).unwrap() > 1.0);
+    let mut next = backward(2).unwrap();
+    assert!(opt.clip_grad_norm(&mut next, 1.0).is_err());
+    refused(opt.step(&next), "zero_grad");
+    // The same where gradients are exchanged.
+    opt.zero_grad();
+    drop(backward(1).unwrap());
+    let rows = wte.take_row_gradients().unwrap().unwrap();
+    wte.add_row_gradients(rows).unwrap();
+    refused(opt.step(&backward(2).unwrap()), "zero_grad");
+    assert_eq!(bits(wte.weight().unwrap()), before);
+    // Left out in the right way.
+    opt.zero_grad();
+    let mut next = backward(2).unwrap();
+    opt.clip_grad_norm(&mut next, 1.0).unwrap();
+    opt.clip_grad_norm(&mut next, 0.5).unwrap();
+    opt.step(&next).unwrap();
+    let after = bits(wte.weight().unwrap());
+    assert!(after[2..4] == before[2..4] && after[4..6] != before[4..6]);
+    // Once more, added to, or after they were forgotten: the rest would move, and the table would not.
+    refused(opt.step(&next), "stepped or forgotten already");
+    next.extend(backward(3).unwrap()).unwrap();
+    refused(opt.step(&next), "stepped or forgotten already");
+    opt.zero_grad();
+    refused(opt.step(&next), "stepped or forgotten already");
+    assert_eq!(bits(wte.weight().unwrap()), after);
+    let mut sgd = {
+        drop(opt);
+        Sgd::new(varmap.all_vars(), 0.1).unwrap()
+    };
+    let grads = backward(4).unwrap();
+    sgd.step(&grads).unwrap();
+    refused(sgd.step(&grads), "stepped or forgotten already");
+    // What waits of another backward is no gradient of this one.
+    let first = backward(5).unwrap();
+    assert!(tallow::gradients::missing(&first, &varmap).is_empty());
+    let other = Tensor::ones(1, DType::F32, &CPU).unwrap().sum_all().unwrap().backward().unwrap();
+    assert_eq!(tallow::gradients::missing(&other, &varmap), ["wte.weight"]);
+}
+
+/// A table that got tokens is another variable: who holds the old one would train what nothing reads.
+#[test]
+fn a_table_that_was_replaced_is_an_error_until_it_is_followed() {
+    for gradient in [Gradient::Dense, Gradient::RowSparse] {
+        let varmap = VarMap::new();
+        let vb = VarBuilder::from_varmap(&varmap, DType::F32, &CPU);
+        let cfg = TokenEmbeddingConfig { vocab_size: 10, d_model: 2, gradient, ..Default::default() };
+        let mut wte = TokenEmbedding::new(&cfg, vb).unwrap();
+        let mut opt = AdamW::from_varmap(&varmap, params(1e-2, 0.0)).unwrap();
+        wte.resize(&varmap, 11, tallow::Fill::Zero).unwrap();
+        let new = Tensor::new(&[10u32], &CPU).unwrap();
+        let step = |opt: &mut dyn FnMut(&Tensor) -> candle_core::Result<()>| {
+            opt(&wte.forward(&new).unwrap().sum_all().unwrap())
+        };
+        let refused = step(&mut |loss| opt.backward_step(loss)).unwrap_err().to_string();
+        assert!(refused.contains("follow(&varmap)"), "{refused}");
+        assert_eq!(bits(wte.weight().unwrap())[20..], [0, 0]);
+        opt.follow(&varmap).unwrap();
+        step(&mut |loss| opt.backward_step(loss)).unwrap();
+        assert!(bits(wte.weight().unwrap())[20..].iter().all(|bits| *bits != 0));
+    }
+    // Plain gradient descent has nothing to take along.
+    let varmap = VarMap::new();
+    let cfg = TokenEmbeddingConfig { vocab_size: 10, d_model: 2, ..Default::default() };
+    let mut wte = TokenEmbedding::new(&cfg, VarBuilder::from_varmap(&varmap, DType::F32, &CPU)).unwrap();
+    let mut sgd = Sgd::new(varmap.all_vars(), 0.1).unwrap();
+    wte.shrink(&varmap, 9).unwrap();
+    let loss = || wte.forward(&Tensor::new(&[1u32], &CPU).unwrap()).unwrap().sum_all().unwrap();
+    assert!(sgd.backward_step(&loss()).unwrap_err().to_string().contains("make the optimizer after the change"));
+    Sgd::new(varmap.all_vars(), 0.1).unwrap().backward_step(&loss()).unwrap();
 }
 
 #[test]
@@ -694,11 +770,11 @@ fn gradients_do_not_outlive_their_step() {
     let grads = backward();
     drop(first);
     let mut opt = AdamW::new(varmap.all_vars(), params(1e-2, 0.0)).unwrap();
-    opt.step(&grads).unwrap();
+    assert!(opt.step(&grads).is_err());
     assert_eq!(bits(wte.weight().unwrap()), before, "a gradient of another optimizer was applied");
     let grads = backward();
     opt.zero_grad();
-    opt.step(&grads).unwrap();
+    assert!(opt.step(&grads).is_err());
     assert_eq!(bits(wte.weight().unwrap()), before, "a gradient that was given up was applied");
     let grads = backward();
     opt.step(&grads).unwrap();

@@ -450,10 +450,17 @@ fn noise_differs_from_row_to_row_where_rows_are_to_spare() {
         let cfg = TokenEmbeddingConfig { vocab_size: rows, d_model: columns, init: Init::CANDLE, ..Default::default() };
         let mut wte = TokenEmbedding::new(&cfg, vb.pp("wte")).unwrap();
         let fill = Fill::MultivariateNormal { seed: 3 };
-        let ids = wte.add_tokens(&varmap, &mut tokenizer, &["<|a|>", "<|b|>", "<|c|>"], fill).unwrap();
+        let mut ids = wte.add_tokens(&varmap, &mut tokenizer, &["<|a|>", "<|b|>", "<|c|>"], fill).unwrap();
+        let mut pairs = vec![(0, 1), (0, 2), (1, 2)];
+        // One by one, too; where a spare row was filled between two calls, the mean of the table is another.
+        if spare == 0 {
+            ids.extend(wte.add_tokens(&varmap, &mut tokenizer, &["<|d|>"], fill).unwrap());
+            ids.extend(wte.add_tokens(&varmap, &mut tokenizer, &["<|e|>"], fill).unwrap());
+            pairs.extend([(0, 3), (0, 4), (3, 4)]);
+        }
         let new = values(&wte.weight().unwrap().index_select(&Tensor::new(ids, &CPU).unwrap(), 0).unwrap());
         // Columns of variance 1, noise of a billionth of it: two rows differ by √(2 · 10⁻⁹) = 4.5e-5 a column.
-        for (a, b) in [(0, 1), (0, 2), (1, 2)] {
+        for (a, b) in pairs {
             let squares: f64 = new[a].iter().zip(&new[b]).map(|(a, b)| f64::from(a - b).powi(2)).sum();
             let spread = (squares / columns as f64).sqrt();
             assert!((2.5e-5..7e-5).contains(&spread), "{spare} to spare, {a} and {b}: {spread:e}");
