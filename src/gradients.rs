@@ -4,7 +4,8 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Shape, Tensor};
+use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{VarBuilder, VarMap};
 
 use crate::rows::RowTable;
@@ -46,7 +47,8 @@ pub fn backward(loss: &Tensor) -> candle_core::Result<GradStore> {
 ///
 /// The weights are the same memory, so that what an optimizer does is seen. A [`TokenEmbedding`](crate::TokenEmbedding) and
 /// [`head`](crate::head) over them replay the deferred updates of a row-sparse table before they read it. A layer of candle's
-/// over that table does not: call [`AdamW::flush`](crate::optim::AdamW::flush) first.
+/// over that table does not: call [`AdamW::flush`](crate::optim::AdamW::flush) first. To ask the builder for another dtype or device than
+/// the variable's is an error, since a converted weight would be a copy.
 ///
 /// # Example
 /// ```
@@ -64,7 +66,48 @@ pub fn no_grad(varmap: &VarMap, dtype: DType, device: &Device) -> VarBuilder<'st
     let data = varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let detached: HashMap<String, Tensor> =
         data.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
-    VarBuilder::from_tensors(detached, dtype, device)
+    VarBuilder::from_backend(Box::new(Shared(detached)), dtype, device.clone())
+}
+
+/// Tensors that are given as they are or not at all: a conversion would be a copy, which sees no later step.
+struct Shared(HashMap<String, Tensor>);
+
+impl Shared {
+    fn check(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<()> {
+        match self.0.get(name) {
+            Some(weight) if weight.dtype() != dtype || !weight.device().same_device(device) => candle_core::bail!(
+                "{name:?} is {} on {:?}, and no_grad shares its memory: give it that dtype and device, not {} on {:?}",
+                weight.dtype().as_str(),
+                weight.device().location(),
+                dtype.as_str(),
+                device.location()
+            ),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl SimpleBackend for Shared {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        init: candle_nn::Init,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        self.check(name, dtype, device)?;
+        SimpleBackend::get(&self.0, shape, name, init, dtype, device)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        self.check(name, dtype, device)?;
+        SimpleBackend::get_unchecked(&self.0, name, dtype, device)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
 }
 
 /// Names the variables of `varmap` that got no gradient in the backward that gave `grads`, in alphabetical order.

@@ -61,7 +61,7 @@ impl Draft {
             return Err(wrong(&later, reason));
         }
         for path in entries(folder)? {
-            if name_of(&path).starts_with(TEMPORARY) {
+            if name_of(&path).starts_with(TEMPORARY) && path.is_dir() {
                 fs::remove_dir_all(&path).map_err(|e| Error::io(&path, e))?;
             }
         }
@@ -149,6 +149,10 @@ impl Finished {
             return Err(wrong(&path.join(MARKER), reason));
         }
         Ok(Finished { path: path.to_path_buf(), marker })
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.path
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {

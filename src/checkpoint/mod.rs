@@ -225,7 +225,16 @@ impl Checkpoint {
     /// # Errors
     /// As [`load`](Self::load); the tensors are not looked at.
     pub fn newest(folder: impl AsRef<Path>) -> Result<Option<Checkpoint>> {
-        Finished::find(folder.as_ref())?.map(|finished| Self::parse(&finished)).transpose()
+        Ok(Self::find(folder)?.map(|(_, found)| found))
+    }
+
+    /// [`newest`](Self::newest), and the folder in which its files are.
+    ///
+    /// # Errors
+    /// As [`newest`](Self::newest).
+    pub fn find(folder: impl AsRef<Path>) -> Result<Option<(PathBuf, Checkpoint)>> {
+        let Some(finished) = Finished::find(folder.as_ref())? else { return Ok(None) };
+        Ok(Some((finished.folder().to_path_buf(), Self::parse(&finished)?)))
     }
 
     fn parse(finished: &Finished) -> Result<Self> {

@@ -1,7 +1,7 @@
 //! `tallow inspect`: what is in a folder of shards, a checkpoint, a model, or a file of weights (`weights.rs`).
 
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -131,8 +131,8 @@ impl Inspect {
     fn weights(&self) -> Result<()> {
         let path = &self.folder;
         let about = std::fs::metadata(path).with_context(|| path.display().to_string())?;
-        let checkpoint = if about.is_dir() { checkpoint(path)? } else { None };
-        let model = checkpoint.as_ref().map_or(path.clone(), |(_, folder)| folder.join("model.safetensors"));
+        let checkpoint = if about.is_dir() { Checkpoint::find(path)? } else { None };
+        let model = checkpoint.as_ref().map_or(path.clone(), |(folder, _)| folder.join("model.safetensors"));
         let files = if model.is_dir() { super::model::weights(&model) } else { vec![model.clone()] };
         if files.is_empty() && path.join("plan.json").is_file() {
             bail!("{}: its shards are not finished: run the same `tallow prepare` again", path.display());
@@ -148,19 +148,4 @@ impl Inspect {
         super::weights::Weights { model: &model, files: &files, checkpoint, tokenizer, top: self.top, json: self.json }
             .inspect(self.tensor.as_deref())
     }
-}
-
-/// The checkpoint that a folder is, or the newest of a run, and its folder.
-fn checkpoint(folder: &Path) -> Result<Option<(Checkpoint, PathBuf)>> {
-    if folder.join("complete.json").is_file() {
-        let (mut json, path) = (Vec::new(), folder.join("state.json"));
-        let name = || path.display().to_string();
-        std::fs::File::open(&path).and_then(|file| file.take(16 << 20).read_to_end(&mut json)).with_context(name)?;
-        return Ok(Some((serde_json::from_slice(&json).with_context(name)?, folder.to_path_buf())));
-    }
-    let newest = Checkpoint::newest(folder)?;
-    Ok(newest.map(|state| {
-        let path = folder.join(format!("step-{:08}", state.step));
-        (state, path)
-    }))
 }

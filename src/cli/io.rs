@@ -174,7 +174,14 @@ impl Outputs {
 
     /// Opens `path` for writing, or standard output for none and for `-`.
     pub fn open(&self, path: Option<&Path>, kind: Kind) -> Result<Output> {
-        let Some(path) = path.filter(|path| *path != Path::new("-")) else { return Ok(Output::stdout()) };
+        let stdout = Path::new("/dev/stdout");
+        let Some(path) = path.filter(|path| *path != Path::new("-") && !same_file(path, stdout)) else {
+            let inputs = self.inputs.iter().map(PathBuf::as_path).chain([Path::new("/dev/stdin")]);
+            if let Some(read) = inputs.filter(|input| input.is_file()).find(|input| same_file(input, stdout)) {
+                bail!("{} is read, and the standard output goes there, too: name another file", read.display());
+            }
+            return Ok(Output::stdout());
+        };
         let name = || path.display().to_string();
         match self.place(path, kind)? {
             Place::Special => {
@@ -197,7 +204,8 @@ impl Outputs {
         kind: Kind,
         write: impl FnOnce(&Path) -> Result<Vec<PathBuf>>,
     ) -> Result<Vec<PathBuf>> {
-        ensure!(path != Path::new("-"), "standard output is taken by what is printed: name a file");
+        let printed = path == Path::new("-") || same_file(path, Path::new("/dev/stdout"));
+        ensure!(!printed, "standard output is taken by what is printed: name a file");
         let Place::File(to) = self.place(path, kind)? else {
             let draft = Draft::beside(&std::env::temp_dir().join("special"))?;
             let written = write(&draft.path(Path::new("special")))?;

@@ -87,11 +87,12 @@ impl Cli {
 /// For --help: what a tokenizer can be.
 const TOKENIZER: &str = match cfg!(feature = "hub") {
     true => {
-        "A tokenizer.json or .tiktoken file, a folder with one, a repository on the Hub, or cl100k [default: the model's own, \
-         or the bundled cl100k]"
+        "A tokenizer.json or .tiktoken file, a folder with one, a repository on the Hub, or cl100k [default: the model's own \
+         where there is a model, else the bundled cl100k]"
     }
     false => {
-        "A tokenizer.json or .tiktoken file, a folder with one, or cl100k [default: the model's own, or the bundled cl100k]"
+        "A tokenizer.json or .tiktoken file, a folder with one, or cl100k [default: the model's own where there is a model, else the \
+         bundled cl100k]"
     }
 };
 
@@ -189,7 +190,12 @@ struct TableArgs {
     /// f32, bf16 or f16
     #[arg(long, default_value = "f32", value_parser = dtype)]
     dtype: DType,
-    /// auto, cpu, cuda, cuda:N, metal or metal:N
+    #[cfg_attr(feature = "cuda", doc = "auto, cpu, cuda or cuda:N")]
+    #[cfg_attr(feature = "metal", doc = "auto, cpu, metal or metal:N")]
+    #[cfg_attr(
+        not(any(feature = "cuda", feature = "metal")),
+        doc = "cpu, or auto, which is cpu in a build without GPUs"
+    )]
     #[arg(long, default_value = "cpu")]
     device: String,
     /// Give memory of a GPU back to the system whenever it is not in use: slower, and leaves it to other processes

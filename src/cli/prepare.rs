@@ -19,7 +19,14 @@ use super::{SpecialsArgs, TokenizerArgs};
 
 #[derive(Args)]
 pub struct Prepare {
-    /// Files, folders, patterns, or - for standard input: .txt .md .jsonl .ndjson .parquet, also .gz and .zst
+    #[cfg_attr(
+        feature = "parquet",
+        doc = "Files, folders, patterns, or - for standard input: .txt .md .jsonl .ndjson .parquet, also .gz and .zst"
+    )]
+    #[cfg_attr(
+        not(feature = "parquet"),
+        doc = "Files, folders, patterns, or - for standard input: .txt .md .jsonl .ndjson, also .gz and .zst"
+    )]
     #[arg(required_unless_present = "finish")]
     inputs: Vec<PathBuf>,
     /// The folder for the shards
@@ -28,7 +35,8 @@ pub struct Prepare {
     /// What the files hold [default: what their names say]
     #[arg(long, value_enum)]
     format: Option<FormatArg>,
-    /// The JSON field or Parquet column that is the text
+    #[cfg_attr(feature = "parquet", doc = "The JSON field or Parquet column that is the text")]
+    #[cfg_attr(not(feature = "parquet"), doc = "The JSON field that is the text")]
     #[arg(long, default_value = "text")]
     field: String,
     /// The line between two documents of a text file ('' for empty lines) [default: a file is a document]
@@ -77,6 +85,7 @@ pub struct Prepare {
 enum FormatArg {
     Text,
     Jsonl,
+    #[cfg_attr(not(feature = "parquet"), value(hide = true))]
     Parquet,
 }
 
@@ -249,9 +258,11 @@ impl Prepare {
         for name in ["train", "val"].into_iter().filter(|name| manifest.val > 0.0 && documents(name) == 0) {
             writeln!(
                 out,
-                "warning    no document went to {name}: there {} only {}; --split-at cuts a text into documents",
+                "warning    no document went to {name}: there {} {} in all, and --val is {}{}",
                 if all == 1 { "is" } else { "are" },
-                grouped(all)
+                grouped(all),
+                manifest.val,
+                if all == 1 { "; --split-at cuts a text into documents" } else { "" }
             )?;
         }
         writeln!(out, "next       tallow inspect {}", plain(self.out.display()))?;

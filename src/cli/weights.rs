@@ -21,8 +21,8 @@ pub struct Weights<'a> {
     pub model: &'a Path,
     /// Its files of weights.
     pub files: &'a [PathBuf],
-    /// The checkpoint that it is of, and its folder.
-    pub checkpoint: Option<(Checkpoint, PathBuf)>,
+    /// The checkpoint that it is of, behind its folder.
+    pub checkpoint: Option<(PathBuf, Checkpoint)>,
     pub tokenizer: Option<Tokenizer>,
     pub top: usize,
     pub json: bool,
@@ -55,12 +55,12 @@ impl Weights<'_> {
                 })
             });
             let mut report = json!({"tensors": tensors, "table": table});
-            if let Some((state, folder)) = &self.checkpoint {
+            if let Some((folder, state)) = &self.checkpoint {
                 report["checkpoint"] = json!({"folder": folder.display().to_string(), "state": state});
             }
             return Ok(writeln!(out, "{report}")?);
         }
-        if let Some((state, folder)) = &self.checkpoint {
+        if let Some((folder, state)) = &self.checkpoint {
             print_state(&mut out, state, folder)?;
         }
         print_tensors(&mut out, &tensors)?;

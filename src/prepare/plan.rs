@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{OnError, PrepareConfig, SeparatorChoice};
 use crate::corpus::{CorpusFile, Cut, Format, Piece, Rules, find, units};
-use crate::files::{read_regular, write_new};
+use crate::files::{TEMPORARY, read_regular, write_new};
 use crate::shard::{IdType, Separator, TokenizerInfo};
 use crate::{Error, Result, Tokenizer};
 
@@ -32,6 +32,16 @@ pub(super) struct Plan {
     pub(super) units: Vec<Vec<Piece>>,
 }
 
+/// Whether a file has a place that a run into `out` writes to, or removes.
+fn is_written(file: &Path, out: &Path) -> bool {
+    let (Ok(file), Ok(out)) = (std::fs::canonicalize(file), std::fs::canonicalize(out)) else { return false };
+    let inside = file.strip_prefix(out).ok().and_then(|inside| inside.components().next());
+    inside.is_some_and(|first| {
+        let name = first.as_os_str().to_string_lossy();
+        ["train", "val", "units", "manifest.json", NAME].contains(&&*name) || name.starts_with(TEMPORARY)
+    })
+}
+
 impl Plan {
     /// The plan, and how many files were left out.
     pub(super) fn new(tokenizer: &Tokenizer, cfg: &PrepareConfig) -> Result<(Self, u64)> {
@@ -51,6 +61,12 @@ impl Plan {
         let found = find(&cfg.inputs, cfg.format, &cfg.out)?;
         if cfg.rank.world_size > 1 && found.files.iter().any(|file| file.path == "-") {
             return bad("standard input cannot be shared by several ranks".to_string());
+        }
+        if let Some(file) = found.files.iter().find(|file| is_written(Path::new(&file.path), &cfg.out)) {
+            return bad(format!(
+                "{} lies where this run writes its own files: give another output folder",
+                Path::new(&file.path).display()
+            ));
         }
         let total: u64 = found.files.iter().map(|file| file.bytes).sum();
         let mut plan = Plan {
@@ -126,7 +142,8 @@ impl Plan {
         Err(Error::Folder {
             path: out.to_path_buf(),
             reason: format!(
-                "this folder was begun with another {}: run the command that began it, or give another folder",
+                "this folder was begun with other settings or input: {}. Run the command that began it, on the files as they were, or \
+                 give another folder",
                 differs.join(", ")
             ),
         })

@@ -395,6 +395,10 @@ fn a_build_without_the_hub_says_so() {
     for command in ["pull", "neighbors", "plot", "show", "encode"] {
         assert_eq!(stdout(&[command, "--help"], b"").contains("Hub"), hub, "{command}");
     }
+    let help = stdout(&["prepare", "--help"], b"");
+    assert_eq!(help.to_lowercase().contains("parquet"), cfg!(feature = "parquet"), "{help}");
+    let gpus = ["cuda", "metal"].map(|name| stdout(&["show", "--help"], b"").contains(name));
+    assert_eq!(gpus, [cfg!(feature = "cuda"), cfg!(feature = "metal")]);
     if !hub {
         for args in [
             &["pull", "owner/name", "-o", "/nowhere/x"][..],

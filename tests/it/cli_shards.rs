@@ -90,10 +90,10 @@ fn prepare_reads_standard_input_and_warns() {
     assert!(["train", "val"].contains(&name.trim()), "{printed}");
     let out = folder.path().join("one");
     let printed = stdout(&["prepare", "-", "--out", text(&out), "--val", "0.0001"], b"only one document");
-    assert!(printed.contains("no document went to val: there is only 1;"), "{printed}");
+    assert!(printed.contains("no document went to val: there is 1 in all, and --val is"), "{printed}");
     let out = folder.path().join("other");
     let printed = stdout(&["prepare", "-", "--out", text(&out), "--val", "1"], b"only one document");
-    assert!(printed.contains("no document went to train: there is only 1;"), "{printed}");
+    assert!(printed.contains("no document went to train: there is 1 in all, and --val is"), "{printed}");
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn wrong_commands_say_what_to_do_in_one_line() {
     }
     // `prepare` with another field began a folder; it says so.
     let said = refusal(&["prepare", input, "--out", out], b"");
-    assert!(said.contains("begun with another field (there \"body\", now \"text\")"), "{said}");
+    assert!(said.contains("begun with other settings or input: field (there \"body\", now \"text\")"), "{said}");
 }
 
 #[test]
@@ -142,5 +142,5 @@ fn a_finished_folder_is_nothing_to_do() {
     );
     assert_eq!((again.status.code(), String::from_utf8(again.stdout).unwrap()), (Some(0), first));
     let other = refusal(&[&args[..], &["--val", "0.5"]].concat(), b"");
-    assert!(other.contains("begun with another val"), "{other}");
+    assert!(other.contains("begun with other settings or input: val"), "{other}");
 }

@@ -796,6 +796,8 @@ fn every_layer_over_the_variable_sees_current_rows() {
         tallow::no_grad(&varmap, DType::F32, &CPU).pp("wte"),
     )
     .unwrap();
+    let other = tallow::no_grad(&varmap, DType::F16, &CPU).pp("wte").get((10, 2), "weight").unwrap_err().to_string();
+    assert!(other.contains("shares its memory"), "{other}");
     let raw = varmap.all_vars()[0].as_detached_tensor();
     let view = TokenEmbedding::from_weight(raw.narrow(0, 1, 4).unwrap()).unwrap();
     let one = Tensor::new(&[[1f32, 0.], [0., 1.]], &CPU).unwrap();

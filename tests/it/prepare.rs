@@ -437,6 +437,27 @@ fn patterns_find_files_beside_names_that_are_not_utf8() {
     assert_eq!(found("e/x*").unwrap(), ["e/x.txt"]);
 }
 
+/// A run replaces and removes its own files: no input has the name of one.
+#[test]
+fn an_input_among_the_files_of_the_run_is_refused() {
+    for name in ["train/000000.bin", "val/x", "units/000000.json", ".tmp-abc", "manifest.json", "sub/../train/y"] {
+        let folder = tempfile::tempdir().unwrap();
+        let input = folder.path().join(name);
+        ["train", "val", "units", "sub"].iter().for_each(|sub| std::fs::create_dir(folder.path().join(sub)).unwrap());
+        std::fs::write(&input, "hello there").unwrap();
+        let cfg = PrepareConfig { format: Some(Format::Text), ..config(&[&input], folder.path()) };
+        let error = prepare(&Tokenizer::cl100k(), &cfg, &|_| ()).unwrap_err().to_string();
+        assert!(error.contains("writes its own files"), "{name}: {error}");
+        assert_eq!(std::fs::read(&input).unwrap(), b"hello there");
+    }
+    // Beside them it may lie.
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("train.txt");
+    std::fs::write(&input, "hello there").unwrap();
+    prepare(&Tokenizer::cl100k(), &config(&[&input], folder.path()), &|_| ()).unwrap().unwrap();
+    assert_eq!(std::fs::read(&input).unwrap(), b"hello there");
+}
+
 #[test]
 fn too_many_units_are_refused_before_they_take_memory() {
     let folder = tempfile::tempdir().unwrap();
@@ -673,10 +694,14 @@ fn folders_are_not_mixed_up() {
         let error = prepare(tokenizer, cfg, &|_| ()).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     };
-    refused(&tokenizer, &PrepareConfig { val: 0.5, ..cfg.clone() }, "begun with another val (there 0.0, now 0.5)");
+    refused(
+        &tokenizer,
+        &PrepareConfig { val: 0.5, ..cfg.clone() },
+        "begun with other settings or input: val (there 0.0, now 0.5)",
+    );
     refused(&Tokenizer::from_file(golden("byte_level.json")).unwrap(), &cfg, "tokenizer");
     std::fs::write(&input, "{\"text\":\"ab\"}\n").unwrap();
-    refused(&tokenizer, &cfg, "begun with another files");
+    refused(&tokenizer, &cfg, "begun with other settings or input: files");
     assert!(contents(&out) == before, "nothing was touched");
     // Values that make no sense.
     let nothing = folder.path().join("nothing");
@@ -852,7 +877,7 @@ fn any_number_of_ranks_gives_the_same_bytes() {
         assert_eq!(ended.iter().filter(|output| output.status.success()).count(), 1, "round {round}");
         let refused = ended.iter().find(|output| !output.status.success()).unwrap();
         let stderr = String::from_utf8_lossy(&refused.stderr).into_owned();
-        assert!(stderr.contains("begun with another separator"), "{stderr}");
+        assert!(stderr.contains("begun with other settings or input: separator"), "{stderr}");
     }
     // A rank that is missing is named.
     let out = folder.path().join("half");
