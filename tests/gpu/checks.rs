@@ -351,7 +351,7 @@ fn edges(device: &Device) -> Result<String> {
     for device in [&Device::Cpu, device] {
         let cfg = TokenEmbeddingConfig { gradient: Gradient::RowSparse, ..Default::default() };
         let (var, of_rows) = layer(&numbers(&[30, 20], DType::F32, 3)?, device, cfg)?;
-        let mut optimizer = AdamW::new(vec![var], ParamsAdamW::default())?;
+        let mut optimizer = AdamW::with_groups(vec![(vec![("wte".to_string(), var)], ParamsAdamW::default())])?;
         let step = |optimizer: &mut AdamW, ids: [u32; 2]| -> Result<f64> {
             let list = Tensor::new(&ids, &Device::Cpu)?;
             let mut grads = tallow::backward(&of_rows.forward(&list)?.sqr()?.sum_all()?)?;
@@ -390,8 +390,8 @@ fn edges(device: &Device) -> Result<String> {
             let mut optimizer = Sgd::new(vec![var.clone()], 0.5)?;
             let three = Tensor::ones(3, dtype, device)?;
             let joined = Tensor::cat(&[&three, &of_odd.lookup(&list)?.flatten_all()?], 0)?;
-            let mut grads = tallow::backward(&joined.sqr()?.sum_all()?)?;
-            optimizer.step(&grads)?;
+            optimizer.step(&tallow::backward(&joined.sqr()?.sum_all()?)?)?;
+            let mut grads = Tensor::zeros((), DType::F32, &Device::Cpu)?.backward()?;
             grads.insert(&var, odd(table.clone(), (9, 64))?);
             optimizer.step(&grads)?;
             if gradient == Gradient::RowSparse {
