@@ -125,6 +125,10 @@ impl Convert {
         interrupt::temporaries_in(self.out.clone());
         interrupt::temporaries_in(folder);
         let manifest = import(&self.inputs, &about, &self.out, &self.split)?;
-        describe(&mut out, &manifest)
+        describe(&mut out, &manifest)?;
+        if manifest.separator.is_none() && about.format != Foreign::Datatrove {
+            writeln!(out, "note       each file is one document: --separator ID tells them apart")?;
+        }
+        Ok(())
     }
 }

@@ -246,16 +246,18 @@ impl Prepare {
 
     fn report(&self, manifest: &Manifest) -> Result<()> {
         let mut out = std::io::stdout().lock();
+        let documents = |name: &str| manifest.splits.get(name).map_or(0, |split| split.documents);
+        let mut empty = vec!["train", "val"];
+        empty.retain(|name| manifest.val > 0.0 && documents(name) == 0);
         if self.json {
             let split = |name: &str| manifest.splits.get(name).map_or(0, |split| split.tokens);
             let line = json!({"finished": true, "train_tokens": split("train"), "val_tokens": split("val"),
-                "skipped": manifest.skipped.count, "table_rows": manifest.table_rows});
+                "skipped": manifest.skipped.count, "table_rows": manifest.table_rows, "empty_splits": empty});
             return Ok(writeln!(out, "{line}")?);
         }
         describe(&mut out, manifest)?;
-        let documents = |name: &str| manifest.splits.get(name).map_or(0, |split| split.documents);
         let all = documents("train") + documents("val");
-        for name in ["train", "val"].into_iter().filter(|name| manifest.val > 0.0 && documents(name) == 0) {
+        for name in empty {
             writeln!(
                 out,
                 "warning    no document went to {name}: there {} {} in all, and --val is {}{}",

@@ -42,7 +42,8 @@ use crate::{Error, Result};
 /// opt.step(&total)?;
 /// # Ok::<(), tallow::Error>(())
 /// ```
-/// A step with a store that lacks the rows of an earlier backward is an error: the table would train on them, and nothing else.
+/// A step with a store that lacks the rows of an earlier backward is an error: the table would train on them, and nothing else. So is
+/// a second step with one store, or with one that was added to after its step: the table has no rows of it left.
 ///
 /// # Cost
 /// Dense: one pass that reads weight, gradient and both moments and writes all but the gradient, on all threads,

@@ -55,7 +55,7 @@ impl PretrainedTable {
 #[cfg(not(feature = "hub"))]
 fn without_hub(name: &str, _: Option<&str>) -> crate::Error {
     crate::Error::Config(format!(
-        "{name:?} is nothing here; to look for it on the Hugging Face Hub build with `--features hub`"
+        "{name:?} is no file or folder here; to look for it on the Hugging Face Hub build with `--features hub`"
     ))
 }
 

@@ -94,6 +94,16 @@ fn prepare_reads_standard_input_and_warns() {
     let out = folder.path().join("other");
     let printed = stdout(&["prepare", "-", "--out", text(&out), "--val", "1"], b"only one document");
     assert!(printed.contains("no document went to train: there is 1 in all, and --val is"), "{printed}");
+    let printed = stdout(&["prepare", "-", "--out", text(&out), "--val", "1", "--json"], b"only one document");
+    assert!(printed.contains("\"empty_splits\":[\"train\"]"), "{printed}");
+    // Ids that nothing separates are one document, which is said.
+    let raw = folder.path().join("raw.bin");
+    std::fs::write(&raw, [1, 0, 2, 0]).unwrap();
+    let command = ["convert", text(&raw), "--from", "nanogpt", "--rows", "300", "--out"];
+    let said = |extra: &[&str], to: &str| {
+        stdout(&[&command[..], &[text(&folder.path().join(to))], extra].concat(), b"").contains("--separator ID")
+    };
+    assert!(said(&[], "whole") && !said(&["--separator", "2"], "separated"));
 }
 
 #[test]
