@@ -30,7 +30,7 @@ macro_rules! widest {
 pub(crate) use widest;
 
 /// Whether registers of so many bits may be used. Always, but in a test that looks at the narrower bodies.
-#[cfg(not(test))]
+#[cfg(all(target_arch = "x86_64", not(test)))]
 #[inline(always)]
 pub(crate) fn allows(_bits: usize) -> bool {
     true
@@ -41,7 +41,7 @@ thread_local! {
     static WIDEST_BITS: std::cell::Cell<usize> = const { std::cell::Cell::new(usize::MAX) };
 }
 
-#[cfg(test)]
+#[cfg(all(target_arch = "x86_64", test))]
 pub(crate) fn allows(bits: usize) -> bool {
     bits <= WIDEST_BITS.get()
 }
