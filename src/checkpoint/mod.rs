@@ -111,7 +111,8 @@ impl Checkpoint {
     /// Writes `FOLDER/step-NNNNNNNN`, then removes the oldest beyond `keep` (0: keep all); gives its path.
     ///
     /// Row-sparse tables are flushed first. Moments are saved under the names that the variables have in `varmap`, also for an
-    /// optimizer that was made without names. Until the new checkpoint is whole and on the disk nothing of an older one is touched, also not one of the same step, which it then replaces. Killed at any moment, the folder holds
+    /// optimizer that was made without names. Until the new checkpoint is whole and on the disk nothing of an older one is
+    /// touched, also not one of the same step, which it then replaces. Killed at any moment, the folder holds
     /// whole checkpoints, and `.tmp-…`, which the next save removes: only one process saves into a folder.
     ///
     /// Not saved: learning rate and the other parameters of the optimizer's groups, which are the caller's to set.

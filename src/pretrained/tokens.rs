@@ -21,7 +21,8 @@ impl TokenEmbedding {
     /// Adds special tokens to the tokenizer, which finds them in text from then on, and rows for them to the table: both or none.
     /// Gives the ids of `tokens`.
     ///
-    /// (Under [`Specials::Text`](crate::Specials::Text) no special token is found in text; see [`Tokenizer::add_tokens`].) New tokens take the first free ids. Where the table has rows for those already (many models have more rows than
+    /// (Under [`Specials::Text`](crate::Specials::Text) no special token is found in text; see [`Tokenizer::add_tokens`].)
+    /// New tokens take the first free ids. Where the table has rows for those already (many models have more rows than
     /// tokens), these rows are filled anew. See [`resize`](Self::resize) for what an optimizer must be told, and
     /// [`freeze_except`](Self::freeze_except) to train only them. The tokenizer's fingerprint changes with it: a
     /// [`Checkpoint`](crate::Checkpoint) or shards of the smaller one are told apart from those of this one.

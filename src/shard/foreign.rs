@@ -307,7 +307,11 @@ fn export_parts(
         ids.each(from, to, &mut |ids| {
             bytes.clear();
             let fits = dtype.encode(ids, &mut bytes);
-            fits.map_err(|id| Error::Config(format!("id {id} does not fit into 16 bits: only as u32, in a format that has it (nanogpt, llmc, olmo, datatrove)")))?;
+            fits.map_err(|id| {
+                Error::Config(format!(
+                    "id {id} does not fit into 16 bits: only as u32, in a format that has it (nanogpt, llmc, olmo, datatrove)"
+                ))
+            })?;
             file.write_all(&bytes).map_err(io)
         })?;
         persist(file, &path).map_err(io)?;
