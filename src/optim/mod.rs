@@ -62,7 +62,7 @@ fn is_current(var: &Var) -> Result<()> {
     match was_replaced(var) {
         false => Ok(()),
         true => Err(Error::Config(format!(
-            "the table of shape {:?} was replaced by one of another size (add_tokens, resize, shrink, transplant), which this \
+            "the table of shape {:?} was replaced by one of another size (add_tokens, resize, shrink), which this \
              optimizer does not know: call `AdamW::follow(&varmap)`, or make the optimizer after the change",
             var.dims()
         ))),
