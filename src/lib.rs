@@ -63,10 +63,10 @@ mod files;
 mod fingerprint;
 pub mod gradients;
 mod grouping;
-mod guard;
 pub mod head;
 #[cfg(feature = "hub")]
 pub mod hub;
+mod ids;
 pub mod loader;
 mod memory;
 mod mix;
@@ -75,6 +75,7 @@ mod parallel;
 #[cfg(feature = "prepare")]
 pub mod prepare;
 mod pretrained;
+mod remote;
 mod rows;
 mod same_file;
 pub mod shard;
@@ -86,15 +87,16 @@ mod widest;
 
 pub use batch::{PaddedBatch, Padding, Side};
 pub use checkpoint::{Checkpoint, LoadOptions, Skipped, load_weights};
-pub use embedding::{Fill, Gradient, Init, NO_TOKEN, Neighbor, Scale, TokenEmbedding, TokenEmbeddingConfig};
+pub use embedding::{Fill, Gradient, Init, Neighbor, Scale, TokenEmbedding, TokenEmbeddingConfig};
 pub use error::{Error, Result};
 pub use gradients::{backward, no_grad};
+pub use ids::NO_TOKEN;
 pub use loader::{Batch, DataLoader, DataLoaderConfig, Dataset, Order};
 pub use memory::keep_pages;
 pub use parallel::tune_threads;
-#[cfg(feature = "hub")]
-pub use pretrained::pull;
 pub use pretrained::{PretrainedTable, RowChange, RowChanges, RowStatistics, TensorInfo, Transplanted, list_tensors};
+#[cfg(feature = "hub")]
+pub use remote::pull;
 pub use rows::RowGradients;
 pub use tokenizer::{EncodeReader, Specials, Tokenizer};
 

@@ -4,9 +4,9 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarMap;
 use rayon::prelude::*;
 
-use super::{Init, NO_TOKEN, TokenEmbedding};
+use super::{Init, TokenEmbedding};
 use crate::rows::{RowTable, replaced};
-use crate::{Error, Result};
+use crate::{Error, NO_TOKEN, Result};
 
 /// Tables are read in blocks of about this many values.
 const BLOCK_VALUES: usize = 1 << 21;

@@ -13,17 +13,12 @@ use candle_core::{DType, Device, Module, Tensor, Var};
 use candle_nn::VarBuilder;
 
 use crate::rows::{RowGradients, RowTable, Rows};
-use crate::{Error, Result, guard};
+use crate::{Error, NO_TOKEN, Result, ids};
 pub use grow::Fill;
 pub use init::Init;
 use lookup::Lookup;
 pub use neighbors::Neighbor;
 pub(crate) use neighbors::{nearest, queries_fit};
-
-/// The id that stands for "no token": a row of zeros, and no gradient, on every device.
-///
-/// It is candle's own mark (the largest value of the ids' type), which `index_select` and `index_add` honour.
-pub const NO_TOKEN: u32 = u32::MAX;
 
 /// What backward gives for the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -246,10 +241,10 @@ impl TokenEmbedding {
     ///   are known to be good, [`lookup_unchecked`](Self::lookup_unchecked) does not.
     /// - [`Error::IdDType`]: ids of another type than u8, u32 or i64.
     pub fn lookup(&self, ids: &Tensor) -> Result<Tensor> {
-        let ids = &guard::on_host(ids)?;
+        let ids = &ids::on_host(ids)?;
         let check = || {
             let name = |id| self.names.as_ref().and_then(|names| names(id));
-            guard::check(ids, self.vocab_size(), self.padding_id, name)
+            ids::check(ids, self.vocab_size(), self.padding_id, name)
         };
         // On the CPU the look-up notices an id without a row itself; the guard then says which. A GPU must never see a bad
         // one, and putting padding in place casts i64 ids to u32, which could hide one: there the guard goes first.
@@ -274,14 +269,14 @@ impl TokenEmbedding {
             let shape = [ids.dims(), &[self.d_model()]].concat();
             return Ok(self.weight.detach().narrow(0, 0, 0)?.reshape(shape)?);
         }
-        let mut ids = guard::normalise(ids, self.padding_id)?;
+        let mut ids = ids::normalise(ids, self.padding_id)?;
         let mut host_ids = None;
         if !device.is_cpu() {
             ids = ids.to_dtype(DType::U32)?;
         }
         // On the host, unless they are on the table's device and nobody asks for them yet.
         if device.is_cpu() || table.is_some() || !ids.device().same_device(device) {
-            ids = guard::on_host(&ids)?;
+            ids = ids::on_host(&ids)?;
             if let Some(table) = table {
                 let looked_up: Vec<u32> = ids.flatten_all()?.to_dtype(DType::U32)?.to_vec1()?;
                 // The rows of a view are not the table's rows of the same numbers.
@@ -290,7 +285,7 @@ impl TokenEmbedding {
             }
             if !device.is_cpu() {
                 host_ids = Some(ids.clone());
-                ids = guard::to_device(&ids, device)?;
+                ids = ids::to_device(&ids, device)?;
             }
         }
         if self.rows.is_some() {

@@ -2,8 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::loss::Grads;
-use super::{CrossEntropyConfig, Wanted};
+use super::{CrossEntropyConfig, Grads, Wanted};
 
 /// Tokens of a chunk at least and at most, and the part of all tokens that a chunk is: as in `fused`.
 const TOKENS: (usize, usize) = (64, 256);

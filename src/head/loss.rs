@@ -8,11 +8,8 @@ use candle_core::{
 };
 
 use super::fused::{self, Problem};
-use super::{CrossEntropyConfig, Head, Reduction, Wanted, by_operations};
+use super::{CrossEntropyConfig, Grads, Head, Reduction, Wanted, by_operations};
 use crate::{NO_TOKEN, Result, gradients, parallel};
-
-/// Gradients of hidden (N, C), weight (V, C) and bias (V), where they were wanted.
-pub(super) type Grads = [Option<Tensor>; 3];
 
 pub(super) fn cross_entropy(head: &Head, targets: &Tensor, cfg: &CrossEntropyConfig) -> Result<Tensor> {
     let targets = head.targets(targets)?;

@@ -33,7 +33,7 @@ use candle_core::{DType, Tensor};
 pub use search::top_k;
 
 use crate::rows::RowTable;
-use crate::{Error, NO_TOKEN, Result, guard};
+use crate::{Error, NO_TOKEN, Result, ids};
 
 /// What [`cross_entropy`] gives for the losses of single tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -189,6 +189,9 @@ pub fn logits(hidden: &Tensor, weight: &Tensor, bias: Option<&Tensor>, soft_cap:
     Ok(head.logits(&last, 0, head.vocab_size, soft_cap)?.reshape(dims)?)
 }
 
+/// Gradients of hidden (N, C), weight (V, C) and bias (V), where they were wanted.
+type Grads = [Option<Tensor>; 3];
+
 /// Hidden states as (N, C) with a weight that fits them.
 struct Head {
     hidden: Tensor,
@@ -257,8 +260,8 @@ impl Head {
                 self.dims
             )));
         }
-        let targets = guard::on_host(targets)?;
-        guard::check(&targets, self.vocab_size, None, |_| None).map_err(|error| match error {
+        let targets = ids::on_host(targets)?;
+        ids::check(&targets, self.vocab_size, None, |_| None).map_err(|error| match error {
             Error::IdOutOfRange { id, position, rows, .. } => Error::TargetOutOfRange { target: id, position, rows },
             other => other,
         })?;

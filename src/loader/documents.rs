@@ -1,8 +1,15 @@
 //! Orders that look at documents: rows of whole documents, rows that begin with one.
 
 use super::Split;
-use super::order::Segment;
 use crate::Result;
+
+/// `len` inputs of a row: the ids from `start` on, of which one more is read for the targets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Segment {
+    pub(super) shard: u32,
+    pub(super) len: u32,
+    pub(super) start: u64,
+}
 
 /// Rows made of pieces of documents.
 #[derive(Default)]

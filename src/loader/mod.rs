@@ -19,7 +19,8 @@ use candle_core::Device;
 use crate::mix::mix;
 use crate::{Error, NO_TOKEN, Result};
 use batch::Builder;
-use order::{Plan, Segment};
+use documents::Segment;
+use order::Plan;
 use prefetch::Prefetcher;
 
 pub use batch::{Batch, Documents};

@@ -1,17 +1,9 @@
 //! Which ids sample `k` of epoch `e` consists of.
 
-use super::documents::{Packed, bos_aligned, pack};
+use super::documents::{Packed, Segment, bos_aligned, pack};
 use super::{Order, Split};
 use crate::Result;
 use crate::mix::{below, mix};
-
-/// `len` inputs of a row: the ids from `start` on, of which one more is read for the targets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Segment {
-    pub(super) shard: u32,
-    pub(super) len: u32,
-    pub(super) start: u64,
-}
 
 /// The samples of a split in some order. Only orders that look at documents hold more than a few numbers a shard.
 pub(super) struct Plan {

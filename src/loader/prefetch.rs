@@ -3,7 +3,7 @@
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
-use super::order::Segment;
+use super::documents::Segment;
 use super::{Row, Shards};
 
 /// Asks the system to read ids ahead (`madvise`, `posix_fadvise`), on one thread. The copy itself stays with whoever wants the

@@ -20,7 +20,7 @@ const HEADS: [&str; 4] = ["lm_head.weight", "embed_out.weight", "output.weight",
 const LISTED: usize = 12;
 
 /// The table among tensors: (name, shape; `None` where it is not known). Or a message that lists what it could be.
-pub(super) fn table<'n>(tensors: &[(&'n str, Option<&[usize]>)], asked: Option<&str>) -> Result<&'n str, String> {
+pub(crate) fn table<'n>(tensors: &[(&'n str, Option<&[usize]>)], asked: Option<&str>) -> Result<&'n str, String> {
     let is_table = |shape: Option<&[usize]>| shape.is_none_or(|shape| shape.len() == 2);
     if let Some(asked) = asked {
         return match tensors.iter().find(|(name, _)| *name == asked) {
@@ -42,7 +42,7 @@ pub(super) fn table<'n>(tensors: &[(&'n str, Option<&[usize]>)], asked: Option<&
 }
 
 /// Whether the model has a head of its own. One without is tied: its head is the table.
-pub(super) fn has_head<'n>(mut names: impl Iterator<Item = &'n str>) -> bool {
+pub(crate) fn has_head<'n>(mut names: impl Iterator<Item = &'n str>) -> bool {
     names.any(|name| ends_with_one(name, &HEADS))
 }
 

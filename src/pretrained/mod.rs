@@ -3,9 +3,8 @@
 //! This room knows how models name their tables. It does not know where files come from.
 
 mod changes;
-mod find;
+pub(crate) mod find;
 mod open;
-mod remote;
 mod report;
 mod tokens;
 
@@ -24,7 +23,7 @@ use crate::{Error, Init, Neighbor, Result, TokenEmbedding, TokenEmbeddingConfig}
 
 pub use changes::{RowChange, RowChanges};
 #[cfg(feature = "hub")]
-pub use remote::pull;
+pub(crate) use open::Sharded;
 pub use report::{RowStatistics, TensorInfo, list_tensors};
 pub use tokens::Transplanted;
 

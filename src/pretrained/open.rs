@@ -151,14 +151,14 @@ pub(super) fn folder(folder: &Path, tensor: Option<&str>) -> Result<PretrainedTa
 }
 
 /// Where the index of a sharded model says that its table is.
-pub(super) struct Sharded {
-    pub(super) tensor: String,
-    pub(super) file: String,
-    pub(super) tied: bool,
+pub(crate) struct Sharded {
+    pub(crate) tensor: String,
+    pub(crate) file: String,
+    pub(crate) tied: bool,
 }
 
 impl Sharded {
-    pub(super) fn parse(json: &[u8], tensor: Option<&str>) -> std::result::Result<Self, String> {
+    pub(crate) fn parse(json: &[u8], tensor: Option<&str>) -> std::result::Result<Self, String> {
         #[derive(serde::Deserialize)]
         struct Index {
             weight_map: BTreeMap<String, String>,

@@ -1,8 +1,15 @@
-//! One check of ids, on the host, before anything runs on a device.
+//! What an id may be: the mark for "no token", and one check on the host, before anything runs on a device.
+//!
+//! Everything may use this module; it uses nothing but the error.
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 
-use crate::{Error, NO_TOKEN, Result};
+use crate::{Error, Result};
+
+/// The id that stands for "no token": a row of zeros, and no gradient, on every device.
+///
+/// It is candle's own mark (the largest value of the ids' type), which `index_select` and `index_add` honour.
+pub const NO_TOKEN: u32 = u32::MAX;
 
 /// Ids where the host can read them. Those on a device are copied, which waits for that device.
 pub(crate) fn on_host(ids: &Tensor) -> candle_core::Result<Tensor> {

@@ -2,13 +2,12 @@
 
 use std::path::Path;
 
-use super::PretrainedTable;
-use crate::{Result, Tokenizer};
+use crate::{PretrainedTable, Result, Tokenizer};
 
 #[cfg(feature = "hub")]
 pub use online::pull;
 
-// In this room, because a tokenizer does not know where files come from.
+// Here, because neither a tokenizer nor a table knows where files come from.
 impl Tokenizer {
     /// The tokenizer of a model: a folder with a `tokenizer.json`, or a repository on the Hugging Face Hub (`owner/name`, at a
     /// branch, tag or commit; `None`: main). Where a repository has no `tokenizer.json`, its only `.tiktoken` file is taken.
@@ -64,11 +63,10 @@ mod online {
     use std::fs::{self, File};
     use std::path::{Path, PathBuf};
 
-    use super::super::open::Sharded;
-    use super::super::{PretrainedTable, find};
     use crate::hub::{Hub, unfinished};
+    use crate::pretrained::{Sharded, find};
     use crate::tensors::{Header, dtype_of, single_header};
-    use crate::{Error, Result, Tokenizer};
+    use crate::{Error, PretrainedTable, Result, Tokenizer};
 
     const WHOLE: &str = "model.safetensors";
     const INDEX: &str = "model.safetensors.index.json";

@@ -1,0 +1,150 @@
+//! One error type for the package: every variant holds the facts, every message says what to do next.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// `Result` with this package's [`enum@Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that can go wrong between text, ids and files.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An id that the tokenizer has no token for.
+    #[error("id {id} at position {position} is not a token of {tokenizer}, whose largest id is {largest}")]
+    UnknownId {
+        /// The id.
+        id: u32,
+        /// Its index in the sequence.
+        position: usize,
+        /// Name of the tokenizer.
+        tokenizer: String,
+        /// The largest id that it has.
+        largest: u32,
+    },
+
+    /// Text that spells a special token while [`Specials::Forbid`](crate::Specials::Forbid) is set.
+    #[error(
+        "the text spells the special token {token:?} at byte {byte}: read it as text (Specials::Text) or as the token \
+         (Specials::Allow)"
+    )]
+    SpecialForbidden {
+        /// The token's text.
+        token: String,
+        /// Byte offset of its first byte.
+        byte: u64,
+    },
+
+    /// A tokenizer file that cannot be used.
+    #[error("tokenizer file {}: {reason}", .path.display())]
+    TokenizerFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// A tokenizer.json whose own rules refuse this text (for example no unknown token to fall back to).
+    #[error("tokenizer {tokenizer}: {reason}")]
+    Tokenize {
+        /// Name of the tokenizer.
+        tokenizer: String,
+        /// What it said.
+        reason: String,
+    },
+
+    /// Bytes that are not UTF-8.
+    #[error("invalid UTF-8 at byte {byte}: fix the text, or accept replacement characters (lossy)")]
+    InvalidUtf8 {
+        /// Offset of the first bad byte.
+        byte: u64,
+    },
+
+    /// A run of characters that must be held whole, longer than a stream accepts.
+    #[error(
+        "from byte {byte} of the text on more than {bytes} bytes follow without a place to cut: they would be held in memory whole; \
+         break the text by white space or line feeds (is it text at all?)"
+    )]
+    RunTooLong {
+        /// Offset in the text of its first byte.
+        byte: u64,
+        /// How many are accepted.
+        bytes: usize,
+    },
+
+    /// A document of a corpus that cannot be used.
+    #[error("{place}: {reason} ({})", document_advice(*.utf8))]
+    Document {
+        /// The file, and the line, byte or row where the document begins.
+        place: String,
+        /// What is wrong with it.
+        reason: String,
+        /// Whether it is bytes that are not UTF-8, which can be read as U+FFFD.
+        utf8: bool,
+    },
+
+    /// A file of shards that is not what it should be.
+    #[error("{}: {reason}", .path.display())]
+    Shard {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// The Hugging Face Hub, or a mirror, gave something else than what was asked for.
+    #[error("{asked}: {answer}; {advice}")]
+    Hub {
+        /// What was asked for.
+        asked: String,
+        /// What came back.
+        answer: String,
+        /// What to do.
+        advice: String,
+        /// Whether the answer is that there is no such file. (Mirrors say so, too, where there is no such repository.)
+        absent: bool,
+    },
+
+    /// An output folder in which this work cannot be done.
+    #[error("{}: {reason}", .path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+
+    /// A value that makes no sense.
+    #[error("{0}")]
+    Config(String),
+
+    /// Reading or writing failed.
+    #[error("{}: {cause}", .path.display())]
+    Io {
+        /// The file, or what stands for it.
+        path: PathBuf,
+        /// The system's word.
+        cause: io::Error,
+    },
+}
+
+// Causes stand in the message already: no variant has a `source` that would print them again.
+impl Error {
+    /// [`Error::Io`] of this file.
+    pub(crate) fn io(path: impl AsRef<Path>, cause: io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        Error::Io { path, cause }
+    }
+
+    pub(crate) fn tokenizer_file(path: &Path, reason: impl ToString) -> Self {
+        let reason = reason.to_string();
+        Error::TokenizerFile { path: path.to_path_buf(), reason }
+    }
+}
+
+fn document_advice(utf8: bool) -> &'static str {
+    match utf8 {
+        true => "OnError::Skip leaves such documents out, OnError::Replace reads bad bytes as U+FFFD",
+        false => "OnError::Skip leaves such documents out",
+    }
+}
