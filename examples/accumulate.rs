@@ -10,6 +10,8 @@
 //! the last part alone: the row gradients of 3 look-ups wait that these gradients do not hold
 //! ```
 
+mod args;
+
 use anyhow::{Result, ensure};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Module, Tensor};
@@ -46,7 +48,7 @@ impl Model {
 }
 
 fn main() -> Result<()> {
-    let device = tallow::device::from_args("cpu")?;
+    let device = args::device("cpu")?;
     let ids = Tokenizer::cl100k().encode(include_str!("../LICENSE-APACHE"))?;
     let (mut whole, mut parts) = (Model::new(&device)?, Model::new(&device)?);
     let mut losses = Vec::new();

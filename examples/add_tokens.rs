@@ -9,6 +9,8 @@
 //! 20 steps on: the new rows moved by 0.0200 and 0.0200, the others by 0
 //! ```
 
+mod args;
+
 use anyhow::Result;
 use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
@@ -19,7 +21,7 @@ fn main() -> Result<()> {
     // Any trained table (see pretrained_rows) with its tokenizer; here the bundled one, with fresh rows.
     let mut tokenizer = Tokenizer::cl100k();
     let varmap = VarMap::new();
-    let device = tallow::device::from_args("cpu")?;
+    let device = args::device("cpu")?;
     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &device);
     let gradient = Gradient::RowSparse;
     let cfg = TokenEmbeddingConfig { vocab_size: tokenizer.table_rows(), d_model: 64, gradient, ..Default::default() };

@@ -14,6 +14,8 @@
 //! rows of the gradient that are not zero: 9
 //! ```
 
+mod args;
+
 use anyhow::Result;
 use candle_core::{DType, Device, Module};
 use candle_nn::{VarBuilder, VarMap};
@@ -32,7 +34,7 @@ fn main() -> Result<()> {
     }
 
     let varmap = VarMap::new();
-    let device = tallow::device::from_args("cpu")?;
+    let device = args::device("cpu")?;
     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &device);
     let cfg = TokenEmbeddingConfig { vocab_size: tokenizer.table_rows(), d_model: 8, ..Default::default() };
     let wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;

@@ -12,6 +12,8 @@
 //! refused id 100257 at position [0, 1] of the ids is outside the table of 100256 rows
 //! ```
 
+mod args;
+
 use anyhow::{Result, ensure};
 use candle_core::{DType, IndexOp, Module, Tensor};
 use candle_nn::{VarBuilder, VarMap};
@@ -19,7 +21,7 @@ use tallow::{Init, PaddedBatch, Padding, TokenEmbedding, TokenEmbeddingConfig, T
 
 fn main() -> Result<()> {
     tallow::keep_pages();
-    let device = tallow::device::from_args("auto")?;
+    let device = args::device("auto")?;
     println!("device  {:?}", device.location());
 
     let varmap = VarMap::new();

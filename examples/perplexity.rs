@@ -11,6 +11,8 @@
 //!
 //! (Guessing evenly would be a perplexity of 100277: trained on one verse, the model is sure and wrong about others.)
 
+mod args;
+
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Module, Optimizer, ParamsAdamW, VarBuilder, VarMap};
@@ -65,7 +67,7 @@ fn score(table: &str, text: &str, device: &Device) -> Result<()> {
 fn main() -> Result<()> {
     tallow::keep_pages();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let device = &tallow::device::from_args("cpu")?;
+    let device = &args::device("cpu")?;
     if let [table, text, ..] = &arguments[..]
         && !table.starts_with("--")
     {

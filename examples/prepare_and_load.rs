@@ -14,6 +14,8 @@
 //! packed: 20 rows of 64 hold all of them
 //! ```
 
+mod args;
+
 use anyhow::{Context, Result};
 use candle_core::DType;
 use candle_nn::{VarBuilder, VarMap};
@@ -55,7 +57,7 @@ fn main() -> Result<()> {
 
     // The table holds every id of the shards, the separator too: no check is needed again.
     let varmap = VarMap::new();
-    let device = tallow::device::from_args("cpu")?;
+    let device = args::device("cpu")?;
     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &device);
     let cfg_table = TokenEmbeddingConfig { vocab_size: manifest.table_rows, d_model: 64, ..Default::default() };
     let wte = TokenEmbedding::new(&cfg_table, vb.pp("wte"))?;

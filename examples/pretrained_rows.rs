@@ -13,6 +13,8 @@
 //! one step moved rows 7, 8, 9 and no other
 //! ```
 
+mod args;
+
 use anyhow::Result;
 use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
@@ -36,7 +38,7 @@ fn main() -> Result<()> {
 
     // The whole table as a variable, in the VarBuilder's dtype.
     let varmap = VarMap::new();
-    let device = tallow::device::from_args("cpu")?;
+    let device = args::device("cpu")?;
     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &device);
     let cfg = TokenEmbeddingConfig { gradient: Gradient::RowSparse, ..table.config() };
     let wte = TokenEmbedding::from_pretrained(&table, &cfg, vb.pp("wte"))?;

@@ -13,6 +13,8 @@
 //! row 15 of the matrix is row 11 of the table: [-0.0123, 0.0097, -0.0188, …]
 //! ```
 
+mod args;
+
 use anyhow::Result;
 use candle_core::{DType, Device, IndexOp, Module, Tensor};
 use candle_nn::{VarBuilder, VarMap};
@@ -26,7 +28,7 @@ fn main() -> Result<()> {
 
     // The look-up table: 100256 rows of 64 small random numbers, made once, trained later.
     let varmap = VarMap::new();
-    let device = tallow::device::from_args("cpu")?;
+    let device = args::device("cpu")?;
     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &device);
     let wte = TokenEmbedding::new(&TokenEmbeddingConfig::default(), vb.pp("wte"))?;
 

@@ -9,6 +9,8 @@
 //! 60 losses equal, 0 of 6416384 weights differ
 //! ```
 
+mod args;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -40,7 +42,7 @@ fn train(layer: &dyn Module, head: &Var, opt: &mut impl Optimizer, ids: &[u32]) 
 
 fn main() -> Result<()> {
     tallow::keep_pages();
-    let device = tallow::device::from_args("cpu")?;
+    let device = args::device("cpu")?;
     let ids = Tokenizer::cl100k().encode(include_str!("../LICENSE-APACHE"))?;
     let head =
         Tensor::from_vec((0..64 * 32).map(|i| ((i * 37 % 101) as f32 - 50.0) / 500.0).collect(), (64, 32), &device)?;

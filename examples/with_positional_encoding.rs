@@ -11,6 +11,8 @@
 //! scaled by sqrt(64): mean length of a token's row 1.207
 //! ```
 
+mod args;
+
 use anyhow::Result;
 use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::{VarBuilder, VarMap};
@@ -33,7 +35,7 @@ fn mean_length(x: &Tensor) -> candle_core::Result<f32> {
 
 fn main() -> Result<()> {
     tallow::keep_pages();
-    let device = tallow::device::from_args("cpu")?;
+    let device = args::device("cpu")?;
     let batch =
         PaddedBatch::from_texts(&Tokenizer::cl100k(), &["小沈阳江西演唱会邀请了,"], Padding::default(), &device)?;
     let varmap = VarMap::new();

@@ -32,34 +32,14 @@ pub fn open(name: &str, warn: impl FnOnce(&str)) -> Result<Device> {
     match kind {
         "cpu" if !name.contains(':') => Ok(Device::Cpu),
         "auto" if !name.contains(':') => Ok(open_first(warn)),
-        "cuda" if !cfg!(feature = "cuda") => fail("this build has no CUDA: build with `--features cuda`".to_string()),
+        "cuda" if !cfg!(feature = "cuda") => fail("this build has no CUDA: it needs the feature `cuda`".to_string()),
         "cuda" => open_cuda(ordinal).or_else(|e| fail(Error::from(e).to_string())),
         "metal" if !cfg!(feature = "metal") => {
-            fail("this build has no Metal: build with `--features metal`".to_string())
+            fail("this build has no Metal: it needs the feature `metal`".to_string())
         }
         "metal" => open_metal(ordinal).or_else(|e| fail(Error::from(e).to_string())),
         _ => fail("not a device: use auto, cpu, cuda, cuda:N, metal or metal:N".to_string()),
     }
-}
-
-/// The device that the program's flags name, `default` without: `--device NAME`, and `--release-memory` for
-/// [`keep_memory`]`(…, false)`. For examples and small programs; the reason for a fall-back goes to standard error.
-///
-/// # Errors
-/// As [`open`], and `--device` without a name.
-pub fn from_args(default: &str) -> Result<Device> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let named = |(at, arg): (usize, &String)| match arg.strip_prefix("--device")? {
-        "" => Some(args.get(at + 1).cloned().unwrap_or_default()),
-        rest => rest.strip_prefix('=').map(str::to_string),
-    };
-    let name = args.iter().enumerate().find_map(named);
-    let name = name.as_deref().unwrap_or(default);
-    let device = open(name, |reason| eprintln!("warning: {reason}"))?;
-    if args.iter().any(|arg| arg == "--release-memory") {
-        keep_memory(&device, false)?;
-    }
-    Ok(device)
 }
 
 fn open_cuda(ordinal: usize) -> candle_core::Result<Device> {
@@ -82,8 +62,7 @@ fn open_metal(ordinal: usize) -> candle_core::Result<Device> {
 /// whenever the device is waited for.
 ///
 /// CUDA gives it back by default, and the next step maps it again, which can take longer than the step's work; [`open`] therefore
-/// keeps it. Call this with `false` where other processes need what this one does not use at the moment (`--release-memory` in
-/// commands and examples). It is a property of the device in this process. Nothing happens on other devices.
+/// keeps it. Call this with `false` where other processes need what this one does not use at the moment. It is a property of the device in this process. Nothing happens on other devices.
 ///
 /// Source: `CU_MEMPOOL_ATTR_RELEASE_THRESHOLD` of the device's default pool, CUDA driver API.
 ///

@@ -6,10 +6,7 @@ use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 
 use crate::{Error, Result};
 
-/// The id that stands for "no token": a row of zeros, and no gradient, on every device.
-///
-/// It is candle's own mark (the largest value of the ids' type), which `index_select` and `index_add` honour.
-pub const NO_TOKEN: u32 = u32::MAX;
+pub use tallow_text::NO_TOKEN;
 
 /// Ids where the host can read them. Those on a device are copied, which waits for that device.
 pub(crate) fn on_host(ids: &Tensor) -> candle_core::Result<Tensor> {

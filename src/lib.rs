@@ -33,57 +33,46 @@
 //! - Which weights do not train, and why: [`gradients::missing`].
 //! - Going on after a crash, and weights from PyTorch: [`Checkpoint`], [`load_weights`]. Evaluation without gradients: [`no_grad`].
 //! - Only the first values, for a table of your own: [`Init::rows`].
-//! - Text files as token shards on disk: [`prepare`], and `tallow prepare`. The files themselves: [`shard`].
+//! - Text files as token shards on disk: [`prepare`]. The files themselves: [`shard`].
 //! - Batches for training, out of shards or a string, with resume and ranks: [`Dataset`] and [`DataLoader`].
 //! - Somebody's trained rows, from a file or the Hub: [`PretrainedTable`]. New tokens on them: [`TokenEmbedding::add_tokens`];
 //!   more rows: [`TokenEmbedding::resize`]; what is near: [`TokenEmbedding::neighbors`].
-//! - Pictures: a sentence's look-up as a page or a figure, a table before and after training, a folder of shards: [`view`].
+//! - Pictures: a sentence's look-up as a page or a figure, a table before and after training, a folder of shards: the package
+//!   [tallow-view](https://docs.rs/tallow-view). The command `tallow`: the package [tallow-cli](https://docs.rs/tallow-cli).
 //! - A device by name, with a fallback: [`device::open`].
 //!
 //! # What it is not
 //! It gives every token one row that a model trains. It does not turn sentences into vectors for search: a crate
 //! for sentence embeddings does that. Position, attention and the rest of the model come after it.
 //!
+//! # Packages
+//! This package has no command line, no drawing and no C in its tree. What has no tensors in it ([`Tokenizer`], [`prepare`], [`shard`]) is
+//! the package [tallow-text](https://docs.rs/tallow-text), and stands here under the same names.
+//!
 //! # Features
-//! `cli` (default): the binary, with `prepare` and `pictures`. `pictures`: [`view`]. `prepare`: reading corpora. `parquet`: from Parquet, too. `hub`: the Hugging Face Hub. `full`: all of these. `cuda`, `cudnn`, `metal`, `accelerate`, `mkl`: candle's own. For a
-//! library, `default-features = false` leaves out everything that only the command line needs.
+//! None is on by default. `parquet`: corpora in Parquet. `hub`: the Hugging Face Hub. `full`: both; both compile C. `cuda`, `cudnn`, `metal`,
+//! `accelerate`, `mkl`: candle's own.
 
 #![warn(missing_docs)]
 
 mod batch;
 mod checkpoint;
-#[cfg(feature = "prepare")]
-mod corpus;
 #[cfg(any(feature = "cuda", all(test, target_os = "linux")))]
 mod cuda;
 pub mod device;
 mod embedding;
 mod error;
-mod files;
-mod fingerprint;
 pub mod gradients;
 mod grouping;
 pub mod head;
-#[cfg(feature = "hub")]
-pub mod hub;
 mod ids;
 pub mod loader;
-mod memory;
-mod mix;
 pub mod optim;
-mod parallel;
-#[cfg(feature = "prepare")]
-pub mod prepare;
 mod pretrained;
 mod remote;
 mod rows;
-mod same_file;
-pub mod shard;
+mod support;
 mod tensors;
-mod tokenizer;
-#[cfg(feature = "pictures")]
-pub mod view;
-mod widest;
 
 pub use batch::{PaddedBatch, Padding, Side};
 pub use checkpoint::{Checkpoint, LoadOptions, Skipped, load_weights};
@@ -92,13 +81,15 @@ pub use error::{Error, Result};
 pub use gradients::{backward, no_grad};
 pub use ids::NO_TOKEN;
 pub use loader::{Batch, DataLoader, DataLoaderConfig, Dataset, Order};
-pub use memory::keep_pages;
-pub use parallel::tune_threads;
 pub use pretrained::{PretrainedTable, RowChange, RowChanges, RowStatistics, TensorInfo, Transplanted, list_tensors};
 #[cfg(feature = "hub")]
 pub use remote::pull;
 pub use rows::RowGradients;
-pub use tokenizer::{EncodeReader, Specials, Tokenizer};
+pub use support::{keep_pages, tune_threads};
+pub use tallow_text::Error as TextError;
+#[cfg(feature = "hub")]
+pub use tallow_text::hub;
+pub use tallow_text::{EncodeReader, Specials, Tokenizer, prepare, shard};
 
 /// The READMEs' programs are compiled and run as tests.
 #[cfg(doctest)]

@@ -2,7 +2,7 @@
 //!
 //! Backward puts (ids, output gradient) here instead of building a dense gradient; the optimizer takes them as
 //! (rows, values). In the other direction the layer asks, before it reads rows, that they be brought up to date.
-//! This room knows neither how rows are looked up nor how they are updated.
+//! This module knows neither how rows are looked up nor how they are updated.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -11,7 +11,8 @@ use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, TensorId, WithDType};
 
 use crate::grouping::{Grouping, Groups};
-use crate::{Error, Result, memory, parallel};
+use crate::support::{advise_huge_pages, parallel};
+use crate::{Error, Result};
 
 /// Gradients of single rows of a table.
 #[derive(Clone, Debug)]
@@ -375,7 +376,7 @@ fn sum_on_host(groups: &Groups, sources: &[Tensor]) -> Result<Tensor> {
     }
     let count = groups.rows.len();
     let mut values = vec![0f32; count * columns];
-    memory::advise_huge_pages(&mut values);
+    advise_huge_pages(&mut values);
     let sum = |(first, out): (usize, &mut [f32])| {
         for (place, out) in (first..).zip(out.chunks_exact_mut(columns)) {
             let positions = groups.starts[place] as usize..groups.starts[place + 1] as usize;

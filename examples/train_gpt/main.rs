@@ -15,10 +15,10 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{Config, Gpt, mix};
 use tallow::optim::AdamW;
-use tallow::view::{Fonts, Lang, loss_curve};
 use tallow::{
     Batch, Checkpoint, DataLoader, DataLoaderConfig, Dataset, LoadOptions, Order, Tokenizer, head, loader::Split,
 };
+use tallow_view::{Fonts, Lang, loss_curve};
 
 /// Trains the lesson's GPT from a text.
 #[derive(Parser)]

@@ -9,9 +9,9 @@ use crc32fast::Hasher;
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-use crate::files::{TEMPORARY, open_regular, sync_folder};
 use crate::tensors::wrong;
 use crate::{Error, Result};
+use tallow_text::support::files::{TEMPORARY, open_regular, sync_folder};
 
 /// Larger JSON is not read.
 pub(super) const MAX_JSON_BYTES: u64 = 16 << 20;

@@ -9,7 +9,7 @@
 //!     complete.json                 written last: bytes and CRC-32 of the three
 //! ```
 //!
-//! This room does not know what a training loop looks like.
+//! This module does not know what a training loop looks like.
 
 mod folder;
 mod weights;

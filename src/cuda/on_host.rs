@@ -106,7 +106,8 @@ impl Named for half::f16 {
 
 /// (rows, columns, positions, distinct ids): what is easily wrong, and twenty of no particular kind.
 pub(crate) fn shapes(known: &[(usize, usize, usize, u32)]) -> Vec<(usize, usize, usize, u32)> {
-    let draw = |i: u64, below: u64| 1 + (crate::mix::mix(i.wrapping_mul(0x9e37_79b9_7f4a_7c15)) % below) as usize;
+    let draw =
+        |i: u64, below: u64| 1 + (tallow_text::support::mix(i.wrapping_mul(0x9e37_79b9_7f4a_7c15)) % below) as usize;
     let any = (0..20).map(|i| {
         let rows = draw(4 * i, 70);
         (rows, draw(4 * i + 1, 150), 2 + draw(4 * i + 2, 400), draw(4 * i + 3, rows as u64) as u32)
@@ -117,7 +118,7 @@ pub(crate) fn shapes(known: &[(usize, usize, usize, u32)]) -> Vec<(usize, usize,
 /// Numbers without a pattern, small and large, of both signs.
 pub(crate) fn numbers<T: Named>(count: usize, seed: u64) -> Vec<T> {
     let draw = |i: usize| {
-        let bits = crate::mix::mix(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ i as u64);
+        let bits = tallow_text::support::mix(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ i as u64);
         (bits as f64 / u64::MAX as f64 - 0.5) * if bits.is_multiple_of(7) { 1e-3 } else { 2.0 }
     };
     (0..count).map(|i| T::from_f64(draw(i))).collect()

@@ -13,8 +13,9 @@ use candle_core::{
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 
+use crate::NO_TOKEN;
 use crate::rows::RowTable;
-use crate::{NO_TOKEN, memory, parallel};
+use crate::support::{advise_huge_pages, parallel};
 
 /// Outputs below this are copied by one thread: waking others costs more (measured, see benches/LOG.md).
 const PARALLEL_BYTES: usize = 2 << 20;
@@ -213,7 +214,7 @@ fn gather<T: WithDType, I: Id>(table: &[T], ids: &[I], d_model: usize, scale: Op
         for (i, (id, out)) in ids.iter().zip(space.chunks_exact_mut(d_model)).enumerate() {
             let next = ids.get(i + ahead).and_then(|id| id.row()).filter(|row| *row < rows);
             if let Some(row) = next {
-                memory::prefetch(&table[row * d_model..], 256);
+                tallow_text::support::prefetch(&table[row * d_model..], 256);
             }
             match id.row() {
                 Some(row) if row < rows => {
@@ -236,7 +237,7 @@ fn gather<T: WithDType, I: Id>(table: &[T], ids: &[I], d_model: usize, scale: Op
     if size_of_val(space) < PARALLEL_BYTES {
         copy(ids, space);
     } else {
-        memory::advise_huge_pages(space);
+        advise_huge_pages(space);
         let rows_a_task = (TASK_BYTES / size_of::<T>() / d_model).max(1);
         let tasks = ids.chunks(rows_a_task).zip(space.chunks_mut(rows_a_task * d_model));
         parallel::for_each(tasks, |(ids, space)| copy(ids, space));

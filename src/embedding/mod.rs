@@ -1,6 +1,6 @@
 //! Ids → rows of a trainable table: the layer, its init, its guard.
 //!
-//! This room knows nothing about files or text.
+//! This module knows nothing about files or text.
 
 mod grow;
 mod init;

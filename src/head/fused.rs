@@ -12,7 +12,7 @@ use std::mem::MaybeUninit;
 use super::kernel::{self, Statistics};
 use super::product::{self, Matrix};
 use super::{CrossEntropyConfig, Wanted};
-use crate::parallel;
+use crate::support::parallel;
 
 /// Vocabulary rows of a block: its logits stay in second-level cache.
 const BLOCK: usize = 512;

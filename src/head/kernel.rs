@@ -1,7 +1,7 @@
 //! Softmax arithmetic on blocks of logits that lie transposed: a row is one vocabulary entry, a column one token. Every
 //! token has a lane of its own, so that no sum crosses lanes: wider registers change no bit.
 
-use crate::widest::widest;
+use crate::support::widest::widest;
 
 /// What is known of a block's logits z, one number a token.
 pub(super) struct Statistics<'a> {
@@ -158,11 +158,13 @@ mod tests {
     /// AVX-512, AVX2 and the baseline: the same bits, for numbers of tokens that fill no register.
     #[test]
     fn every_body_has_the_same_bits() {
-        use crate::widest::same_with_every_body;
+        use crate::support::widest::same_with_every_body;
         let rows = 37;
         for (tokens, cap) in [(1, 0.0), (15, 30.0), (16, 0.0), (33, 5.0), (100, 0.0)] {
             let draw = |count: usize, seed: u64| -> Vec<f32> {
-                (0..count as u64).map(|i| (crate::mix::mix(seed ^ i) >> 40) as f32 / 1_048_576.0 - 8.0).collect()
+                (0..count as u64)
+                    .map(|i| (tallow_text::support::mix(seed ^ i) >> 40) as f32 / 1_048_576.0 - 8.0)
+                    .collect()
             };
             let bias = draw(rows, 2);
             let all = same_with_every_body(|| {

@@ -9,7 +9,8 @@ use candle_core::{
 
 use super::fused::{self, Problem};
 use super::{CrossEntropyConfig, Grads, Head, Reduction, Wanted, by_operations};
-use crate::{NO_TOKEN, Result, gradients, parallel};
+use crate::support::parallel;
+use crate::{NO_TOKEN, Result, gradients};
 
 pub(super) fn cross_entropy(head: &Head, targets: &Tensor, cfg: &CrossEntropyConfig) -> Result<Tensor> {
     let targets = head.targets(targets)?;

@@ -2,7 +2,7 @@
 //!
 //! A linear layer and a softmax over 100,000 rows are most of a small GPT's step. [`cross_entropy`] gives loss and gradients
 //! without keeping the (N, V) logits: a part of the tokens at a time, and of these a block of the vocabulary at a time.
-//! This room does not know how hidden states came about.
+//! This module does not know how hidden states came about.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor, Var};

@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 
-use crate::memory;
+use crate::support::advise_huge_pages;
 
 /// A matrix in row-major order, or its transpose.
 #[derive(Clone, Copy)]
@@ -38,7 +38,7 @@ pub(super) fn space(len: usize) -> Vec<MaybeUninit<f32>> {
     let mut space = Vec::with_capacity(len);
     // SAFETY: elements that may be uninitialised need no initialisation, and the capacity is there.
     unsafe { space.set_len(len) };
-    memory::advise_huge_pages(&mut space);
+    advise_huge_pages(&mut space);
     space
 }
 

@@ -3,8 +3,8 @@
 use candle_core::{Device, Tensor};
 
 use super::{DataLoaderConfig, Row};
-use crate::shard::Shard;
 use crate::{NO_TOKEN, Result};
+use tallow_text::shard::Shard;
 
 /// One batch.
 #[derive(Clone, Debug)]

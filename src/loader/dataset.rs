@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::Shards;
-use crate::fingerprint::Fingerprint;
-use crate::shard::{Io, Manifest, Shard, ShardInfo};
 use crate::{Error, Result, Tokenizer};
+use tallow_text::shard::{Io, Manifest, Shard, ShardInfo};
+use tallow_text::support::Fingerprint;
 
 /// Data by splits: `train` and `val`.
 pub struct Dataset {
@@ -29,8 +29,8 @@ impl Dataset {
     ///
     /// # Errors
     /// - [`Error::Io`] for files that are missing.
-    /// - [`Error::Shard`] for one that is torn, or is not what the manifest says. Lengths and headers are compared here,
-    ///   checksums by [`shard::verify`](crate::shard::verify).
+    /// - [`TextError::Shard`](crate::TextError::Shard) for one that is torn, or is not what the manifest says. Lengths and headers are compared here,
+    ///   checksums by [`shard::verify`](tallow_text::shard::verify).
     ///
     /// # Cost
     /// Two files are opened and 34 bytes read a shard: milliseconds for a thousand.
@@ -48,7 +48,7 @@ impl Dataset {
         let mut splits = BTreeMap::new();
         for (name, info) in &manifest.splits {
             let open = |shard: &ShardInfo| manifest.open(folder, name, shard, io);
-            let shards = info.shards.iter().map(open).collect::<Result<Vec<Shard>>>()?;
+            let shards = info.shards.iter().map(open).collect::<tallow_text::Result<Vec<Shard>>>()?;
             let split = Split {
                 name: name.clone(),
                 shards: shards.into(),
@@ -108,12 +108,12 @@ impl Dataset {
     ///
     /// # Errors
     /// As [`open`](Self::open) and [`from_text`](Self::from_text); [`Error::Config`] if the folder's ids are of another tokenizer;
-    /// [`Error::InvalidUtf8`].
+    /// [`TextError::InvalidUtf8`](crate::TextError::InvalidUtf8).
     pub fn from_path(path: impl AsRef<Path>, tokenizer: &Tokenizer, val: f64) -> Result<Self> {
         let path = path.as_ref();
         if !path.is_dir() {
             let text = String::from_utf8(std::fs::read(path).map_err(|e| Error::io(path, e))?)
-                .map_err(|e| Error::InvalidUtf8 { byte: e.utf8_error().valid_up_to() as u64 })?;
+                .map_err(|e| tallow_text::Error::InvalidUtf8 { byte: e.utf8_error().valid_up_to() as u64 })?;
             return Ok(Dataset { name: path.display().to_string(), ..Self::from_text(tokenizer, &text, val)? });
         }
         let dataset = Self::open(path)?;

@@ -44,7 +44,8 @@ pub(super) fn pack(split: &Split, context: u64) -> Result<Packed> {
         for document in 0..index.documents() {
             let (mut start, end) = (index.start(document), index.start(document + 1));
             if start < after || end < start {
-                return Err(shard.bad(format!("document {document} runs from {start} to {end}: the index is torn")));
+                let reason = format!("document {document} runs from {start} to {end}: the index is torn");
+                return Err(tallow_text::Error::Shard { path: shard.path(), reason }.into());
             }
             after = end;
             while start + 1 < end {
@@ -177,7 +178,7 @@ mod tests {
         let mut room = Room::new(context);
         let mut x = 1u64;
         for row in 0..5000u32 {
-            x = crate::mix::mix(x);
+            x = tallow_text::support::mix(x);
             let size = 1 + (x % context as u64) as usize;
             if x >> 63 == 0 {
                 room.put(size, row);

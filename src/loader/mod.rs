@@ -1,7 +1,7 @@
 //! Shards, or ids in memory → batches (inputs, targets), in an order that can be resumed anywhere.
 //!
 //! Sample `s` of a run is a pure function of seed, order and `s`: nothing is built at the start (but for the orders that look
-//! at documents), resuming costs nothing, and any number of ranks cuts the same global batches. This room knows nothing of
+//! at documents), resuming costs nothing, and any number of ranks cuts the same global batches. This module knows nothing of
 //! the embedding: what crosses the door is tensors of ids and a bound for them.
 
 mod batch;
@@ -16,12 +16,12 @@ use std::sync::Arc;
 
 use candle_core::Device;
 
-use crate::mix::mix;
 use crate::{Error, NO_TOKEN, Result};
 use batch::Builder;
 use documents::Segment;
 use order::Plan;
 use prefetch::Prefetcher;
+use tallow_text::support::mix;
 
 pub use batch::{Batch, Documents};
 pub use dataset::{Dataset, Split};
@@ -161,7 +161,7 @@ impl DataLoader {
     /// # Errors
     /// - [`Error::Config`]: zero sizes, a rank outside the world, a split without one sample of `context_length`, or epochs that
     ///   give no batch at all (fewer samples than a global batch has, and `drop_last`).
-    /// - [`Error::Io`], [`Error::Shard`] where an order looks at documents.
+    /// - [`Error::Io`], [`TextError::Shard`](crate::TextError::Shard) where an order looks at documents.
     pub fn new(split: &Split, cfg: DataLoaderConfig) -> Result<Self> {
         Self::mixed(&[(split, 1.0)], cfg)
     }
@@ -195,7 +195,7 @@ impl DataLoader {
         {
             return bad("a mixture needs 1 to 1000 splits with positive weights".to_string());
         }
-        let mut fingerprint = crate::fingerprint::Fingerprint::new("mixture");
+        let mut fingerprint = tallow_text::support::Fingerprint::new("mixture");
         let (mut sources, mut before, mut sum) = (Vec::new(), 0, 0.0);
         for (i, (split, weight)) in splits.iter().enumerate() {
             sum += weight / total;
@@ -389,7 +389,8 @@ impl Iterator for DataLoader {
             return None;
         }
         let epoch = self.epoch();
-        let shards: Vec<&[crate::shard::Shard]> = self.sources.iter().map(|source| source.split.shards()).collect();
+        let shards: Vec<&[tallow_text::shard::Shard]> =
+            self.sources.iter().map(|source| source.split.shards()).collect();
         let id_bound = self.id_bound();
         let batch = self.builder.build(&rows, &shards, epoch, id_bound);
         match batch {
@@ -405,4 +406,4 @@ impl Iterator for DataLoader {
     }
 }
 
-type Shards = Arc<Vec<crate::shard::Shard>>;
+type Shards = Arc<Vec<tallow_text::shard::Shard>>;

@@ -3,7 +3,7 @@
 use super::documents::{Packed, Segment, bos_aligned, pack};
 use super::{Order, Split};
 use crate::Result;
-use crate::mix::{below, mix};
+use tallow_text::support::{below, mix};
 
 /// The samples of a split in some order. Only orders that look at documents hold more than a few numbers a shard.
 pub(super) struct Plan {
@@ -158,14 +158,14 @@ mod tests {
             let limit = |cells: f64| cells + 5.0 * (2.0 * cells).sqrt(); // five standard deviations
             for index in [0, 1, size - 1] {
                 let mut count = vec![0u64; size as usize];
-                (0..draws).for_each(|key| count[permute(index, size, crate::mix::mix(key)) as usize] += 1);
+                (0..draws).for_each(|key| count[permute(index, size, tallow_text::support::mix(key)) as usize] += 1);
                 let found = chi(count);
                 assert!(found < limit(size as f64), "index {index} of {size}: chi-square {found}");
             }
             // The distance from one index to the next is as likely to be anything.
             let mut count = vec![0u64; size as usize - 1];
             for key in 0..draws {
-                let key = crate::mix::mix(key);
+                let key = tallow_text::support::mix(key);
                 let (a, b) = (permute(0, size, key), permute(1, size, key));
                 count[((b + size - a) % size - 1) as usize] += 1;
             }

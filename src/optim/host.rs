@@ -8,7 +8,8 @@ use half::{bf16, f16};
 
 use super::history::{History, Step};
 use super::kernel;
-use crate::{Result, parallel};
+use crate::Result;
+use crate::support::parallel;
 
 /// Elements of one task of a dense step: some 10 µs of memory traffic.
 const TASK_ELEMENTS: usize = 1 << 15;

@@ -1,7 +1,7 @@
 //! The arithmetic of AdamW, element by element, in candle's order of operations: the same bits, in one pass.
 
 use super::history::{Entry, History, Step};
-use crate::widest::widest;
+use crate::support::widest::widest;
 
 /// Elements that are replayed together: they stay in registers and first-level cache over all steps.
 pub(super) const LANES: usize = 64;
@@ -243,10 +243,12 @@ fn multiply(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::widest::same_with_every_body;
+    use crate::support::widest::same_with_every_body;
 
     fn values(count: usize, seed: u64, scale: f32) -> Vec<f32> {
-        (0..count as u64).map(|i| ((crate::mix::mix(seed ^ i) >> 40) as f32 / 8_388_608.0 - 1.0) * scale).collect()
+        (0..count as u64)
+            .map(|i| ((tallow_text::support::mix(seed ^ i) >> 40) as f32 / 8_388_608.0 - 1.0) * scale)
+            .collect()
     }
 
     /// AVX-512, AVX2 and the baseline: the same bits, on lengths that fill no register.

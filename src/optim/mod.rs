@@ -3,7 +3,7 @@
 //! [`AdamW`] and [`Sgd`] implement `candle_nn::Optimizer` and take candle's parameters: to change over, replace the
 //! name of the type. Dense weights are updated in one fused pass, bit for bit as candle would; a row-sparse table
 //! ([`Gradient::RowSparse`](crate::Gradient::RowSparse)) costs what the batch costs, not what the vocabulary costs.
-//! This room does not know where gradients came from.
+//! This module does not know where gradients came from.
 
 mod adamw;
 mod history;

@@ -10,9 +10,10 @@ use super::host::{Disjoint, Weight, in_place};
 #[cfg(feature = "cuda")]
 use super::on_cuda;
 use super::{Replay, kernel, on_device};
+use crate::Result;
 use crate::grouping::Groups;
 use crate::rows::{Grouped, Keeper, RowGradients, RowTable, Rows};
-use crate::{Result, parallel};
+use crate::support::parallel;
 
 /// Elements of one task: some 10 µs of work.
 const TASK_ELEMENTS: usize = 1 << 13;

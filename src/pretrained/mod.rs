@@ -1,6 +1,6 @@
 //! Tables that somebody trained: found in a file or a folder, read by rows, put into a layer.
 //!
-//! This room knows how models name their tables. It does not know where files come from.
+//! This module knows how models name their tables. It does not know where files come from.
 
 mod changes;
 pub(crate) mod find;
@@ -17,9 +17,10 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
 use crate::embedding::{nearest, queries_fit};
-use crate::same_file::same_file;
 use crate::tensors::{Gguf, single_header};
 use crate::{Error, Init, Neighbor, Result, TokenEmbedding, TokenEmbeddingConfig};
+use tallow_text::support::files::{folder_of, persist, temporary};
+use tallow_text::support::same_file;
 
 pub use changes::{RowChange, RowChanges};
 #[cfg(feature = "hub")]
@@ -212,7 +213,7 @@ impl PretrainedTable {
             shape: vec![rows, self.shape.1],
             data_offsets: (0, bytes),
         };
-        let mut out = std::io::BufWriter::new(crate::files::temporary(crate::files::folder_of(path))?);
+        let mut out = std::io::BufWriter::new(temporary(folder_of(path))?);
         out.write_all(&single_header(&self.name, &info, &[("tied", self.tied.to_string())])?).map_err(io)?;
         let step = (BLOCK_VALUES / self.shape.1).max(1);
         for range in ranges {
@@ -221,7 +222,7 @@ impl PretrainedTable {
                 out.write_all(&safetensors::View::data(&block)).map_err(io)?;
             }
         }
-        crate::files::persist(out, path).map_err(io)
+        persist(out, path).map_err(io)
     }
 
     /// The `k` rows nearest to each of `ids` by cosine, as [`TokenEmbedding::neighbors`], without loading the table.
@@ -252,7 +253,7 @@ impl PretrainedTable {
     }
 }
 
-// In this room, because an embedding does not know files.
+// Here, because an embedding does not know files.
 impl TokenEmbedding {
     /// Makes the variable `weight` of `vb` out of a pretrained table, in the dtype and on the device of `vb`. Begin with
     /// `table.config()`. Where `cfg.vocab_size` is larger than the table, the rows beyond are drawn from `cfg.init` and

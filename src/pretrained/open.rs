@@ -8,9 +8,9 @@ use std::path::Path;
 use candle_core::DType;
 
 use super::{PretrainedTable, Source, find};
-use crate::files::open_regular;
 use crate::tensors::{Gguf, Pth, TensorFile, dtype_of, is_pth, type_name, wrong};
 use crate::{Error, Result};
+use tallow_text::support::files::open_regular;
 
 /// Larger indices of sharded models are not read.
 const MAX_INDEX_BYTES: u64 = 64 << 20;

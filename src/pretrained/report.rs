@@ -94,7 +94,7 @@ impl PretrainedTable {
                 if row.iter().any(|value| !value.is_finite()) {
                     not_finite.push(id);
                 }
-                let mut hash = crate::fingerprint::Fingerprint::new("row");
+                let mut hash = tallow_text::support::Fingerprint::new("row");
                 row.iter().for_each(|value| hash.add(&value.to_bits().to_le_bytes()));
                 seen.entry(hash.finish()).or_default().push(id);
             }

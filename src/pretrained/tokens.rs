@@ -16,7 +16,7 @@ pub struct Transplanted {
     pub filled: Vec<u32>,
 }
 
-// In this room, because an embedding does not know text.
+// Here, because an embedding does not know text.
 impl TokenEmbedding {
     /// Adds special tokens to the tokenizer, which finds them in text from then on, and rows for them to the table: both or none.
     /// Gives the ids of `tokens`.

@@ -13,8 +13,8 @@ use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{Device, Tensor};
 
 use super::wrong;
-use crate::files::open_regular;
 use crate::{Error, Result};
+use tallow_text::support::files::{open_regular, read_at};
 
 /// Arrays within arrays are passed over to this depth.
 const MAX_DEPTH: usize = 4;
@@ -66,7 +66,7 @@ impl Gguf {
         let length = rows.len() * row_bytes;
         let mut words = vec![0u32; length.div_ceil(4)]; // candle wants blocks aligned
         let bytes = &mut bytemuck::cast_slice_mut(&mut words)[..length];
-        crate::files::read_at(&self.file, bytes, from).map_err(|e| Error::io(&self.path, e))?;
+        read_at(&self.file, bytes, from).map_err(|e| Error::io(&self.path, e))?;
         let storage = QStorage::from_data((&*bytes).into(), &Device::Cpu, *dtype)?;
         Ok(QTensor::new(storage, (rows.len(), shape[1]))?.dequantize(&Device::Cpu)?)
     }

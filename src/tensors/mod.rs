@@ -1,7 +1,7 @@
 //! Files of named tensors: safetensors, GGUF, and PyTorch's own. Whatever a file says of lengths is compared with the
 //! file before memory is taken.
 //!
-//! This room does not know what the tensors are for.
+//! This module does not know what the tensors are for.
 
 mod gguf;
 mod pickle;
@@ -28,6 +28,6 @@ pub(crate) fn wrong(path: &Path, reason: impl Into<String>) -> Error {
 /// Bytes of a file that is known to be that long.
 pub(crate) fn read_at(file: &File, range: Range<u64>) -> std::io::Result<Vec<u8>> {
     let mut bytes = vec![0; (range.end - range.start) as usize];
-    crate::files::read_at(file, &mut bytes, range.start)?;
+    tallow_text::support::files::read_at(file, &mut bytes, range.start)?;
     Ok(bytes)
 }

@@ -14,8 +14,8 @@ use zip::{CompressionMethod, ZipArchive};
 
 use super::pickle::{Id, MAX_BYTES, Pickle, Sound, Value};
 use super::{read_at, wrong};
-use crate::files::open_regular;
 use crate::{Error, Result};
+use tallow_text::support::files::{self, open_regular};
 
 /// No model has more tensors in a file, more dimensions in a tensor, or a longer name of a storage, which is a number:
 /// many tensors that share a long shape or name take little memory, too.
@@ -218,7 +218,7 @@ fn old(file: &File, bytes: u64) -> Sound<(Pickle, Storages)> {
         let torn = || format!("it is torn: storage {key:?} is not whole");
         let start = at.checked_add(8).filter(|start| *start <= bytes).ok_or_else(torn)?;
         let mut count = [0; 8];
-        crate::files::read_at(file, &mut count, at).map_err(|e| e.to_string())?;
+        files::read_at(file, &mut count, at).map_err(|e| e.to_string())?;
         let end = u64::from_le_bytes(count).checked_mul(width).and_then(|length| start.checked_add(length));
         at = end.filter(|end| *end <= bytes).ok_or_else(torn)?;
         places.insert(key.to_string(), start..at);

@@ -10,8 +10,8 @@ use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::Value;
 
 use super::wrong;
-use crate::files::open_regular;
 use crate::{Error, Result};
+use tallow_text::support::files::open_regular;
 
 /// The format's own limit for its header.
 const MAX_HEADER_BYTES: u64 = 100_000_000;

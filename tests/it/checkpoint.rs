@@ -275,7 +275,7 @@ fn a_pipe_in_the_place_of_a_file_is_refused() {
 #[test]
 fn pytorch_s_files_are_read() {
     let varmap = VarMap::new();
-    let path = crate::golden("optim.safetensors"); // written by safetensors.torch, see gen_optim.py
+    let path = crate::support::golden("optim.safetensors"); // written by safetensors.torch, see gen_optim.py
     load_weights(&path, &varmap, &LoadOptions::default()).unwrap();
     let expected = candle_core::safetensors::load(&path, &CPU).unwrap();
     let data = varmap.data().lock().unwrap();
@@ -290,13 +290,13 @@ fn pytorch_s_files_are_read() {
 #[test]
 #[ignore = "needs Python with safetensors and numpy"]
 fn needs_python_the_safetensors_package_reads_ours() {
-    let python = crate::interop::python("safetensors.numpy");
+    let python = crate::support::python("safetensors.numpy");
     let folder = tempfile::tempdir().unwrap();
     let mut run = Run::new(7);
     run.train(5);
     let path = run.save(folder.path(), 1);
     for name in ["model.safetensors", "optimizer.safetensors"] {
-        let found = crate::interop::run(&python, "safetensors_read.py", &[&path.join(name)]);
+        let found = crate::support::run(&python, "safetensors_read.py", &[&path.join(name)]);
         assert_eq!(found["metadata"]["format"], "pt");
         assert_eq!(found["metadata"]["tokenizer"], "feedfacedeadbeef");
         let expected = candle_core::safetensors::load(path.join(name), &CPU).unwrap();

@@ -5,7 +5,7 @@ use candle_nn::{VarBuilder, VarMap};
 use proptest::prelude::*;
 use tallow::{Error, Init, NO_TOKEN, Scale, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 
-use crate::golden;
+use crate::support::golden;
 
 /// The CPU always; a GPU where the feature is on and one is there.
 pub fn devices() -> Vec<Device> {
@@ -132,7 +132,8 @@ fn a_bad_id_is_named_on_every_device_and_the_device_lives_on() {
         assert_eq!(
             message,
             "id 100257 (\"<|endoftext|>\" of cl100k_base) at position [1, 1] of the ids is outside the table of 100256 \
-             rows: its ids run from 0 to 100255; give the table at least 100258 rows (--rows, `vocab_size: tokenizer.table_rows()`)"
+             rows: its ids run from 0 to 100255; give the table at least 100258 rows (TokenEmbeddingConfig::vocab_size; \
+             Tokenizer::table_rows says how many its ids need)"
         );
         let negative = wte.lookup(&Tensor::new(&[5i64, -1], &device).unwrap()).unwrap_err().to_string();
         assert!(negative.starts_with("id -1 at position [1] ") && negative.contains("never negative"), "{negative}");
@@ -322,11 +323,14 @@ fn a_stock_optimizer_trains_the_table() {
     assert_eq!(bits(wte.weight().unwrap()), bits(theirs.as_tensor()));
 }
 
+#[path = "../../examples/args/mod.rs"]
+mod args;
+
 /// Without `--device` among the arguments (those of the test runner here) the default is opened; a bad default is an error.
 #[test]
 fn a_device_comes_from_the_arguments_or_the_default() {
-    assert!(tallow::device::from_args("cpu").unwrap().is_cpu());
-    let refused = tallow::device::from_args("tpu").unwrap_err().to_string();
+    assert!(args::device("cpu").unwrap().is_cpu());
+    let refused = args::device("tpu").unwrap_err().to_string();
     assert!(refused.contains("auto, cpu, cuda, cuda:N"), "{refused}");
 }
 

@@ -263,7 +263,7 @@ fn equal_to_candle() -> Out {
 /// Written by tests/golden/gen_head.py with PyTorch.
 #[test]
 fn equal_to_pytorch() -> Out {
-    let golden = crate::golden_json("head.json");
+    let golden = crate::support::golden_json("head.json");
     let cases = golden["cases"].as_array().expect("cases");
     assert!(cases.len() >= 6);
     for golden in cases {

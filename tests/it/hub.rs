@@ -1,219 +1,15 @@
-//! The Hub's protocol, spoken by a server on the loopback: the real client against redirects, ranges, refusals, cuts and lies.
+//! The real client of the Hub against redirects, ranges, refusals, cuts and lies.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Mutex;
 
 use candle_core::{DType, Device, Tensor};
-use sha2::Digest;
 use tallow::hub::Hub;
-use tallow::{Error, PretrainedTable, pull};
+use tallow::{Error, PretrainedTable, TextError, pull};
 
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-
-/// One request as it came in.
-#[derive(Clone, Debug)]
-struct Asked {
-    path: String,
-    range: Option<(u64, u64)>,
-    token: Option<String>,
-    sent: u64,
-}
-
-/// What is wrong with the server.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Fault {
-    None,
-    /// Every answer of the content host has this status until so many were given.
-    Status(u16, usize),
-    /// The Hub itself refuses, with this X-Error-Code.
-    Refuse(u16, &'static str),
-    /// The connection breaks in the middle of the first so many answers with content.
-    Cut(usize),
-    /// It says more bytes than it sends.
-    LongLength,
-    /// It sends the whole file, whatever was asked.
-    NoRanges,
-    /// Part of another file.
-    WrongRange,
-    /// Redirects to itself for ever.
-    Loop,
-}
-
-struct Server {
-    hub: Hub,
-    asked: Arc<Mutex<Vec<Asked>>>,
-    _cache: tempfile::TempDir,
-}
-
-impl Server {
-    /// `files` of one repository, owner/name. Large ones (over 1000 bytes) are redirected to another host, as the Hub does.
-    fn new(files: &[(&str, Vec<u8>)], fault: Fault) -> Self {
-        let files: Arc<HashMap<String, Vec<u8>>> =
-            Arc::new(files.iter().map(|(name, bytes)| (name.to_string(), bytes.clone())).collect());
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let content = listen(files.clone(), asked.clone(), fault, None);
-        let hub = listen(files, asked.clone(), fault, Some(content));
-        let cache = tempfile::tempdir().unwrap();
-        let hub = Hub {
-            endpoint: hub,
-            token: Some("hf_secret".to_string()),
-            cache: cache.path().to_path_buf(),
-            offline: false,
-            refresh: false,
-            retry_delay: Duration::from_millis(2),
-        };
-        Server { hub, asked, _cache: cache }
-    }
-
-    fn pull(&self) -> tallow::Result<PretrainedTable> {
-        pull(&self.hub, "owner/name", None, None, &|_, _| ())
-    }
-
-    fn asked(&self) -> Vec<Asked> {
-        std::mem::take(&mut *self.asked.lock().unwrap())
-    }
-}
-
-/// Starts a host; with `content` it is the Hub, which sends large files there.
-fn listen(
-    files: Arc<HashMap<String, Vec<u8>>>,
-    log: Arc<Mutex<Vec<Asked>>>,
-    fault: Fault,
-    content: Option<String>,
-) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    let (own, faults) = (address.clone(), Arc::new(Mutex::new(0)));
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let (files, log, content, own, faults) =
-                (files.clone(), log.clone(), content.clone(), own.clone(), faults.clone());
-            std::thread::spawn(move || _ = answer(stream, &files, &log, fault, content.as_deref(), &own, &faults));
-        }
-    });
-    address
-}
-
-fn answer(
-    stream: TcpStream,
-    files: &HashMap<String, Vec<u8>>,
-    log: &Mutex<Vec<Asked>>,
-    fault: Fault,
-    content: Option<&str>,
-    own: &str,
-    faults: &Mutex<usize>,
-) -> std::io::Result<()> {
-    let mut reader = BufReader::new(stream.try_clone()?);
-    let mut line = String::new();
-    reader.read_line(&mut line)?;
-    let (method, path) =
-        (line.split(' ').next().unwrap_or("").to_string(), line.split(' ').nth(1).unwrap_or("").to_string());
-    let (mut range, mut token) = (None, None);
-    loop {
-        let mut header = String::new();
-        reader.read_line(&mut header)?;
-        let Some((name, value)) = header.trim().split_once(": ") else { break };
-        match name.to_lowercase().as_str() {
-            "range" => {
-                let (from, to) = value.trim_start_matches("bytes=").split_once('-').unwrap();
-                range = Some((from.parse().unwrap(), to.parse::<u64>().unwrap() + 1));
-            }
-            "authorization" => token = Some(value.to_string()),
-            _ => (),
-        }
-    }
-    let mut stream = stream;
-    let mut put = |status: &str, headers: &str, body: &[u8]| -> std::io::Result<()> {
-        let entry = Asked { path: path.clone(), range, token: token.clone(), sent: body.len() as u64 };
-        log.lock().unwrap().push(entry);
-        let length = if headers.contains("Content-Length") {
-            String::new()
-        } else {
-            format!("Content-Length: {}\r\n", body.len())
-        };
-        write!(stream, "HTTP/1.1 {status}\r\n{headers}{length}Connection: close\r\n\r\n")?;
-        if method != "HEAD" {
-            stream.write_all(body)?;
-        }
-        stream.flush()
-    };
-    if let (Fault::Refuse(status, code), Some(_)) = (fault, content) {
-        return put(&format!("{status} No"), &format!("X-Error-Code: {code}\r\n"), b"<html>no</html>");
-    }
-    if path.starts_with("/api/models/") {
-        let names: Vec<_> = files.keys().map(|name| serde_json::json!({"rfilename": name})).collect();
-        let info = serde_json::json!({"id": "owner/name", "sha": COMMIT, "siblings": names});
-        return put("200 OK", "Content-Type: application/json\r\n", info.to_string().as_bytes());
-    }
-    let name = path
-        .rsplit_once("/resolve/")
-        .and_then(|(_, rest)| rest.split_once('/'))
-        .map_or(path.trim_start_matches('/'), |r| r.1);
-    let Some(bytes) = files.get(name) else {
-        return put(
-            "404 Not Found",
-            &format!("X-Error-Code: EntryNotFound\r\nX-Repo-Commit: {COMMIT}\r\n"),
-            b"Entry not found",
-        );
-    };
-    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
-    if let Some(content) = content {
-        let facts = format!("X-Repo-Commit: {COMMIT}\r\n");
-        if bytes.len() > 1000 {
-            let etag = hex(&sha2::Sha256::digest(bytes));
-            let to = if fault == Fault::Loop { format!("{own}{path}") } else { format!("{content}/{name}") };
-            let facts =
-                format!("{facts}X-Linked-Etag: \"{etag}\"\r\nX-Linked-Size: {}\r\nLocation: {to}\r\n", bytes.len());
-            return put("302 Found", &facts, b"");
-        }
-        // Small files lie in git, and are named as git names them.
-        let etag = hex(&sha1_of(bytes));
-        if range.is_none() {
-            return put("200 OK", &format!("{facts}ETag: \"{etag}\"\r\nContent-Length: {}\r\n", bytes.len()), bytes);
-        }
-    }
-    if let Fault::Status(status, times) = fault {
-        let mut given = faults.lock().unwrap();
-        *given += 1;
-        if *given <= times {
-            return put(&format!("{status} Trouble"), "", b"trouble");
-        }
-    }
-    let total = bytes.len() as u64;
-    let (Some((from, to)), true) = (range, fault != Fault::NoRanges) else { return put("200 OK", "", bytes) };
-    if from >= total {
-        return put("416 Range Not Satisfiable", &format!("Content-Range: bytes */{total}\r\n"), b"");
-    }
-    let to = to.min(total);
-    let part = &bytes[from as usize..to as usize];
-    let shift = u64::from(fault == Fault::WrongRange);
-    let facts = format!("Content-Range: bytes {}-{}/{total}\r\n", from + shift, to - 1 + shift);
-    if let Fault::Cut(times) = fault
-        && part.len() > 100_000
-    {
-        let mut given = faults.lock().unwrap();
-        *given += 1;
-        if *given <= times {
-            return put("206 Partial", &format!("{facts}Content-Length: {}\r\n", part.len()), &part[..part.len() / 2]);
-        }
-    }
-    if fault == Fault::LongLength {
-        return put("206 Partial", &format!("{facts}Content-Length: {}\r\n", u64::MAX / 2), part);
-    }
-    put("206 Partial", &facts, part)
-}
-
-fn sha1_of(bytes: &[u8]) -> Vec<u8> {
-    use sha1::Digest;
-    let mut hash = sha1::Sha1::new();
-    hash.update(format!("blob {}\0", bytes.len()));
-    hash.update(bytes);
-    hash.finalize().to_vec()
-}
+use crate::server::{COMMIT, Fault, Server, small};
 
 /// A model of which the table is a tenth: (file, the table's rows). 20 MB of table, in three parts.
 fn model(dtype: DType) -> (Vec<u8>, Tensor) {
@@ -232,17 +28,16 @@ fn model(dtype: DType) -> (Vec<u8>, Tensor) {
     (std::fs::read(path).unwrap(), rows)
 }
 
-fn small() -> Vec<u8> {
-    std::fs::read(crate::golden("pretrained/gpt2/model.safetensors")).unwrap()
-}
-
 fn bytes_of(table: &PretrainedTable) -> Vec<f32> {
     table.block(0..table.vocab_size()).unwrap().to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn refusal(result: tallow::Result<impl std::fmt::Debug>) -> String {
-    let error = result.unwrap_err();
-    assert!(matches!(error, Error::Hub { .. } | Error::Checkpoint { .. } | Error::Config(_)), "{error:?}");
+fn refusal(result: Result<impl std::fmt::Debug, impl Into<Error>>) -> String {
+    let error = result.map_err(Into::into).unwrap_err();
+    assert!(
+        matches!(error, Error::Text(TextError::Hub { .. }) | Error::Checkpoint { .. } | Error::Config(_)),
+        "{error:?}"
+    );
     let text = error.to_string();
     assert!(!text.contains("hf_secret") && !format!("{error:?}").contains("hf_secret"), "{text}");
     assert_eq!(text.lines().count(), 1, "{text}");
@@ -369,8 +164,8 @@ fn every_refusal_is_one_line_that_says_what_to_do() {
     for name in ["../x", "a/b/c", "", "a//b", "a\\b", "x/..", ".git/x", "own er/x"] {
         assert!(matches!(pull(&server.hub, name, None, None, &|_, _| ()), Err(Error::Config(_))), "{name}");
     }
-    assert!(matches!(server.hub.fetch("a/b", None, "../../x"), Err(Error::Config(_))));
-    assert!(matches!(server.hub.fetch("a/b", Some("../x"), "y"), Err(Error::Config(_))));
+    assert!(matches!(server.hub.fetch("a/b", None, "../../x"), Err(TextError::Config(_))));
+    assert!(matches!(server.hub.fetch("a/b", Some("../x"), "y"), Err(TextError::Config(_))));
 }
 
 #[test]
@@ -397,18 +192,18 @@ fn hostile_headers_are_errors() {
 
 #[test]
 fn shards_and_whole_files_come_through_the_python_client_s_cache() {
-    let read = |name: &str| std::fs::read(crate::golden("pretrained/llama").join(name)).unwrap();
+    let read = |name: &str| std::fs::read(crate::support::golden("pretrained/llama").join(name)).unwrap();
     let names =
         ["model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors"];
     let mut files: Vec<(&str, Vec<u8>)> = names.iter().map(|name| (*name, read(name))).collect();
     files.push(("model.safetensors.index.json", read("model.safetensors.index.json")));
-    let tokenizer = std::fs::read(crate::golden("byte_level.json")).unwrap();
+    let tokenizer = std::fs::read(crate::support::golden("byte_level.json")).unwrap();
     files.push(("tokenizer.json", tokenizer.clone()));
     files.push(("config.json", b"{\"model_type\": \"llama\"}".to_vec()));
     let server = Server::new(&files, Fault::None);
     let table = server.pull().unwrap();
     assert_eq!((table.name(), table.tied(), table.dtype()), ("model.embed_tokens.weight", false, DType::BF16));
-    let local = PretrainedTable::open(crate::golden("pretrained/llama"), None).unwrap();
+    let local = PretrainedTable::open(crate::support::golden("pretrained/llama"), None).unwrap();
     assert_eq!(bytes_of(&table), bytes_of(&local));
     assert!(server.asked().iter().all(|a| !a.path.contains("model-00002") && !a.path.contains("model-00003")));
     for name in ["tokenizer.json", "config.json"] {
@@ -435,15 +230,15 @@ fn shards_and_whole_files_come_through_the_python_client_s_cache() {
 #[test]
 #[ignore = "needs Python with huggingface_hub"]
 fn needs_python_the_cache_is_the_client_s() {
-    let python = crate::interop::python("huggingface_hub");
-    let tokenizer = std::fs::read(crate::golden("byte_level.json")).unwrap();
+    let python = crate::support::python("huggingface_hub");
+    let tokenizer = std::fs::read(crate::support::golden("byte_level.json")).unwrap();
     let config = b"{\"model_type\": \"llama\"}".to_vec();
     let files =
         [("model.safetensors", small()), ("tokenizer.json", tokenizer.clone()), ("config.json", config.clone())];
     let server = Server::new(&files, Fault::None);
     server.pull().unwrap();
     server.hub.fetch("owner/name", None, "tokenizer.json").unwrap();
-    let found = crate::interop::run(
+    let found = crate::support::run(
         &python,
         "hub_cache.py",
         &[&server.hub.cache, Path::new(&server.hub.endpoint), Path::new("config.json")],
@@ -461,7 +256,7 @@ fn needs_python_the_cache_is_the_client_s() {
 #[test]
 fn an_error_s_page_is_not_taken_for_the_file() {
     // The Hub says where the file is, the host with the content answers with something else: hf-hub keeps that.
-    let tokenizer = std::fs::read(crate::golden("byte_level.json")).unwrap();
+    let tokenizer = std::fs::read(crate::support::golden("byte_level.json")).unwrap();
     let server = Server::new(&[("tokenizer.json", tokenizer)], Fault::Status(403, 1));
     let text = refusal(server.hub.fetch("owner/name", None, "tokenizer.json"));
     assert!(text.contains("403") || text.contains("not the file's"), "{text}");
@@ -487,83 +282,4 @@ fn the_token_is_never_printed() {
     let server = Server::new(&[], Fault::None);
     assert!(!format!("{:?}", server.hub).contains("hf_secret"));
     assert!(Path::new(&server.hub.cache).exists());
-}
-
-/// The environment, as a user sets it, through the binary.
-#[cfg(feature = "cli")]
-#[test]
-fn the_environment_is_honoured() {
-    let tokenizer = std::fs::read(crate::golden("byte_level.json")).unwrap();
-    let server = Server::new(&[("model.safetensors", small()), ("tokenizer.json", tokenizer)], Fault::None);
-    let home = tempfile::tempdir().unwrap();
-    let (out, secret) = (home.path().join("rows.safetensors"), home.path().join("secret"));
-    std::fs::write(&secret, "hf_from_file\n").unwrap();
-    let tallow = |args: &[&str], env: &[(&str, &str)]| {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tallow"));
-        for name in
-            ["HF_TOKEN", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_IMPLICIT_TOKEN"]
-        {
-            command.env_remove(name);
-        }
-        command
-            .env("HF_ENDPOINT", format!("{}/", server.hub.endpoint))
-            .env("HF_HOME", home.path())
-            .env("HF_TOKEN_PATH", &secret);
-        let output = command.envs(env.iter().copied()).args(args).output().unwrap();
-        (
-            output.status.success(),
-            String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap(),
-        )
-    };
-    let pull = ["pull", "owner/name", "-o", out.to_str().unwrap()];
-    let token = || server.asked().iter().find_map(|asked| asked.token.clone());
-    let (ok, said) = tallow(&pull, &[]);
-    assert!(ok && said.contains("50 rows x 8 columns of transformer.wte.weight, f32"), "{said}");
-    assert_eq!(token().unwrap(), "Bearer hf_from_file");
-    assert!(home.path().join("hub/models--owner--name/tallow").is_dir());
-    // The second call asks nobody, online or not.
-    for env in [&[][..], &[("HF_HUB_OFFLINE", "1")]] {
-        let (ok, said) = tallow(&pull, env);
-        assert!(ok && server.asked().is_empty(), "{said}");
-    }
-    let (ok, said) = tallow(&["pull", "owner/other", "-o", "x"], &[("HF_HUB_OFFLINE", "1")]);
-    assert!(!ok && said.contains("HF_HUB_OFFLINE") && said.lines().count() == 1, "{said}");
-    // A token in the environment goes first; none at all where it says so.
-    let other = home.path().join("other").display().to_string();
-    assert!(tallow(&pull, &[("HF_TOKEN", "hf_from_env"), ("HF_HUB_CACHE", &other)]).0);
-    assert_eq!(token().unwrap(), "Bearer hf_from_env");
-    let third = home.path().join("third").display().to_string();
-    assert!(tallow(&pull, &[("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1"), ("HF_HUB_CACHE", &third)]).0);
-    assert_eq!(token(), None);
-    // A tokenizer by the repository's name.
-    let (ok, said) = tallow(&["encode", "-", "--tokenizer", "owner/name"], &[]);
-    assert!(ok, "{said}");
-    let (ok, said) = tallow(&["neighbors", "owner/name", "7", "--ids", "-k", "2"], &[]);
-    assert!(ok && said.lines().count() == 4, "{said}");
-    let (ok, said) = tallow(&["encode", "-", "--tokenizer", "owner/nothing"], &[("HF_ENDPOINT", "http://127.0.0.1:9")]);
-    assert!(!ok && said.contains("no connection") && !said.contains("hf_from"), "{said}");
-}
-
-/// A repository without a tokenizer.json: what it has is taken, or listed.
-#[cfg(feature = "cli")]
-#[test]
-fn other_tokenizers_of_a_repository() {
-    let ranks = (0..=255u8).map(|byte| {
-        use base64::Engine;
-        format!("{} {byte}\n", base64::prelude::BASE64_STANDARD.encode([byte]))
-    });
-    let server = Server::new(&[("small.tiktoken", ranks.collect::<String>().into_bytes())], Fault::None);
-    let run = |server: &Server, cache: &Path| {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tallow"));
-        command.env("HF_ENDPOINT", &server.hub.endpoint).env("HF_HUB_CACHE", cache).env_remove("HF_HUB_OFFLINE");
-        let output = command.args(["show", "ab", "--json", "--tokenizer", "owner/name"]).output().unwrap();
-        String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap()
-    };
-    let cache = tempfile::tempdir().unwrap();
-    assert!(run(&server, cache.path()).contains("\"ids\":[97,98]"));
-    let server =
-        Server::new(&[("tokenizer.model", vec![1]), ("a.tiktoken", vec![1]), ("b.tiktoken", vec![1])], Fault::None);
-    let cache = tempfile::tempdir().unwrap();
-    let said = run(&server, cache.path());
-    assert!(said.contains("no tokenizer.json") && said.contains("tokenizer.model"), "{said}");
 }

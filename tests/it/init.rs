@@ -2,7 +2,7 @@
 
 use tallow::Init;
 
-use crate::golden_json;
+use crate::support::golden_json;
 
 #[test]
 fn bits_equal_a_second_implementation() {
@@ -10,7 +10,7 @@ fn bits_equal_a_second_implementation() {
         let seed: u64 = row["seed"].as_str().unwrap().parse().unwrap();
         let first = row["row"].as_u64().unwrap() as usize;
         for (init, name) in [(Init::GPT2, "gpt2"), (Init::KERAS, "keras")] {
-            let expected = crate::ids_of(&row[name]);
+            let expected = crate::support::ids_of(&row[name]);
             let bits: Vec<u32> = init.rows(seed, first, 1, expected.len()).iter().map(|v| v.to_bits()).collect();
             assert_eq!(bits, expected, "{name} row {first} seed {seed}");
         }

@@ -411,8 +411,8 @@ fn both_ways_to_read_and_both_widths_agree() {
             shard.read(start as u64, &mut found).unwrap();
             assert_eq!(found, ids[start..start + len]);
         }
-        assert!(matches!(shard.read(ids.len() as u64, &mut [0]), Err(Error::Config(_))));
-        assert!(matches!(shard.read(u64::MAX, &mut [0]), Err(Error::Config(_))));
+        assert!(matches!(shard.read(ids.len() as u64, &mut [0]), Err(tallow::TextError::Config(_))));
+        assert!(matches!(shard.read(u64::MAX, &mut [0]), Err(tallow::TextError::Config(_))));
     }
 }
 
@@ -600,4 +600,19 @@ fn a_thousand_shards_open() {
     let mut ids: Vec<u32> = all(loader).into_iter().flat_map(|(inputs, _)| inputs).collect();
     ids.sort_unstable();
     assert_eq!(ids, (1..=3000).collect::<Vec<u32>>());
+}
+
+/// A document that units cut into several shards is one row, and begins it.
+#[test]
+fn a_document_that_was_cut_between_shards_begins_one_row() {
+    use tallow::prepare::{PrepareConfig, prepare};
+    let folder = tempfile::tempdir().unwrap();
+    let (input, out) = (folder.path().join("long.txt"), folder.path().join("tokens"));
+    std::fs::write(&input, "one two three four five\n\n".repeat(4000)).unwrap();
+    let cfg = PrepareConfig { inputs: vec![input], out: out.clone(), unit_bytes: Some(20_000), ..Default::default() };
+    let manifest = prepare(&tallow::Tokenizer::cl100k(), &cfg, &|_| ()).unwrap().unwrap();
+    assert!(manifest.splits["train"].shards.len() > 1);
+    let split = Dataset::open(&out).unwrap().split("train").unwrap();
+    let cfg = DataLoaderConfig { order: Order::BosAligned, batch_size: 1, ..Default::default() };
+    assert_eq!(DataLoader::new(&split, cfg).unwrap().samples_per_epoch(), 1);
 }

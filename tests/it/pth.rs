@@ -8,7 +8,7 @@ use tallow::{Error, PretrainedTable, Result, list_tensors};
 use zip::write::{SimpleFileOptions, ZipWriter};
 
 fn fixture(name: &str) -> PathBuf {
-    crate::golden("pretrained").join(name)
+    crate::support::golden("pretrained").join(name)
 }
 
 /// A zip file of entries that are not compressed.

@@ -233,7 +233,7 @@ fn hundred_steps() -> (Vec<f32>, HashMap<String, Tensor>, VarMap, Vec<Batch>) {
 #[test]
 fn a_hundred_steps_give_pytorch_s_losses_and_table() {
     let (losses, _, varmap, _) = hundred_steps();
-    let golden = crate::golden_json("train_gpt.json");
+    let golden = crate::support::golden_json("train_gpt.json");
     let expected: Vec<f32> = serde_json::from_value(golden["losses"].clone()).unwrap();
     assert_eq!(expected.len(), STEPS);
     for (step, (ours, torch)) in losses.iter().zip(&expected).enumerate() {

@@ -73,14 +73,12 @@ pub enum Error {
     },
 
     /// A document of a corpus that cannot be used.
-    #[error("{place}: {reason} ({})", document_advice(*.utf8))]
+    #[error("{place}: {reason} (OnError::Skip leaves such documents out{})", utf8_advice(.reason))]
     Document {
         /// The file, and the line, byte or row where the document begins.
         place: String,
         /// What is wrong with it.
         reason: String,
-        /// Whether it is bytes that are not UTF-8, which can be read as U+FFFD.
-        utf8: bool,
     },
 
     /// A file of shards that is not what it should be.
@@ -130,7 +128,12 @@ pub enum Error {
 
 // Causes stand in the message already: no variant has a `source` that would print them again.
 impl Error {
-    /// [`Error::Io`] of this file.
+    /// A name that is neither here nor, in a build without the feature `hub`, looked for elsewhere.
+    #[doc(hidden)]
+    pub fn not_here(name: &str) -> Self {
+        Error::Config(format!("{name:?} is no file or folder here, and the Hugging Face Hub needs the feature `hub`"))
+    }
+
     pub(crate) fn io(path: impl AsRef<Path>, cause: io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         Error::Io { path, cause }
@@ -142,9 +145,6 @@ impl Error {
     }
 }
 
-fn document_advice(utf8: bool) -> &'static str {
-    match utf8 {
-        true => "OnError::Skip leaves such documents out, OnError::Replace reads bad bytes as U+FFFD",
-        false => "OnError::Skip leaves such documents out",
-    }
+fn utf8_advice(reason: &str) -> &'static str {
+    if reason.starts_with("invalid UTF-8") { ", OnError::Replace reads bad bytes as U+FFFD" } else { "" }
 }

@@ -1,0 +1,186 @@
+//! Flags that several commands share.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use candle_core::{DType, Device};
+use candle_nn::{VarBuilder, VarMap};
+use clap::{Args, ValueEnum};
+use tallow::{Init, PretrainedTable, Specials, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
+
+use crate::model;
+use crate::plain::say;
+
+/// For --help: what a tokenizer can be.
+const TOKENIZER: &str = match cfg!(feature = "hub") {
+    true => {
+        "A tokenizer.json or .tiktoken file, a folder with one, a repository on the Hub, or cl100k [default: the model's own \
+         where there is a model, else the bundled cl100k]"
+    }
+    false => {
+        "A tokenizer.json or .tiktoken file, a folder with one, or cl100k [default: the model's own where there is a model, else the \
+         bundled cl100k]"
+    }
+};
+
+/// Which tokenizer.
+#[derive(Args)]
+pub struct TokenizerArgs {
+    #[arg(long, value_name = "FILE", help = TOKENIZER)]
+    pub tokenizer: Option<PathBuf>,
+}
+
+/// What it does with special tokens.
+#[derive(Args)]
+pub struct SpecialsArgs {
+    /// What text that spells a special token (<|endoftext|>) is
+    #[arg(long, value_enum, default_value = "text")]
+    pub specials: SpecialsArg,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum SpecialsArg {
+    /// Ordinary text
+    Text,
+    /// An error
+    Forbid,
+    /// The special token
+    Allow,
+}
+
+impl SpecialsArgs {
+    pub fn apply(&self, tokenizer: Tokenizer) -> Tokenizer {
+        tokenizer.with_specials(match self.specials {
+            SpecialsArg::Text => Specials::Text,
+            SpecialsArg::Forbid => Specials::Forbid,
+            SpecialsArg::Allow => Specials::Allow,
+        })
+    }
+
+    /// Rows that a table for these ids has.
+    pub fn rows(&self, tokenizer: &Tokenizer) -> usize {
+        match self.specials {
+            SpecialsArg::Allow => tokenizer.table_rows(),
+            _ => tokenizer.table_rows_ordinary(),
+        }
+    }
+}
+
+impl TokenizerArgs {
+    /// The tokenizer, if one was chosen: another model's ids are not the bundled one's.
+    pub fn chosen(&self) -> Result<Option<Tokenizer>> {
+        self.tokenizer.is_some().then(|| self.open()).transpose()
+    }
+
+    /// The one that was chosen, or the model's own: beside its file, or in its repository. It must fit the model's table.
+    pub fn of_model(&self, model: &Path, table: &PretrainedTable) -> Result<Option<Tokenizer>> {
+        let beside = model::folder(model).join("tokenizer.json");
+        let found = match (self.chosen()?, model.to_str().filter(|_| model::is_repository(model))) {
+            (Some(chosen), _) => Some(chosen),
+            (None, Some(repository)) => Some(Tokenizer::from_pretrained(repository, None)?),
+            (None, None) if beside.is_file() => Some(Tokenizer::from_file(beside)?),
+            (None, None) => None,
+        };
+        found.iter().try_for_each(|tokenizer| model::fits(tokenizer, table))?;
+        Ok(found)
+    }
+
+    pub fn open(&self) -> Result<Tokenizer> {
+        match &self.tokenizer {
+            None => Ok(Tokenizer::cl100k()),
+            Some(path) if path.as_os_str() == "cl100k" && !path.exists() => Ok(Tokenizer::cl100k()),
+            Some(path) => match path.to_str().filter(|_| path.is_dir() || model::is_repository(path)) {
+                Some(name) => Ok(Tokenizer::from_pretrained(name, None)?),
+                None => Ok(Tokenizer::from_file(path)?),
+            },
+        }
+    }
+
+    /// The file that is read, if one was named.
+    pub fn files(&self) -> impl Iterator<Item = PathBuf> {
+        self.tokenizer.iter().map(|path| if path.is_dir() { path.join("tokenizer.json") } else { path.clone() })
+    }
+}
+
+/// Which table.
+#[derive(Args)]
+pub struct TableArgs {
+    /// Columns of the table
+    #[arg(long, default_value_t = 64)]
+    pub d_model: usize,
+    /// What its values are drawn from
+    #[arg(long, default_value_t = 1337)]
+    pub seed: u64,
+    /// How they are drawn: gpt2, candle, keras, fan-in, normal:STD, uniform:LOW:HIGH or constant:VALUE
+    #[arg(long, default_value = "gpt2")]
+    pub init: Init,
+    /// f32, bf16 or f16
+    #[arg(long, default_value = "f32", value_parser = dtype)]
+    pub dtype: DType,
+    #[cfg_attr(feature = "cuda", doc = "auto, cpu, cuda or cuda:N")]
+    #[cfg_attr(feature = "metal", doc = "auto, cpu, metal or metal:N")]
+    #[cfg_attr(
+        not(any(feature = "cuda", feature = "metal")),
+        doc = "cpu, or auto, which is cpu in a build without GPUs"
+    )]
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Give memory of a GPU back to the system whenever it is not in use: slower, and leaves it to other processes
+    #[arg(long)]
+    pub release_memory: bool,
+}
+
+fn dtype(text: &str) -> Result<DType, String> {
+    match text {
+        "f32" => Ok(DType::F32),
+        "bf16" => Ok(DType::BF16),
+        "f16" => Ok(DType::F16),
+        _ => Err("use f32, bf16 or f16".to_string()),
+    }
+}
+
+impl TableArgs {
+    pub fn device(&self) -> Result<Device> {
+        let device = tallow::device::open(&self.device, |reason| say(format!("warning: {reason}")))?;
+        if self.release_memory {
+            tallow::device::keep_memory(&device, false)?;
+        }
+        Ok(device)
+    }
+
+    /// The table with so many rows.
+    pub fn open(&self, rows: usize, tokenizer: &Tokenizer) -> Result<TokenEmbedding> {
+        let device = self.device()?;
+        let cfg = TokenEmbeddingConfig {
+            vocab_size: rows,
+            d_model: self.d_model,
+            init: self.init,
+            seed: self.seed,
+            ..Default::default()
+        };
+        let varmap = VarMap::new();
+        let vb = VarBuilder::from_varmap(&varmap, self.dtype, &device);
+        Ok(TokenEmbedding::new(&cfg, vb.pp("wte"))?.with_token_names(tokenizer.names()))
+    }
+
+    /// What the values were drawn from.
+    pub fn origin(&self) -> String {
+        format!("{}, seed {}", self.init, self.seed)
+    }
+}
+
+/// One line about a table whose values have this origin.
+pub fn describe(table: &TokenEmbedding, origin: &str) -> String {
+    let (rows, columns) = (table.vocab_size(), table.d_model());
+    let mib = (rows * columns * table.dtype().size_in_bytes()) as f64 / f64::from(1 << 20);
+    let (dtype, device) = (table.dtype().as_str(), device_name(table.device()));
+    format!("{rows} rows x {columns} columns, {dtype} on {device}, {origin}, {mib:.1} MiB")
+}
+
+pub fn device_name(device: &candle_core::Device) -> String {
+    match device.location() {
+        candle_core::DeviceLocation::Cpu => "cpu".to_string(),
+        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    }
+}

@@ -1,0 +1,89 @@
+//! `tallow encode`: text → ids.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+
+use crate::args::{SpecialsArgs, TokenizerArgs};
+use crate::io::{Kind, Outputs, reader};
+
+#[derive(Args)]
+pub struct Encode {
+    /// The text: a file, or - for standard input
+    #[arg(default_value = "-")]
+    file: PathBuf,
+    /// How ids are written
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+    /// Where they are written [default: standard output]
+    #[arg(short, long)]
+    output: Option<PathBuf>,
+    /// Print only how many there are
+    #[arg(long)]
+    count: bool,
+    /// Read bytes that are not UTF-8 as U+FFFD
+    #[arg(long)]
+    lossy: bool,
+    #[command(flatten)]
+    outputs: Outputs,
+    #[command(flatten)]
+    tokenizer: TokenizerArgs,
+    #[command(flatten)]
+    specials: SpecialsArgs,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Decimal numbers with spaces between them
+    Text,
+    /// A JSON array
+    Json,
+    /// Raw 32-bit numbers, little-endian
+    U32,
+}
+
+impl Encode {
+    pub fn run(mut self) -> Result<()> {
+        if self.format == Format::U32 && self.output.is_none() && !self.count && std::io::stdout().is_terminal() {
+            bail!("raw u32 ids are not for a terminal: use -o FILE, or a pipe");
+        }
+        let tokenizer = self.specials.apply(self.tokenizer.open()?);
+        let reader = reader(&self.file)?;
+        self.outputs.reads(self.tokenizer.files().chain([self.file.clone()]));
+        let kind = if self.format == Format::U32 && !self.count { Kind::Bytes } else { Kind::Numbers };
+        let mut out = self.outputs.open(self.output.as_deref(), kind)?;
+        let mut count = 0u64;
+        if self.format == Format::Json && !self.count {
+            write!(out, "[")?;
+        }
+        for ids in tokenizer.encode_reader(reader, self.lossy) {
+            let ids = ids.map_err(|error| anyhow::anyhow!("{}: {error}", self.file.display()))?;
+            if !self.count {
+                self.write(&mut out, &ids, count == 0)?;
+            }
+            count += ids.len() as u64;
+        }
+        match self.format {
+            _ if self.count => writeln!(out, "{count}")?,
+            Format::Text => writeln!(out)?,
+            Format::Json => writeln!(out, "]")?,
+            Format::U32 => (),
+        }
+        out.finish()
+    }
+
+    fn write(&self, out: &mut impl Write, ids: &[u32], first: bool) -> std::io::Result<()> {
+        let separator = match self.format {
+            Format::U32 => return ids.iter().try_for_each(|id| out.write_all(&id.to_le_bytes())),
+            Format::Text => " ",
+            Format::Json => ",",
+        };
+        for (i, id) in ids.iter().enumerate() {
+            let separator = if first && i == 0 { "" } else { separator };
+            write!(out, "{separator}{id}")?;
+        }
+        Ok(())
+    }
+}

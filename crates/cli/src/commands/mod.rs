@@ -1,0 +1,70 @@
+//! One file a command.
+
+mod convert;
+mod decode;
+mod encode;
+mod inspect;
+mod neighbors;
+mod plot;
+mod prepare;
+mod pull;
+mod show;
+mod table;
+mod verify;
+mod weights;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Text becomes ids, ids become rows of a table: the front layer of a GPT.
+#[derive(Parser)]
+#[command(name = "tallow", version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show a text become pieces, ids, and a matrix
+    Show(Box<show::Show>),
+    /// Show rows of the look-up table
+    Table(table::Table),
+    /// Turn text into ids
+    Encode(encode::Encode),
+    /// Turn ids back into text
+    Decode(decode::Decode),
+    /// Turn text files into shards of ids for training
+    Prepare(Box<prepare::Prepare>),
+    /// Say what is in a folder of shards, a checkpoint, a model or a file of weights
+    Inspect(inspect::Inspect),
+    /// Find the tokens whose rows are nearest to a token's
+    Neighbors(neighbors::Neighbors),
+    /// Draw a table, before and after training, or a folder of shards
+    Plot(Box<plot::Plot>),
+    /// Fetch the table of a model, and nothing else of it
+    Pull(pull::Pull),
+    /// Recount and checksum a folder of shards
+    Verify(verify::Verify),
+    /// Read token files of other trainers, or write them
+    Convert(convert::Convert),
+}
+
+impl Cli {
+    /// Does what the flags say.
+    pub fn run(self) -> Result<()> {
+        match self.command {
+            Command::Show(args) => args.run(),
+            Command::Table(args) => args.run(),
+            Command::Encode(args) => args.run(),
+            Command::Decode(args) => args.run(),
+            Command::Prepare(args) => args.run(),
+            Command::Inspect(args) => args.run(),
+            Command::Neighbors(args) => args.run(),
+            Command::Plot(args) => args.run(),
+            Command::Pull(args) => args.run(),
+            Command::Verify(args) => args.run(),
+            Command::Convert(args) => args.run(),
+        }
+    }
+}

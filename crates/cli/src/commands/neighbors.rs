@@ -1,0 +1,92 @@
+//! `tallow neighbors`: the tokens whose rows point the same way.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use crate::grid::{Align, Cell, Column, write_grid};
+use anyhow::{Result, bail, ensure};
+use clap::Args;
+use serde_json::json;
+use tallow::{Neighbor, Tokenizer};
+
+use crate::args::TokenizerArgs;
+use crate::model;
+use crate::plain::plain;
+use crate::rows::token;
+
+#[derive(Args)]
+pub struct Neighbors {
+    #[arg(help = crate::model::MODEL)]
+    model: PathBuf,
+    /// Words, or ids; a word of several tokens stands for the mean of their rows
+    #[arg(required = true)]
+    words: Vec<String>,
+    /// How many neighbours
+    #[arg(short, long, default_value_t = 10)]
+    k: usize,
+    /// Which tensor of the file is the table [default: the one that has a name that tables have]
+    #[arg(long)]
+    tensor: Option<String>,
+    /// Read every word as an id
+    #[arg(long)]
+    ids: bool,
+    /// One JSON object a word
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    tokenizer: TokenizerArgs,
+}
+
+impl Neighbors {
+    pub fn run(self) -> Result<()> {
+        let table = model::open(&self.model, self.tensor.as_deref())?;
+        // Ids need no tokenizer; one that is at hand and fits gives names.
+        let tokenizer = match self.ids && self.tokenizer.tokenizer.is_none() {
+            true if model::is_repository(&self.model) => None,
+            true => self.tokenizer.of_model(&self.model, &table).unwrap_or(None),
+            false => self.tokenizer.of_model(&self.model, &table)?,
+        };
+        let words: Vec<Vec<u32>> =
+            self.words.iter().map(|word| self.ids_of(word, tokenizer.as_ref())).collect::<Result<_>>()?;
+        // One pass for all words.
+        let means = words.iter().map(|ids| Ok(table.rows(ids)?.to_dtype(candle_core::DType::F32)?.mean_keepdim(0)?));
+        let queries = candle_core::Tensor::cat(&means.collect::<Result<Vec<_>>>()?, 0)?;
+        let most = words.iter().map(Vec::len).max().unwrap_or(0);
+        let found = table.neighbors_of(&queries, self.k.saturating_add(most))?;
+        let name = |id: u32| tokenizer.as_ref().and_then(|tokenizer| token(tokenizer, id as usize));
+        let mut out = anstream::AutoStream::auto(std::io::stdout()).lock();
+        for (i, ((word, ids), near)) in self.words.iter().zip(&words).zip(found).enumerate() {
+            // A word is no neighbour of itself, nor are its parts.
+            let near: Vec<Neighbor> = near.into_iter().filter(|n| !ids.contains(&n.id)).take(self.k).collect();
+            if self.json {
+                let near = near.iter().map(|n| json!({"id": n.id, "token": name(n.id), "cosine": n.cosine}));
+                writeln!(out, "{}", json!({"word": word, "ids": ids, "neighbors": near.collect::<Vec<_>>()}))?;
+                continue;
+            }
+            let numbers: Vec<String> = ids.iter().map(u32::to_string).collect();
+            writeln!(out, "{}{}  ({})", if i == 0 { "" } else { "\n" }, plain(word), numbers.join(" "))?;
+            let columns = [("token", Align::Left), ("id", Align::Right), ("cosine", Align::Right)]
+                .map(|(name, align)| Column::new(name, align));
+            let row = |n: &Neighbor| {
+                [name(n.id).unwrap_or_default(), n.id.to_string(), format!("{:.4}", n.cosine)].map(Cell::plain).to_vec()
+            };
+            write_grid(&mut out, &columns, &near.iter().map(row).collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }
+
+    fn ids_of(&self, word: &str, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>> {
+        let Some(tokenizer) = tokenizer.filter(|_| !self.ids) else {
+            return match (word.parse(), self.ids) {
+                (Ok(id), _) => Ok(vec![id]),
+                (_, true) => bail!("{word:?} is no id"),
+                (_, false) => {
+                    bail!("{word:?}: no tokenizer.json is beside the file; name one (--tokenizer), or ask for ids")
+                }
+            };
+        };
+        let ids = tokenizer.encode(word)?;
+        ensure!(!ids.is_empty(), "an empty word has no neighbours");
+        Ok(ids)
+    }
+}

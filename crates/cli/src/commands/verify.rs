@@ -1,0 +1,58 @@
+//! `tallow verify`: every byte of a folder, read again.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use serde_json::json;
+use tallow::shard::{Manifest, verify};
+
+use crate::plain::plain;
+use crate::progress::{bar, bytes, plural};
+
+#[derive(Args)]
+pub struct Verify {
+    /// The folder
+    folder: PathBuf,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Verify {
+    pub fn run(self) -> Result<()> {
+        let manifest = Manifest::read(&self.folder)?;
+        let tokens: u64 = manifest.splits.values().fold(0, |sum, split| split.tokens.saturating_add(sum));
+        let progress = bar(tokens.saturating_mul(manifest.dtype.bytes() as u64));
+        let mut read = 0;
+        let findings = verify(&self.folder, |more| {
+            read += more;
+            progress.inc(more);
+        })?;
+        progress.finish_and_clear();
+        let shards: usize = manifest.splits.values().map(|split| split.shards.len()).sum();
+        let mut out = std::io::stdout().lock();
+        if self.json {
+            writeln!(out, "{}", json!({"shards": shards, "tokens": tokens, "bytes": read, "findings": findings}))?;
+        } else if findings.is_empty() {
+            writeln!(
+                out,
+                "all well: {}, {}, {} read",
+                plural(shards as u64, "shard"),
+                plural(tokens, "token"),
+                bytes(read)
+            )?;
+        } else {
+            findings.iter().try_for_each(|finding| writeln!(out, "{}", plain(finding)))?;
+        }
+        if !findings.is_empty() {
+            bail!(
+                "{}: {} is not what its manifest says",
+                plural(findings.len() as u64, "finding"),
+                self.folder.display()
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,308 @@
+//! Input from a file or standard input, output that appears whole or not at all and replaces nothing that matters.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use tempfile::TempDir;
+
+use crate::interrupt;
+use tallow_text::support::{belongs_to, lies_in, same_file};
+
+/// Opens a file, or standard input for `-`; with a progress bar where someone watches.
+pub fn reader(path: &Path) -> Result<Box<dyn Read>> {
+    if path == Path::new("-") {
+        return Ok(Box::new(io::stdin()));
+    }
+    let file = File::open(path).with_context(|| path.display().to_string())?;
+    let about = file.metadata().with_context(|| path.display().to_string())?;
+    if about.is_dir() {
+        bail!("{} is a folder, not a file", path.display());
+    }
+    if !io::stderr().is_terminal() || about.len() < 16 << 20 {
+        return Ok(Box::new(file));
+    }
+    let style =
+        indicatif::ProgressStyle::with_template("{bytes}/{total_bytes} {wide_bar} {bytes_per_sec}, {eta} left")?;
+    Ok(Box::new(indicatif::ProgressBar::new(about.len()).with_style(style).wrap_read(file)))
+}
+
+/// The text of an argument, or of standard input for `-`.
+pub fn text(argument: OsString, lossy: bool) -> Result<String> {
+    let bytes = match argument.to_str() {
+        Some("-") => {
+            let mut bytes = Vec::new();
+            io::stdin().read_to_end(&mut bytes).context("standard input")?;
+            bytes
+        }
+        _ => argument.into_encoded_bytes(),
+    };
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(text),
+        Err(error) if lossy => Ok(String::from_utf8_lossy(error.as_bytes()).into_owned()),
+        Err(error) => bail!("invalid UTF-8 at byte {}: --lossy reads it as U+FFFD", error.utf8_error().valid_up_to()),
+    }
+}
+
+/// What an output is. An existing file is replaced if it is of the same kind, which its first bytes tell, or empty.
+#[derive(Clone, Copy)]
+pub enum Kind {
+    /// Rows as `show`, `table` and `pull` write them: the metadata has a note of theirs, which no model's file has.
+    Rows,
+    Page,
+    Svg,
+    Png,
+    Npy,
+    /// A file of the embedding projector.
+    Projector,
+    /// Ids as text or JSON.
+    Numbers,
+    /// Bytes that look like nothing: never replaced unasked.
+    Bytes,
+}
+
+impl Kind {
+    /// What is said of an existing file of another kind.
+    fn otherwise(self) -> &'static str {
+        match self {
+            Kind::Rows => " and is not a safetensors file by show, table or pull",
+            Kind::Page => " and is not a page by tallow",
+            Kind::Svg => " and is not an SVG",
+            Kind::Png => " and is not a PNG",
+            Kind::Npy => " and is not a NumPy file",
+            Kind::Projector => " and is not a file for the projector",
+            Kind::Numbers => " and is not a file of numbers",
+            Kind::Bytes => " already",
+        }
+    }
+
+    fn is_of(self, path: &Path) -> io::Result<bool> {
+        let mut first = Vec::new();
+        File::open(path)?.take(4096).read_to_end(&mut first)?;
+        let number = |word: &[u8]| std::str::from_utf8(word).is_ok_and(|word| word.parse::<f32>().is_ok());
+        Ok(first.is_empty()
+            || match self {
+                Kind::Rows => has_our_note(&first),
+                Kind::Page => String::from_utf8_lossy(&first).contains("<meta name=\"generator\" content=\"tallow "),
+                Kind::Svg => first.starts_with(b"<svg"),
+                Kind::Png => first.starts_with(b"\x89PNG\r\n\x1a\n"),
+                Kind::Npy => first.starts_with(b"\x93NUMPY"),
+                Kind::Projector => {
+                    first.starts_with(b"token\tid\n")
+                        || number(first.split(|b| b"\t\n".contains(b)).next().unwrap_or(b""))
+                }
+                Kind::Numbers => {
+                    first.iter().all(|b| b.is_ascii_digit() || b.is_ascii_whitespace() || b"[,]".contains(b))
+                }
+                Kind::Bytes => false,
+            })
+    }
+}
+
+/// Whether these are the first bytes of a safetensors file with a note by `show`, `table` or `pull`.
+fn has_our_note(first: &[u8]) -> bool {
+    let Some((length, rest)) = first.split_first_chunk() else { return false };
+    let header = usize::try_from(u64::from_le_bytes(*length)).ok().and_then(|length| rest.get(..length));
+    let header: Option<serde_json::Value> = header.and_then(|json| serde_json::from_slice(json).ok());
+    header.is_some_and(|header| ["fingerprint", "tied"].iter().any(|note| header["__metadata__"][note].is_string()))
+}
+
+/// What stands in the way of outputs: files that the command reads, and files of another kind.
+#[derive(Args, Default)]
+pub struct Outputs {
+    /// Replace existing files of any kind [default: only what this command could have written, told by its first bytes]
+    ///
+    /// Without it an existing file is replaced only if it is empty or begins like what is written: as a page, SVG, PNG or NumPy
+    /// file, as numbers, as rows by show, table or pull. Raw ids and decoded text look like nothing, so any existing file stays.
+    /// What the command itself reads is never replaced.
+    #[arg(long)]
+    force: bool,
+    #[arg(skip)]
+    inputs: Vec<PathBuf>,
+    #[arg(skip)]
+    sealed: Option<PathBuf>,
+}
+
+/// Where an output goes.
+enum Place {
+    /// To a pipe or a device, as it is written.
+    Special,
+    /// Under this name, when it is whole.
+    File(PathBuf),
+}
+
+impl Outputs {
+    /// Files, or folders with files, that the command reads.
+    pub fn reads(&mut self, inputs: impl IntoIterator<Item = PathBuf>) {
+        self.inputs.extend(inputs);
+    }
+
+    /// A folder in which nothing is written.
+    pub fn seal(&mut self, folder: &Path) {
+        self.sealed = Some(folder.to_path_buf());
+    }
+
+    /// Looks at what is there. Through symbolic links, to the file that they name.
+    fn place(&self, path: &Path, kind: Kind) -> Result<Place> {
+        let name = || path.display().to_string();
+        if let Some(folder) = self.sealed.as_deref().filter(|folder| lies_in(path, folder)) {
+            bail!("{} would lie in {}, which is read: name a file outside", name(), folder.display());
+        }
+        let Ok(about) = fs::metadata(path) else {
+            ensure!(fs::symlink_metadata(path).is_err(), "the link {} leads to nothing", name());
+            return Ok(Place::File(path.to_path_buf()));
+        };
+        ensure!(!about.is_dir(), "{} is a folder, not a file", name());
+        if !about.is_file() {
+            return Ok(Place::Special);
+        }
+        let read = |input: &PathBuf| if input.is_dir() { belongs_to(path, input) } else { same_file(path, input) };
+        // Whether `-` was asked for or not: what is redirected into a command is read by it.
+        let is_read = self.inputs.iter().any(read) || same_file(path, Path::new("/dev/stdin"));
+        ensure!(!is_read, "{} is a file that this command reads: name another one", name());
+        if !self.force && !kind.is_of(path).with_context(name)? {
+            bail!("{} is there{}: name another file, or replace it with --force", name(), kind.otherwise());
+        }
+        match fs::symlink_metadata(path).is_ok_and(|about| about.is_symlink()) {
+            true => Ok(Place::File(fs::canonicalize(path).with_context(name)?)),
+            false => Ok(Place::File(path.to_path_buf())),
+        }
+    }
+
+    /// Opens `path` for writing, or standard output for none and for `-`.
+    pub fn open(&self, path: Option<&Path>, kind: Kind) -> Result<Output> {
+        let stdout = Path::new("/dev/stdout");
+        let Some(path) = path.filter(|path| *path != Path::new("-") && !same_file(path, stdout)) else {
+            let inputs = self.inputs.iter().map(PathBuf::as_path).chain([Path::new("/dev/stdin")]);
+            if let Some(read) = inputs.filter(|input| input.is_file()).find(|input| same_file(input, stdout)) {
+                bail!("{} is read, and the standard output goes there, too: name another file", read.display());
+            }
+            return Ok(Output::stdout());
+        };
+        let name = || path.display().to_string();
+        match self.place(path, kind)? {
+            Place::Special => {
+                let file = File::options().write(true).open(path).with_context(name)?;
+                Ok(Output::Special(BufWriter::new(file)))
+            }
+            Place::File(to) => {
+                let draft = Draft::beside(&to)?;
+                let file = File::create_new(draft.path(&to)).with_context(name)?;
+                Ok(Output::File(BufWriter::with_capacity(1 << 16, file), draft, to))
+            }
+        }
+    }
+
+    /// Has files written that must have names from the beginning. `write` gets the first one's, and gives all, which lie beside
+    /// it; their places are given.
+    pub fn write_by_name(
+        &self,
+        path: &Path,
+        kind: Kind,
+        write: impl FnOnce(&Path) -> Result<Vec<PathBuf>>,
+    ) -> Result<Vec<PathBuf>> {
+        let printed = path == Path::new("-") || same_file(path, Path::new("/dev/stdout"));
+        ensure!(!printed, "standard output is taken by what is printed: name a file");
+        let Place::File(to) = self.place(path, kind)? else {
+            let draft = Draft::beside(&std::env::temp_dir().join("special"))?;
+            let written = write(&draft.path(Path::new("special")))?;
+            let [one] = &written[..] else {
+                bail!("{} files are written: {} takes one", written.len(), path.display())
+            };
+            let mut out = File::options().write(true).open(path).with_context(|| path.display().to_string())?;
+            io::copy(&mut File::open(one)?, &mut out).with_context(|| path.display().to_string())?;
+            return Ok(vec![path.to_path_buf()]);
+        };
+        let draft = Draft::beside(&to)?;
+        let mut places = Vec::new();
+        for file in write(&draft.path(&to))? {
+            let beside = to.with_file_name(file.file_name().unwrap_or_default());
+            let Place::File(place) = self.place(&beside, kind)? else { bail!("{} is no file", beside.display()) };
+            places.push((file, place));
+        }
+        for (file, place) in &places {
+            File::open(file).and_then(|open| put(open, file, place)).with_context(|| place.display().to_string())?;
+        }
+        Ok(places.into_iter().map(|(_, place)| place).collect())
+    }
+}
+
+/// A folder beside an output, in which it is written until it is whole. It goes away if anything fails, and at a signal.
+pub struct Draft(TempDir);
+
+impl Draft {
+    fn beside(to: &Path) -> Result<Self> {
+        let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let make = || tempfile::Builder::new().prefix(".tallow-").tempdir_in(folder);
+        Ok(Draft(interrupt::folder(make).with_context(|| to.display().to_string())?))
+    }
+
+    /// Where a file is written that will be called `to`.
+    fn path(&self, to: &Path) -> PathBuf {
+        self.0.path().join(to.file_name().unwrap_or_default())
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(self.0.path());
+        interrupt::forget(self.0.path());
+    }
+}
+
+/// Puts a file on the disk, then gives it its name. A file that is replaced keeps its permissions.
+fn put(file: File, from: &Path, to: &Path) -> io::Result<()> {
+    if let Ok(about) = fs::metadata(to) {
+        file.set_permissions(about.permissions())?;
+    }
+    file.sync_all()?;
+    fs::rename(from, to)
+}
+
+/// What is written. A file gets its name only when everything was written.
+pub enum Output {
+    Stdout(BufWriter<io::Stdout>),
+    Special(BufWriter<File>),
+    File(BufWriter<File>, Draft, PathBuf),
+}
+
+impl Output {
+    pub fn stdout() -> Self {
+        Output::Stdout(BufWriter::new(io::stdout()))
+    }
+
+    /// Everything is written: give the file its name.
+    pub fn finish(self) -> Result<()> {
+        match self {
+            Output::Stdout(mut out) => out.flush()?,
+            Output::Special(mut out) => out.flush()?,
+            Output::File(out, draft, to) => {
+                let name = || to.display().to_string();
+                let file = out.into_inner().map_err(io::IntoInnerError::into_error).with_context(name)?;
+                put(file, &draft.path(&to), &to).with_context(name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Output::Stdout(out) => out.write(bytes),
+            Output::Special(out) => out.write(bytes),
+            Output::File(out, ..) => out.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Output::Stdout(out) => out.flush(),
+            Output::Special(out) => out.flush(),
+            Output::File(out, ..) => out.flush(),
+        }
+    }
+}

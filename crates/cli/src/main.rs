@@ -1,0 +1,83 @@
+//! The command `tallow`: flags → calls of the library. One file a command (`commands`); beside them what several share.
+
+mod args;
+mod closed;
+mod commands;
+mod flags;
+mod grid;
+mod interrupt;
+mod io;
+mod model;
+mod pictures;
+mod plain;
+mod progress;
+mod rows;
+mod shards;
+
+use std::io::Write;
+use std::panic;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+
+use clap::Parser;
+use closed::stdout_was_closed;
+use commands::Cli;
+use plain::say;
+
+fn main() -> ExitCode {
+    if stdout_was_closed() {
+        say("error: the standard output is closed; give it a file, or /dev/null");
+        return ExitCode::from(2);
+    }
+    tallow::keep_pages();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // --help, --version
+        Err(text) if !text.use_stderr() => return code(text.print().map_err(anyhow::Error::from)),
+        Err(error) => {
+            // clap's first paragraph, as one line.
+            let text = error.to_string();
+            let lines: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+            say(format!("{} (try --help)", lines.join(" ")));
+            return ExitCode::from(2);
+        }
+    };
+    // Panics of the tokenizers crate are caught and become errors; what they would print is not for the user.
+    let last_panic = Arc::new(Mutex::new(String::new()));
+    let seen = last_panic.clone();
+    panic::set_hook(Box::new(move |info| {
+        if let Ok(mut seen) = seen.lock() {
+            *seen = info.to_string();
+        }
+    }));
+    match panic::catch_unwind(|| cli.run()) {
+        Ok(result) => code(result),
+        Err(_) => {
+            let what = last_panic.lock().map(|what| what.clone()).unwrap_or_default();
+            say(format!("error: this is a bug in tallow, please report it: {what}"));
+            ExitCode::from(101)
+        }
+    }
+}
+
+/// What the shell is told. Output that nobody could take is an error.
+fn code(result: anyhow::Result<()>) -> ExitCode {
+    match result.and_then(|()| Ok(std::io::stdout().flush()?)) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has seen enough: `tallow show … | head`.
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(flags::in_flags(&format!("error: {error:#}")));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    use std::io::{Error, ErrorKind::BrokenPipe};
+    let broken = |e: &Error| e.kind() == BrokenPipe;
+    let json = |e: &serde_json::Error| e.io_error_kind() == Some(BrokenPipe);
+    error.chain().any(|cause| {
+        cause.downcast_ref::<Error>().is_some_and(broken) || cause.downcast_ref::<serde_json::Error>().is_some_and(json)
+    })
+}

@@ -1,0 +1,105 @@
+//! The flags that pictures share.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Args, ValueEnum};
+use tallow_view::{Figure, Fonts, Lang, Projector};
+
+use crate::io::{Kind, Outputs};
+
+/// Where pictures go, and how they look.
+#[derive(Args)]
+pub struct Pictures {
+    /// Write a page for the browser: one file, no network
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Write a figure for slides, its text as outlines
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Write the same figure as pixels
+    #[arg(long, value_name = "FILE")]
+    pub png: Option<PathBuf>,
+    /// Pixels of the PNG for one of the SVG
+    #[arg(long, default_value_t = 2.0)]
+    pub scale: f32,
+    /// The language of labels; auto: the environment's (LC_ALL, LC_MESSAGES, LANG), or where it says none, the text's
+    #[arg(long, value_enum, default_value = "auto")]
+    pub lang: LangArg,
+    /// A font file for characters that the bundled Noto Sans SC lacks
+    #[arg(long, value_name = "FILE")]
+    pub font: Option<PathBuf>,
+    #[command(flatten)]
+    pub outputs: Outputs,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum LangArg {
+    Zh,
+    En,
+    Auto,
+}
+
+impl Pictures {
+    /// The language that was asked for, or that fits `text`.
+    pub fn language(&self, text: &str) -> Lang {
+        let set = |name: &&str| std::env::var(name).is_ok_and(|value| !value.is_empty());
+        let environment = ["LC_ALL", "LC_MESSAGES", "LANG"].iter().find(|name| set(name)).map(std::env::var);
+        match (self.lang, environment) {
+            (LangArg::Zh, _) => Lang::Zh,
+            (LangArg::En, _) => Lang::En,
+            (LangArg::Auto, Some(Ok(value))) if value.starts_with("zh") => Lang::Zh,
+            (LangArg::Auto, Some(Ok(value))) if !value.starts_with("C") && value != "POSIX" => Lang::En,
+            _ => Lang::of_text(text),
+        }
+    }
+
+    /// Takes note of what the command reads, so that it is not replaced.
+    pub fn reads(&mut self, inputs: impl IntoIterator<Item = PathBuf>) {
+        self.outputs.reads(inputs);
+        self.outputs.reads(self.font.clone());
+    }
+
+    /// Writes what was asked for, and says which files were written.
+    pub fn write(
+        &self,
+        page: impl FnOnce() -> tallow_view::Result<String>,
+        figure: impl FnOnce() -> tallow_view::Result<Figure>,
+    ) -> Result<Vec<&Path>> {
+        if let Some(path) = &self.html {
+            write(&self.outputs, path, Kind::Page, page()?.as_bytes())?;
+        }
+        if self.svg.is_some() || self.png.is_some() {
+            let fonts = match &self.font {
+                Some(path) => Fonts::bundled().with_file(path)?,
+                None => Fonts::bundled(),
+            };
+            let figure = figure()?;
+            if let Some(path) = &self.svg {
+                write(&self.outputs, path, Kind::Svg, figure.svg(&fonts)?.as_bytes())?;
+            }
+            if let Some(path) = &self.png {
+                write(&self.outputs, path, Kind::Png, &figure.png(&fonts, self.scale)?)?;
+            }
+        }
+        Ok([&self.html, &self.svg, &self.png].into_iter().flatten().map(PathBuf::as_path).collect())
+    }
+}
+
+/// Writes a file whole or not at all.
+pub fn write(outputs: &Outputs, path: &Path, kind: Kind, bytes: &[u8]) -> Result<()> {
+    ensure!(path != Path::new("-"), "standard output is taken by what is printed: name a file");
+    let mut out = outputs.open(Some(path), kind)?;
+    out.write_all(bytes).with_context(|| path.display().to_string())?;
+    out.finish()
+}
+
+/// Writes the projector's two files into a folder; their names.
+pub fn projector(outputs: &Outputs, folder: &Path, files: &Projector) -> Result<[String; 2]> {
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let (tensors, metadata) = (folder.join("tensors.tsv"), folder.join("metadata.tsv"));
+    write(outputs, &tensors, Kind::Projector, files.tensors.as_bytes())?;
+    write(outputs, &metadata, Kind::Projector, files.metadata.as_bytes())?;
+    Ok([tensors.display().to_string(), metadata.display().to_string()])
+}

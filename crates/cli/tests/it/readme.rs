@@ -1,0 +1,89 @@
+//! Every command of the READMEs and of the lesson is run, and what it prints is compared.
+
+use std::process::Command;
+
+use crate::support::root;
+
+/// A command, and what stands below it; none in a block that is only to be run.
+fn commands(text: &str) -> Vec<(String, Option<String>)> {
+    let (mut found, mut block) = (Vec::new(), "");
+    for line in text.lines() {
+        match (line.strip_prefix("```"), block) {
+            (Some(language), "") => block = if language.is_empty() { "text" } else { language },
+            (Some(_), _) => block = "",
+            (None, "sh") => found.push((line.to_string(), None)),
+            (None, "console") => match (line.strip_prefix("$ "), found.last_mut()) {
+                (Some(command), _) => found.push((command.to_string(), Some(String::new()))),
+                (None, Some((_, Some(output)))) => *output += &format!("{line}\n"),
+                (None, _) => panic!("{line:?} stands below no command"),
+            },
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Runs commands in a folder that looks like the repository, so that what they write stays out of it.
+fn run(name: &str, commands: &[(String, Option<String>)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(root()).unwrap() {
+        let path = entry.unwrap().path();
+        std::os::unix::fs::symlink(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    for (command, expected) in commands {
+        // `cargo run --release -- …` and `tallow …` both mean the binary under test; examples lie beside it.
+        let script = format!(
+            "tallow() {{ \"$BIN\" \"$@\"; }}
+             cargo() {{ if [ \"$3\" = --example ]; then name=$4; shift 5; \"$EXAMPLES/$name\" \"$@\"; else shift 3; tallow \"$@\"; fi; }}
+             {command}"
+        );
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script]).env("BIN", env!("CARGO_BIN_EXE_tallow")).env("EXAMPLES", examples());
+        let output = shell.current_dir(folder.path()).output().unwrap();
+        let printed = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        match expected {
+            Some(expected) => assert_eq!(printed.trim_end(), expected.trim_end(), "{name}: {command}"),
+            None => assert!(output.status.success(), "{name}: {command}: {printed}"),
+        }
+    }
+    folder
+}
+
+fn text(name: &str) -> String {
+    std::fs::read_to_string(root().join(name)).unwrap()
+}
+
+fn examples() -> std::path::PathBuf {
+    std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples")
+}
+
+#[test]
+fn the_readmes_print_what_they_say() {
+    for name in ["README.md", "README.zh-CN.md"] {
+        let mut commands = commands(&text(name));
+        commands.retain(|(command, expected)| expected.is_some() && command != "cargo test");
+        assert!(commands.len() >= 6, "{name}: {commands:?}");
+        run(name, &commands);
+    }
+}
+
+#[test]
+fn the_lesson_prints_what_it_says_and_draws_its_figures() {
+    let built = examples().join("train_gpt").exists();
+    assert!(built, "the lesson runs an example: `cargo test` builds it, and so does `cargo build --examples`");
+    for name in ["docs/lesson.md", "docs/lesson.zh-CN.md"] {
+        let lesson = text(name);
+        let commands = commands(&lesson);
+        assert!(commands.len() >= 10, "{name}: {commands:?}");
+        let folder = run(name, &commands);
+        let figures: Vec<&str> =
+            lesson.split("(../assets/lesson/").skip(1).filter_map(|rest| rest.split(')').next()).collect();
+        assert_eq!(figures.len(), 3, "{name}: {figures:?}");
+        for figure in figures {
+            let drawn = std::fs::read(folder.path().join(figure)).unwrap();
+            let kept = std::fs::read(root().join("assets/lesson").join(figure)).unwrap();
+            // Training is the same to the bit on one machine, not on all of them.
+            assert!(figure.starts_with("trained") || drawn == kept, "{name}: {figure} is drawn otherwise now");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! What came back, as one line that says what to do.
+
+use hf_hub::HFError;
+use reqwest::StatusCode;
+
+use super::Hub;
+use crate::Error;
+
+pub(super) fn said(asked: String, answer: impl Into<String>, advice: impl Into<String>) -> Error {
+    Error::Hub { asked, answer: answer.into(), advice: advice.into(), absent: false }
+}
+
+/// A repository in which no file is of use.
+#[doc(hidden)]
+pub fn nothing(repo: &str, why: &str, files: &[String]) -> Error {
+    let shown = files.iter().take(20).cloned().collect::<Vec<_>>().join(", ");
+    let more = if files.len() > 20 { ", …" } else { "" };
+    said(repo.to_string(), why, format!("it has {shown}{more}: fetch one (hub::fetch) and open it"))
+}
+
+/// An answer that is not the file.
+pub(super) fn refused(status: StatusCode, code: Option<&str>, asked: String, hub: &Hub) -> Error {
+    let login = match hub.token {
+        Some(_) => {
+            "the token has no access: look whether it is valid, and whether the repository's page asks for consent"
+        }
+        None => {
+            "set HF_TOKEN (a token of https://huggingface.co/settings/tokens), and accept the terms on the repository's page"
+        }
+    };
+    let answer = match code {
+        Some(code) => format!("{status}, {code}"),
+        None => status.to_string(),
+    };
+    let advice = match (status.as_u16(), code) {
+        (401 | 403, _) => login,
+        (404, Some("RevisionNotFound")) => "there is no such branch, tag or commit",
+        (404, Some("EntryNotFound")) => "there is no such file in the repository",
+        (404, _) => "look at the names of repository, revision and file; private repositories need HF_TOKEN",
+        (416, _) => "the file is shorter than it said: try again",
+        (429, _) => "too many requests: wait a while, or set HF_TOKEN",
+        (500.., _) => "the server has trouble: try again later, or another mirror (HF_ENDPOINT)",
+        (200..300, _) => "a server that sends whole files where a part is asked: use another mirror (HF_ENDPOINT)",
+        _ => "look at HF_ENDPOINT and the names of repository and file",
+    };
+    let absent = status == StatusCode::NOT_FOUND && matches!(code, None | Some("EntryNotFound"));
+    Error::Hub { asked, answer, advice: advice.to_string(), absent }
+}
+
+/// No answer at all.
+pub(super) fn unreachable(error: &reqwest::Error, asked: String, hub: &Hub) -> Error {
+    // The innermost cause says most; addresses with signatures in them stay out.
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    let what = match error {
+        e if e.is_timeout() => "no answer in time",
+        e if e.is_connect() => "no connection",
+        _ => "the connection broke",
+    };
+    let endpoint = &hub.endpoint;
+    let advice = format!(
+        "is there a network? HF_ENDPOINT is {endpoint}; HTTPS_PROXY names a proxy, HF_HUB_OFFLINE=1 asks the cache alone"
+    );
+    said(asked, format!("{what} ({cause})"), advice)
+}
+
+/// hf-hub's error in the same words.
+pub(super) fn of_client(error: HFError, asked: String, hub: &Hub) -> Error {
+    match &error {
+        HFError::Http { context }
+        | HFError::AuthRequired { context }
+        | HFError::Forbidden { context }
+        | HFError::RateLimited { context, .. } => refused(context.status, context.error_code.as_deref(), asked, hub),
+        HFError::RepoNotFound { context, .. }
+        | HFError::RevisionNotFound { context, .. }
+        | HFError::EntryNotFound { context, .. } => {
+            // What the server says is missing, not what hf-hub guesses by what it asked for.
+            let code = context.as_ref().and_then(|context| context.error_code.as_deref());
+            refused(StatusCode::NOT_FOUND, code.or(Some("EntryNotFound")), asked, hub)
+        }
+        HFError::Request { source, .. } => unreachable(source, asked, hub),
+        HFError::Io(cause) => said(asked, cause.to_string(), format!("look at the cache in {}", hub.cache.display())),
+        other => said(asked, other.to_string().lines().next().unwrap_or_default(), "look at HF_ENDPOINT"),
+    }
+}

@@ -1,0 +1,275 @@
+//! A repository on the Hugging Face Hub → local files, or bytes of a file.
+//!
+//! Whole files come through hf-hub, into the cache that the Python client uses. Parts of files are asked for here
+//! (`remote.rs`), because hf-hub 1.0 neither looks whether the server answered with the part nor bounds what it reads by it. This module
+//! does not know what is in the files.
+
+mod answer;
+mod remote;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hf_hub::{HFClient, split_id};
+use sha2::{Digest, Sha256};
+
+use crate::{Error, Result};
+pub use answer::nothing;
+use answer::{of_client, said};
+pub use remote::RemoteFile;
+
+/// How to reach the Hub. [`from_env`](Self::from_env) reads what the Python client reads.
+///
+/// # Example
+/// ```no_run
+/// use tallow_text::hub::Hub;
+/// let mirror = Hub { endpoint: "https://hub.example.com".to_string(), ..Hub::from_env() };
+/// let config = mirror.fetch("openai-community/gpt2", None, "config.json")?;
+/// # Ok::<(), tallow_text::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Hub {
+    /// HF_ENDPOINT, or <https://huggingface.co>.
+    pub endpoint: String,
+    /// HF_TOKEN, or what is in the file HF_TOKEN_PATH, or in `token` below HF_HOME. Sent to the endpoint's host alone; never printed, never written.
+    pub token: Option<String>,
+    /// HF_HUB_CACHE, or `hub` below HF_HOME, or `~/.cache/huggingface/hub`.
+    pub cache: PathBuf,
+    /// HF_HUB_OFFLINE: only what the cache has.
+    pub offline: bool,
+    /// Ask whether a branch has moved. Otherwise what was fetched once is taken again, without a network: tokenizer and
+    /// table stay those of one commit.
+    pub refresh: bool,
+    /// The wait before the second of five attempts; it doubles each time. Asked again are cut connections, 408, 429 and 5xx.
+    pub retry_delay: Duration,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub")
+            .field("endpoint", &self.endpoint)
+            .field("token", &self.token.as_ref().map(|_| "…"))
+            .field("cache", &self.cache)
+            .field("offline", &self.offline)
+            .field("refresh", &self.refresh)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Hub {
+    /// The settings of the environment: HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
+    /// HF_HUB_DISABLE_IMPLICIT_TOKEN. HTTPS_PROXY, HTTP_PROXY and NO_PROXY are honoured, too.
+    pub fn from_env() -> Self {
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+        let yes = |name: &str| set(name).is_some_and(|v| ["1", "on", "yes", "true"].contains(&v.to_lowercase().trim()));
+        let home = hf_hub::hf_home();
+        let read = |path: &Path| std::fs::read_to_string(path).ok();
+        let token = set("HF_TOKEN")
+            .or_else(|| read(Path::new(&set("HF_TOKEN_PATH")?)))
+            .or_else(|| read(&home.join("token")))
+            .map(|token| token.trim().to_string())
+            .filter(|token| !token.is_empty() && !yes("HF_HUB_DISABLE_IMPLICIT_TOKEN"));
+        Hub {
+            endpoint: set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_string()),
+            token,
+            cache: hf_hub::resolve_cache_dir(),
+            offline: yes("HF_HUB_OFFLINE"),
+            refresh: false,
+            retry_delay: Duration::from_millis(250),
+        }
+    }
+
+    /// A whole file of a model's repository (`owner/name`), at a branch, tag or commit (`None`: main): where it lies in the cache.
+    /// It is fetched if it is not there, and then compared with the checksum that the Hub gives for it.
+    ///
+    /// # Errors
+    /// [`Error::Hub`]: what was asked, what came back, what to do; [`Error::Config`] for a name that is no repository's or file's.
+    pub fn fetch(&self, repo: &str, revision: Option<&str>, file: &str) -> Result<PathBuf> {
+        check_names(repo, revision, file)?;
+        let asked = || format!("{repo}/{file}{}", at(revision));
+        if !self.refresh
+            && let Some(path) = self.cached(repo, revision, file)
+        {
+            return Ok(path);
+        }
+        if self.offline {
+            return Err(said(
+                asked(),
+                "not in the cache, and HF_HUB_OFFLINE is set",
+                "unset it, or fetch it elsewhere",
+            ));
+        }
+        let failed = |error| of_client(error, asked(), self);
+        let (owner, name) = split_id(repo);
+        let model = self.client().map_err(failed)?.model(owner, name);
+        let request = model.download_file().filename(file).maybe_revision(revision);
+        let path = match request.send() {
+            // Is it the file that is missing, or the repository, or the revision?
+            Err(error @ hf_hub::HFError::EntryNotFound { .. }) => {
+                self.files(repo, revision)?;
+                return Err(failed(error));
+            }
+            path => path.map_err(failed)?,
+        };
+        verify(&path, &asked())?;
+        Ok(path)
+    }
+
+    /// Names of the files in a model's repository.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch).
+    pub fn files(&self, repo: &str, revision: Option<&str>) -> Result<Vec<String>> {
+        check_names(repo, revision, "-")?;
+        let asked = || format!("the files of {repo}{}", at(revision));
+        if self.offline {
+            return Err(said(asked(), "HF_HUB_OFFLINE is set", "unset it"));
+        }
+        let failed = |error| of_client(error, asked(), self);
+        let (owner, name) = split_id(repo);
+        let model = self.client().map_err(failed)?.model(owner, name);
+        let info = model.info().maybe_revision(revision).send().map_err(failed)?;
+        Ok(info.siblings.unwrap_or_default().into_iter().map(|file| file.rfilename).collect())
+    }
+
+    /// A file of which parts will be read, not the whole.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch).
+    pub fn open(&self, repo: &str, revision: Option<&str>, file: &str) -> Result<RemoteFile> {
+        check_names(repo, revision, file)?;
+        if self.offline {
+            let asked = format!("{repo}/{file}{}", at(revision));
+            return Err(said(asked, "not in the cache, and HF_HUB_OFFLINE is set", "unset it, or fetch it elsewhere"));
+        }
+        RemoteFile::open(self, repo, revision.unwrap_or("main"), file)
+    }
+
+    /// Where a file lies, if the cache has it. Asks nobody.
+    pub fn cached(&self, repo: &str, revision: Option<&str>, file: &str) -> Option<PathBuf> {
+        let commit = self.commit(repo, revision)?;
+        Some(self.folder(repo).join("snapshots").join(commit).join(file)).filter(|path| path.is_file())
+    }
+
+    /// The commit that the cache knows for a revision. Asks nobody.
+    pub fn commit(&self, repo: &str, revision: Option<&str>) -> Option<String> {
+        let revision = revision.unwrap_or("main");
+        if is_commit(revision) {
+            return Some(revision.to_string());
+        }
+        let text = std::fs::read_to_string(self.folder(repo).join("refs").join(revision)).ok()?;
+        Some(text.trim().to_string()).filter(|commit| is_commit(commit))
+    }
+
+    /// Notes in the cache which commit a branch or tag is, where Python's client notes it.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn remember(&self, repo: &str, revision: Option<&str>, commit: &str) -> Result<()> {
+        let revision = revision.unwrap_or("main");
+        if is_commit(revision) || !is_commit(commit) {
+            return Ok(());
+        }
+        let path = self.folder(repo).join("refs").join(revision);
+        std::fs::create_dir_all(crate::support::files::folder_of(&path)).map_err(|e| Error::io(&path, e))?;
+        crate::support::files::write_whole(&path, commit.as_bytes())
+    }
+
+    /// Where the cache keeps what it has of a repository.
+    pub fn folder(&self, repo: &str) -> PathBuf {
+        self.cache.join(format!("models--{}", repo.replace('/', "--")))
+    }
+
+    fn client(&self) -> hf_hub::HFResult<hf_hub::HFClientSync> {
+        let builder = HFClient::builder()
+            .endpoint(self.endpoint.as_str())
+            .cache_dir(&self.cache)
+            .retry_base_delay(self.retry_delay / 2) // it doubles before it waits
+            .retry_max_attempts(4)
+            .user_agent(USER_AGENT);
+        match &self.token {
+            Some(token) => builder.token(token.as_str()).build_sync(),
+            None => builder.build_sync(),
+        }
+    }
+}
+
+const USER_AGENT: &str = concat!("tallow/", env!("CARGO_PKG_VERSION"));
+
+/// [`Hub::fetch`] with the settings of the environment.
+///
+/// # Errors
+/// As [`Hub::fetch`].
+pub fn fetch(repo: &str, revision: Option<&str>, file: &str) -> Result<PathBuf> {
+    Hub::from_env().fetch(repo, revision, file)
+}
+
+fn at(revision: Option<&str>) -> String {
+    revision.map_or(String::new(), |revision| format!(" at {revision}"))
+}
+
+fn is_commit(revision: &str) -> bool {
+    revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Names become paths in the cache, so none may lead out of it.
+fn check_names(repo: &str, revision: Option<&str>, file: &str) -> Result<()> {
+    let word = |part: &str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
+    let path = |path: &str| {
+        !path.is_empty() && !path.contains(['\\', ':', '\0']) && path.split('/').all(|p| !["", ".", ".."].contains(&p))
+    };
+    let parts: Vec<&str> = repo.split('/').collect();
+    if parts.len() > 2 || !parts.into_iter().all(word) || repo.contains("--") || repo.contains("..") {
+        return Err(Error::Config(format!("{repo:?} is no repository: they are called owner/name")));
+    }
+    if let Some(revision) = revision.filter(|revision| !path(revision)) {
+        return Err(Error::Config(format!("{revision:?} is no branch, tag or commit")));
+    }
+    if !path(file) {
+        return Err(Error::Config(format!("{file:?} is no file of a repository")));
+    }
+    Ok(())
+}
+
+/// Compares a file with its checksum, after which the cache names it: SHA-256 for large files, git's SHA-1 for others. hf-hub 1.0
+/// takes whatever the answer's body is, an error's page, too.
+fn verify(path: &Path, asked: &str) -> Result<()> {
+    let io = |e| Error::io(path, e);
+    let Some(blob) = std::fs::read_link(path).ok().and_then(|link| path.parent().map(|folder| folder.join(link)))
+    else {
+        return Ok(()); // a copy, where the system has no links
+    };
+    let name = blob.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let mut file = std::fs::File::open(path).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    let (mut sha256, mut sha1) = (Sha256::new(), sha1::Sha1::new());
+    sha1.update(format!("blob {length}\0"));
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut buffer).map_err(io)? {
+            0 => break,
+            read => {
+                sha256.update(&buffer[..read]);
+                sha1.update(&buffer[..read]);
+            }
+        }
+    }
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let found = match name.len() {
+        64 => hex(&sha256.finalize()),
+        40 => hex(&sha1.finalize()),
+        _ => return Ok(()), // not the Hub's kind of name
+    };
+    if found == name {
+        return Ok(());
+    }
+    // Nobody shall take it for the file.
+    std::fs::remove_file(path).map_err(io)?;
+    std::fs::remove_file(&blob).map_err(|e| Error::io(&blob, e))?;
+    Err(said(asked.to_string(), format!("{length} bytes that are not the file's"), "try again; it was not kept"))
+}

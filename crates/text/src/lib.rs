@@ -1,0 +1,52 @@
+//! Text ⇄ ids, and text files → shards of ids on disk: the front half of [tallow](https://docs.rs/tallow), without tensors.
+//!
+//! ```text
+//!  text  ◀──▶ Tokenizer ◀──▶ ids
+//!  files ───▶ prepare ─────▶ shard: ids on disk, which tallow's DataLoader, Megatron-LM and others read
+//! ```
+//!
+//! A program that trains takes `tallow`, which has all of this under the same names. A program that only wants ids takes this package: nothing
+//! of candle is in its tree, and no C is compiled.
+//!
+//! # From text to ids
+//! ```
+//! use tallow_text::Tokenizer;
+//! let tokenizer = Tokenizer::cl100k();
+//! let ids = tokenizer.encode("tiktoken is great!")?;
+//! assert_eq!(ids, [83, 1609, 5963, 374, 2294, 0]);
+//! assert_eq!(tokenizer.decode(&ids)?, "tiktoken is great!");
+//! # Ok::<(), tallow_text::Error>(())
+//! ```
+//!
+//! # Which part do I want?
+//! - Ids of a text, or its text again: [`Tokenizer`]. Larger than memory: [`Tokenizer::encode_reader`].
+//! - Text files as token shards on disk: [`prepare`]. The files themselves: [`shard`].
+//! - A tokenizer from the Hugging Face Hub: [`Tokenizer::from_pretrained`], with the feature `hub`.
+//!
+//! # Features
+//! None is on by default. `parquet`: corpora in Parquet; some 30 packages more, and a C compiler for its zstd. `hub`: the Hugging Face Hub; some 150 packages
+//! more, and a C compiler for the TLS of its HTTP client.
+
+#![warn(missing_docs)]
+
+mod corpus;
+mod error;
+#[cfg(feature = "hub")]
+pub mod hub;
+mod ids;
+pub mod prepare;
+mod remote;
+pub mod shard;
+#[doc(hidden)]
+#[allow(missing_docs)]
+pub mod support;
+mod tokenizer;
+
+pub use error::{Error, Result};
+pub use ids::NO_TOKEN;
+pub use tokenizer::{EncodeReader, Specials, Tokenizer};
+
+/// The README's program is compiled and run as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

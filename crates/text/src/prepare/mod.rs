@@ -1,0 +1,353 @@
+//! Corpus × tokenizer → shards. The one module that sees those three; it does not know tensors.
+//!
+//! The work is cut into units (`plan.json`). A unit becomes one shard a split, and then one file in `units/` that says so: a
+//! process that is killed loses the units that it was at, and any number of processes can share a folder. When all units are
+//! done, `manifest.json` is written. `docs/format.md` has every file byte by byte.
+
+mod plan;
+mod rank;
+mod unit;
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::corpus::{Bad, Document, Source, documents};
+use crate::shard::{FORMAT, MANIFEST, Manifest, ShardInfo, Skipped, SplitInfo, VERSION};
+use crate::support::files::remove_temporaries;
+use crate::{Error, Result, Tokenizer};
+use plan::Plan;
+
+pub use crate::corpus::Format;
+pub use rank::{Rank, rank_from_env};
+
+/// What to do with a document that cannot be used: invalid UTF-8, broken JSON, a missing field, a torn archive, an
+/// empty file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnError {
+    /// Stop with an error that says which and why (the default).
+    #[default]
+    Error,
+    /// Leave it out, and count and list it in the manifest.
+    Skip,
+    /// Read bytes that are not UTF-8 as U+FFFD; stop at everything else.
+    Replace,
+}
+
+/// What stands after each document.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SeparatorChoice {
+    /// `<|endoftext|>`, which must be a special token of the tokenizer.
+    #[default]
+    EndOfText,
+    /// Nothing.
+    None,
+    /// This token.
+    Token(String),
+}
+
+/// What to prepare, and how.
+#[derive(Clone, Debug)]
+pub struct PrepareConfig {
+    /// Files, folders, patterns, or `-` for standard input.
+    pub inputs: Vec<PathBuf>,
+    /// The folder for the shards.
+    pub out: PathBuf,
+    /// What the files hold; `None`: what their names say (and text for other names).
+    pub format: Option<Format>,
+    /// The JSON field, or Parquet column, that is the text.
+    pub field: String,
+    /// The line that stands between two documents of a text file; `None`: a file is a document.
+    pub split_at: Option<String>,
+    /// What stands after each document.
+    pub separator: SeparatorChoice,
+    /// Share of documents that become the split `val`, 0 to 1.
+    pub val: f64,
+    /// Seed of that choice. It depends on the seed and the first 64 KiB of a document alone: new files move no old
+    /// documents, and copies of a document stay together.
+    pub seed: u64,
+    /// What to do with documents that cannot be used.
+    pub on_error: OnError,
+    /// About how many bytes of input a unit has; `None`: 1/256 of the corpus, from 1 MiB to 64 MiB.
+    pub unit_bytes: Option<u64>,
+    /// Threads; 0: as many as the machine has.
+    pub jobs: usize,
+    /// This process among those that share the folder.
+    pub rank: Rank,
+}
+
+impl Default for PrepareConfig {
+    fn default() -> Self {
+        PrepareConfig {
+            inputs: Vec::new(),
+            out: PathBuf::new(),
+            format: None,
+            field: "text".to_string(),
+            split_at: None,
+            separator: SeparatorChoice::default(),
+            val: 0.0,
+            seed: 1337,
+            on_error: OnError::default(),
+            unit_bytes: None,
+            jobs: 0,
+            rank: Rank::default(),
+        }
+    }
+}
+
+/// One finished unit: the line that `--json` prints, and the file in `units/`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitReport {
+    /// Its number.
+    pub unit: usize,
+    /// Its shards.
+    pub train: ShardInfo,
+    /// Empty where nothing went to `val`.
+    pub val: ShardInfo,
+    /// Documents that could not be used.
+    pub skipped: Skipped,
+}
+
+/// What happens during [`prepare`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// The work is known.
+    Planned {
+        /// Units of all ranks.
+        units: usize,
+        /// Units that this process has to do now.
+        to_do: usize,
+        /// Bytes of these units (compressed, where they are).
+        bytes: u64,
+        /// Files that were left out because their names say nothing.
+        ignored_files: u64,
+    },
+    /// So much more was read and written.
+    Progress {
+        /// Bytes read.
+        bytes: u64,
+        /// Ids written.
+        tokens: u64,
+    },
+    /// A unit is done.
+    Unit(&'a UnitReport),
+}
+
+/// Turns text files into shards in `cfg.out`, or goes on where an earlier call was stopped. Returns the manifest if all units
+/// of all ranks are done, `None` if other ranks still have work. Called again with the same settings on a finished folder it
+/// returns the manifest and does nothing else.
+///
+/// Shards and manifest are the same bytes for any number of threads, ranks and interruptions.
+///
+/// # Errors
+/// - [`Error::Document`]: a document that cannot be used, under [`OnError::Error`].
+/// - [`Error::Folder`]: the folder belongs to other inputs, settings or another tokenizer, or the disk is full. Finished units
+///   are kept.
+/// - [`Error::Config`], [`Error::Io`].
+///
+/// # Cost
+/// Some 45 MB, and up to 2 more a thread where documents have megabytes, for any size of corpus and document (and the
+/// window of a .zst, at most 128 MiB a thread; 8 by default). A run of characters that the split pattern keeps together
+/// (letters without white space or punctuation, zero bytes) is held whole, at up to ten times its size a thread; one above
+/// 64 MiB is a document that cannot be used. With a `tokenizer.json` a whole document must fit into memory.
+///
+/// # Example
+/// ```
+/// use tallow_text::Tokenizer;
+/// use tallow_text::prepare::{PrepareConfig, prepare};
+/// let folder = tempfile::tempdir()?;
+/// std::fs::write(folder.path().join("a.txt"), "Hello world")?;
+/// let cfg = PrepareConfig {
+///     inputs: vec![folder.path().join("a.txt")],
+///     out: folder.path().join("tokens"),
+///     ..Default::default()
+/// };
+/// let manifest = prepare(&Tokenizer::cl100k(), &cfg, &|_| ())?.expect("there is no other rank");
+/// assert_eq!(manifest.splits["train"].tokens, 3); // Hello, world, <|endoftext|>
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn prepare(tokenizer: &Tokenizer, cfg: &PrepareConfig, watch: &(dyn Fn(Event) + Sync)) -> Result<Option<Manifest>> {
+    let (plan, ignored_files) = Plan::new(tokenizer, cfg)?;
+    if cfg.out.join(MANIFEST).exists() {
+        plan.compare_with(&cfg.out)?;
+        clean(&cfg.out)?;
+        return Manifest::read(&cfg.out).map(Some);
+    }
+    plan.store(&cfg.out)?;
+    let to_do = missing(&plan, &cfg.out, cfg.rank);
+    let bytes = to_do.iter().map(|unit| plan.unit_bytes(*unit)).sum();
+    watch(Event::Planned { units: plan.units.len(), to_do: to_do.len(), bytes, ignored_files });
+
+    let (next, failed, first_error) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(None));
+    let work = || {
+        while !failed.load(Ordering::Relaxed) {
+            let Some(unit) = to_do.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
+            match unit::encode(tokenizer, &plan, *unit, &cfg.out, watch, &failed) {
+                Ok(report) => watch(Event::Unit(&report)),
+                Err(error) => {
+                    // In this order: who sees `failed` comes too late to be the first.
+                    first_error.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
+                    failed.store(true, Ordering::Release);
+                }
+            }
+        }
+    };
+    let threads = match cfg.jobs {
+        0 => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        jobs => jobs,
+    };
+    std::thread::scope(|scope| (0..threads.min(to_do.len())).for_each(|_| _ = scope.spawn(work)));
+    match first_error.into_inner().unwrap_or_else(|e| e.into_inner()) {
+        // Another process did the same work, was first, and cleaned up.
+        Some(Error::Io { .. }) if cfg.out.join(MANIFEST).exists() => Manifest::read(&cfg.out).map(Some),
+        Some(Error::Io { path, cause }) if is_full(&cause) => {
+            let done = plan.units.len() - missing(&plan, &cfg.out, Rank::default()).len();
+            let reason = format!(
+                "the disk is full ({done} of {} units are finished and kept): make room and run the same command again",
+                plan.units.len()
+            );
+            Err(Error::Folder { path, reason })
+        }
+        Some(error) => Err(error),
+        None if missing(&plan, &cfg.out, Rank::default()).is_empty() => manifest(&plan, &cfg.out).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Units of `rank` that are not done; of the only rank, all that are not.
+fn missing(plan: &Plan, out: &Path, rank: Rank) -> Vec<usize> {
+    let mine = (0..plan.units.len()).filter(|unit| unit % rank.world_size == rank.rank);
+    mine.filter(|unit| unit::done(out, *unit, plan.dtype).is_none()).collect()
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}
+
+/// Writes the manifest of a folder all of whose units are done: the last step, which [`prepare`] takes by itself.
+///
+/// # Errors
+/// [`Error::Folder`] that names the units which are missing, or says that this is no such folder.
+pub fn finish(out: &Path) -> Result<Manifest> {
+    let plan = Plan::read(out)?.ok_or_else(|| Error::Folder {
+        path: out.to_path_buf(),
+        reason: "there is no plan.json: prepare has not begun here".to_string(),
+    })?;
+    let missing = missing(&plan, out, Rank::default());
+    if missing.is_empty() {
+        return manifest(&plan, out);
+    }
+    let shown: Vec<String> = missing.iter().take(8).map(|unit| unit.to_string()).collect();
+    let (count, shown) = (missing.len(), shown.join(", "));
+    let more = if count > 8 { ", …" } else { "" };
+    Err(Error::Folder {
+        path: out.to_path_buf(),
+        reason: format!(
+            "{count} of {} units are not done ({shown}{more}): run the ranks that have them, or all of it as one rank",
+            plan.units.len()
+        ),
+    })
+}
+
+fn manifest(plan: &Plan, out: &Path) -> Result<Manifest> {
+    let (mut train, mut val) = (SplitInfo::default(), SplitInfo::default());
+    let mut skipped = Skipped::default();
+    for unit in 0..plan.units.len() {
+        let path = out.to_path_buf();
+        let reason = || format!("unit {unit} is not done any more");
+        let report = unit::done(out, unit, plan.dtype).ok_or_else(|| Error::Folder { path, reason: reason() })?;
+        train.add(report.train);
+        val.add(report.val);
+        skipped.count += report.skipped.count;
+        skipped.reasons.extend(report.skipped.reasons);
+    }
+    let manifest = Manifest {
+        format: FORMAT.to_string(),
+        version: VERSION,
+        tokenizer: Some(plan.tokenizer.clone()),
+        table_rows: plan.table_rows,
+        largest_id: train.shards.iter().chain(&val.shards).filter_map(|shard| shard.largest_id).max(),
+        separator: plan.separator.clone(),
+        dtype: plan.dtype,
+        val: plan.val,
+        seed: plan.seed,
+        skipped,
+        splits: [("train".to_string(), train), ("val".to_string(), val)].into(),
+    };
+    // Ranks that end together write the same bytes; one may clean up what the other is writing.
+    manifest.write(out).or_else(|error| match Manifest::read(out) {
+        Ok(there) if there == manifest => Ok(()),
+        _ => Err(error),
+    })?;
+    clean(out)?;
+    Ok(manifest)
+}
+
+/// Removes what killed runs left in a finished folder.
+fn clean(out: &Path) -> Result<()> {
+    ["", "units", "train", "val"].iter().try_for_each(|folder| remove_temporaries(&out.join(folder)))
+}
+
+/// What a run would make, as far as a sample tells.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Estimate {
+    /// Files.
+    pub files: usize,
+    /// Files whose names say nothing, left out.
+    pub ignored_files: u64,
+    /// Bytes of the files.
+    pub bytes: u64,
+    /// Units of work.
+    pub units: usize,
+    /// Ids, about.
+    pub tokens: u64,
+    /// Bytes on disk, about.
+    pub shard_bytes: u64,
+}
+
+/// Reads a little at several places and says what to expect. Writes nothing.
+///
+/// # Errors
+/// As [`prepare`]; what is wrong with the documents of the sample counts for nothing.
+pub fn estimate(tokenizer: &Tokenizer, cfg: &PrepareConfig) -> Result<Estimate> {
+    const PLACES: usize = 8;
+    const SAMPLE_BYTES: u64 = 256 << 10;
+    let (plan, ignored_files) = Plan::new(tokenizer, cfg)?;
+    let (mut read_bytes, mut tokens) = (0, 0);
+    let step = plan.units.len().div_ceil(PLACES).max(1);
+    for unit in (0..plan.units.len()).step_by(step) {
+        let Some(piece) = plan.units[unit].first().filter(|piece| plan.files[piece.file].path != "-") else { continue };
+        let file = &plan.files[piece.file];
+        let read = AtomicU64::new(0);
+        let mut found = (0, 0); // bytes of the file and ids, as of the last document
+        let cuts = tokenizer.cuts();
+        let rules = plan.rules(cuts.as_ref().map(|cuts| cuts as _));
+        let mut each = |document: std::result::Result<Document, Bad>| {
+            if let Ok(document) = document {
+                found.1 += unit::count(tokenizer, document, SAMPLE_BYTES).unwrap_or(0);
+                found.0 = read.load(Ordering::Relaxed);
+            }
+            if found.0 >= SAMPLE_BYTES { Err(Error::Config(String::new())) } else { Ok(()) }
+        };
+        match documents(Source { file, piece, rules: &rules, read: &read }, &mut each) {
+            Err(Error::Config(end)) if end.is_empty() => (),
+            result => result?,
+        }
+        read_bytes += found.0;
+        tokens += found.1;
+    }
+    let bytes = plan.files.iter().map(|file| file.bytes).sum();
+    let tokens = (u128::from(bytes) * u128::from(tokens) / u128::from(read_bytes.max(1))) as u64;
+    Ok(Estimate {
+        files: plan.files.len(),
+        ignored_files,
+        bytes,
+        units: plan.units.len(),
+        tokens,
+        shard_bytes: tokens * plan.dtype.bytes() as u64,
+    })
+}

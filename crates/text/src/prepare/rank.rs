@@ -1,0 +1,80 @@
+//! Which of several processes this is.
+
+/// One of `world_size` processes that share the work; `rank` counts from 0. The default is the only one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rank {
+    /// This process.
+    pub rank: usize,
+    /// All of them.
+    pub world_size: usize,
+}
+
+impl Default for Rank {
+    fn default() -> Self {
+        Rank { rank: 0, world_size: 1 }
+    }
+}
+
+/// Variables that schedulers set: rank, number of ranks, the first rank's number, and who sets them. A job array counts
+/// from where its user let it begin. Kubernetes tells a pod only its index.
+const VARIABLES: [(&str, &str, &str, &str); 6] = [
+    ("RANK", "WORLD_SIZE", "", "torchrun"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "", "OpenMPI"),
+    ("PMI_RANK", "PMI_SIZE", "", "PMI"),
+    ("SLURM_PROCID", "SLURM_NTASKS", "", "SLURM"),
+    ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "a SLURM job array"),
+    ("JOB_COMPLETION_INDEX", "", "", "a Kubernetes indexed job"),
+];
+
+/// The rank that a scheduler gave this process, and which scheduler. `variable` reads one environment variable, and
+/// `world_size` is what the user said, for schedulers that do not say it.
+///
+/// `None`: no scheduler is at work, or only one process.
+///
+/// # Errors
+/// A sentence on variables that contradict each other or are no numbers.
+///
+/// # Example
+/// ```
+/// use tallow_text::prepare::{Rank, rank_from_env};
+/// let slurm = |name: &str| match name {
+///     "SLURM_PROCID" => Some("3".to_string()),
+///     "SLURM_NTASKS" => Some("8".to_string()),
+///     _ => None,
+/// };
+/// assert_eq!(rank_from_env(slurm, None), Ok(Some((Rank { rank: 3, world_size: 8 }, "SLURM"))));
+/// assert_eq!(rank_from_env(|_| None, None), Ok(None));
+/// ```
+pub fn rank_from_env(
+    variable: impl Fn(&str) -> Option<String>,
+    world_size: Option<usize>,
+) -> Result<Option<(Rank, &'static str)>, String> {
+    let number = |name: &str| match variable(name).filter(|value| !value.is_empty()) {
+        None => Ok(None),
+        Some(value) => value.trim().parse::<usize>().map(Some).map_err(|_| format!("{name}={value} is not a number")),
+    };
+    for (rank_name, size_name, first_name, scheduler) in VARIABLES {
+        let Some(rank) = number(rank_name)? else { continue };
+        let size = if size_name.is_empty() { None } else { number(size_name)? };
+        let first = if first_name.is_empty() { 0 } else { number(first_name)?.unwrap_or(0) };
+        let world_size = match (world_size, size) {
+            (Some(said), Some(size)) if said != size => continue, // it speaks of something else
+            (Some(said), _) => said,
+            (None, Some(size)) => size,
+            (None, None) if size_name.is_empty() => {
+                return Err(format!(
+                    "{rank_name}={rank} is set by {scheduler}, which does not say of how many: say it (world_size)"
+                ));
+            }
+            (None, None) => continue,
+        };
+        if world_size <= 1 {
+            continue;
+        }
+        let rank = rank.checked_sub(first).filter(|rank| *rank < world_size).ok_or_else(|| {
+            format!("{rank_name}={rank} is not one of {world_size} ranks from {first} on ({scheduler}): say which it is (PrepareConfig::rank)")
+        })?;
+        return Ok(Some((Rank { rank, world_size }, scheduler)));
+    }
+    Ok(None)
+}

@@ -1,0 +1,85 @@
+//! Ids ⇄ files on disk: raw little-endian ids, and beside them Megatron-LM's `.idx`.
+//!
+//! Every byte of the format stands in `docs/format.md`. This module knows nothing of text: of the tokenizer it
+//! keeps a name, a fingerprint and a number of rows.
+
+mod foreign;
+mod index;
+mod manifest;
+mod read;
+mod statistics;
+mod verify;
+mod write;
+
+use serde::{Deserialize, Serialize};
+
+pub use foreign::{Foreign, ForeignFile, export, import};
+pub use manifest::{Manifest, Separator, ShardInfo, Skipped, SplitInfo, TokenizerInfo};
+pub use read::{Index, Io, Shard};
+pub use statistics::{LongDocument, Statistics, document};
+pub use verify::verify;
+pub use write::ShardWriter;
+
+pub(crate) use manifest::{FORMAT, MANIFEST, VERSION};
+
+/// How an id is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IdType {
+    /// Two bytes: every id is below 65536.
+    U16,
+    /// Four bytes.
+    U32,
+}
+
+impl IdType {
+    /// The smallest type that holds the ids of a table of `rows` rows.
+    pub fn for_rows(rows: usize) -> Self {
+        if rows <= 1 << 16 { IdType::U16 } else { IdType::U32 }
+    }
+
+    /// Bytes of an id.
+    pub fn bytes(self) -> usize {
+        match self {
+            IdType::U16 => 2,
+            IdType::U32 => 4,
+        }
+    }
+
+    /// Megatron-LM's code: it has none for u32, and reads our u32 as int32, which is the same below 2^31.
+    fn megatron_code(self) -> u8 {
+        match self {
+            IdType::U16 => 8,
+            IdType::U32 => 4,
+        }
+    }
+
+    /// Appends `ids` as little-endian bytes, or says which does not fit.
+    fn encode(self, ids: &[u32], out: &mut Vec<u8>) -> std::result::Result<(), u32> {
+        match self {
+            IdType::U32 => out.extend(ids.iter().flat_map(|id| id.to_le_bytes())),
+            IdType::U16 => {
+                for id in ids {
+                    out.extend_from_slice(&u16::try_from(*id).map_err(|_| *id)?.to_le_bytes());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads little-endian ids into `out`, which holds as many as `bytes`.
+    fn decode(self, bytes: &[u8], out: &mut [u32]) {
+        match self {
+            IdType::U16 => {
+                for (id, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *id = u32::from(u16::from_le_bytes(*bytes));
+                }
+            }
+            IdType::U32 => {
+                for (id, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *id = u32::from_le_bytes(*bytes);
+                }
+            }
+        }
+    }
+}

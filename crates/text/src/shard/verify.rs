@@ -1,0 +1,107 @@
+//! Reads every byte of a folder again and compares it with the manifest.
+
+use std::io::{BufReader, Read};
+use std::path::Path;
+
+use crc32fast::Hasher;
+
+use super::write::with_suffix;
+use super::{Io, Manifest, Shard, ShardInfo};
+use crate::support::files::open_regular;
+use crate::{Error, Result};
+
+/// Recounts and checksums all shards of `folder`; `progress` is told the bytes read. What is wrong comes back as one line a
+/// finding; no line means that all is well.
+///
+/// Checked: that both files of each shard are there with the right length and CRC-32, ids and documents counted again,
+/// the largest id, that sequences follow one another without gaps, and that every document ends with the separator.
+///
+/// # Errors
+/// Those of [`Manifest::read`]: without a manifest nothing can be compared.
+pub fn verify(folder: impl AsRef<Path>, mut progress: impl FnMut(u64)) -> Result<Vec<String>> {
+    let folder = folder.as_ref();
+    let manifest = Manifest::read(folder)?;
+    let mut findings = Vec::new();
+    for (name, split) in &manifest.splits {
+        for (i, info) in split.shards.iter().enumerate() {
+            let next_continues = split.shards.get(i + 1).is_some_and(|next| next.continues);
+            let stem = folder.join(name).join(&info.name);
+            if let Err(error) = shard(&manifest, &stem, info, next_continues, &mut progress) {
+                findings.push(error.to_string());
+            }
+        }
+        let sum = |of: fn(&ShardInfo) -> u64| split.shards.iter().map(of).fold(0u64, u64::saturating_add);
+        let documents = sum(|s| s.documents - u64::from(s.continues).min(s.documents));
+        if (sum(|s| s.tokens), documents) != (split.tokens, split.documents) {
+            findings.push(format!(
+                "{}: split {name} promises {} tokens and {} documents, its shards have {} and {documents}",
+                folder.join(super::MANIFEST).display(),
+                split.tokens,
+                split.documents,
+                sum(|s| s.tokens),
+            ));
+        }
+    }
+    Ok(findings)
+}
+
+fn shard(
+    manifest: &Manifest,
+    stem: &Path,
+    info: &ShardInfo,
+    next_continues: bool,
+    progress: &mut impl FnMut(u64),
+) -> Result<()> {
+    let shard = Shard::open(stem, info, manifest.dtype, Io::Pread)?;
+    for (ending, expected) in [(".bin", info.crc32), (".idx", info.index_crc32)] {
+        let path = with_suffix(stem, ending);
+        let found = crc_of(&path, progress)?;
+        if found != expected {
+            let reason =
+                format!("CRC-32 {found:08x}, but the manifest promises {expected:08x}: its content was changed");
+            return Err(Error::Shard { path, reason });
+        }
+    }
+    let bad = |reason: String| Error::Shard { path: with_suffix(stem, ".idx"), reason };
+    let (index, mut largest, mut scratch) = (shard.index()?, None, Vec::new());
+    shard.for_each(|ids| largest = largest.max(ids.iter().copied().max()))?;
+    if largest != info.largest_id {
+        return Err(bad(format!("the largest id is {largest:?}, but the manifest promises {:?}", info.largest_id)));
+    }
+    if largest.is_some_and(|id| id as usize >= manifest.table_rows) {
+        return Err(bad(format!("id {largest:?} is outside the {} table rows of the manifest", manifest.table_rows)));
+    }
+    if let Some(sequence) = index.gap() {
+        return Err(bad(format!("sequence {sequence} does not begin where the one before it ends")));
+    }
+    for document in 0..index.documents() {
+        let (start, end) = (index.start(document), index.start(document + 1));
+        if start >= end || (document == 0 && start != 0) {
+            return Err(bad(format!("document {document} runs from {start} to {end}")));
+        }
+        let Some(separator) = manifest.separator.as_ref() else { continue };
+        let goes_on = document + 1 == index.documents() && next_continues;
+        let at = if separator.before { start } else { end - 1 };
+        let found = shard.with(at, 1, &mut scratch, |ids| ids[0])?;
+        // Files of other trainers are cut anywhere: their first and last documents may be parts.
+        let edge = if separator.before { document == 0 } else { document + 1 == index.documents() };
+        if found != separator.id && !goes_on && !(edge && info.text_bytes == 0) {
+            return Err(bad(format!("document {document} has {found} where the separator {} should be", separator.id)));
+        }
+    }
+    Ok(())
+}
+
+fn crc_of(path: &Path, progress: &mut impl FnMut(u64)) -> Result<u32> {
+    let mut file = BufReader::new(open_regular(path).map_err(|e| Error::io(path, e))?);
+    let (mut crc, mut buffer) = (Hasher::new(), vec![0; 1 << 18]);
+    loop {
+        match file.read(&mut buffer).map_err(|e| Error::io(path, e))? {
+            0 => return Ok(crc.finalize()),
+            read => {
+                crc.update(&buffer[..read]);
+                progress(read as u64);
+            }
+        }
+    }
+}

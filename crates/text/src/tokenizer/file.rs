@@ -1,0 +1,263 @@
+//! The engine for any Hugging Face `tokenizer.json`, by the `tokenizers` crate.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::Value;
+use tokenizers::{AddedToken, Encoding, Tokenizer};
+
+use super::Specials;
+use crate::support::Fingerprint;
+
+pub(super) struct File {
+    pub(super) name: String,
+    /// Text and id of every special token.
+    pub(super) specials: Vec<(String, u32)>,
+    pub(super) fingerprint: u64,
+    /// Ordinary tokens, and the largest id + 1 among them and among all.
+    pub(super) ordinary: usize,
+    pub(super) rows_ordinary: usize,
+    pub(super) rows: usize,
+    /// Reads the text of a special token as text.
+    plain: Tokenizer,
+    /// Reads it as the token. Made when first asked for.
+    with_specials: OnceLock<Tokenizer>,
+    /// Reads only the text of tokens that were added here as tokens.
+    with_added: Option<Tokenizer>,
+    alphabet: Alphabet,
+}
+
+/// How the strings of a vocabulary stand for bytes.
+enum Alphabet {
+    /// GPT-2's: every byte is one printable character.
+    ByteLevel,
+    /// SentencePiece's: `▁` is a space, `<0xNN>` a byte, all else itself.
+    ByteFallback,
+    /// Each string is itself.
+    Text,
+}
+
+impl File {
+    pub(super) fn from_bytes(path: &Path, json: &[u8]) -> Result<Self, String> {
+        let mut value: Value = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+        check_charsmaps(&value)?;
+        let mut plain = contained(|| Tokenizer::from_bytes(json))?;
+        // A corpus must come through whole and unpadded: these settings serve single requests.
+        plain.with_truncation(None).map_err(|e| e.to_string())?;
+        plain.with_padding(None);
+        plain.set_encode_special_tokens(true);
+        // Unigram keeps one locked cache for all threads (BPE's are one a thread).
+        if matches!(plain.get_model(), tokenizers::ModelWrapper::Unigram(_)) {
+            let mut model = plain.get_model().clone();
+            model.resize_cache(0);
+            plain.with_model(model);
+        }
+
+        if let Some(object) = value.as_object_mut() {
+            for without_effect in ["truncation", "padding", "post_processor"] {
+                object.remove(without_effect);
+            }
+        }
+        let mut fingerprint = Fingerprint::new("tokenizer.json");
+        fingerprint.add_json(&value);
+
+        let added = plain.get_added_tokens_decoder();
+        let special = |id: u32| added.get(&id).is_some_and(|token| token.special);
+        let vocab = plain.get_vocab(true);
+        let rows = |ids: &mut dyn Iterator<Item = u32>| ids.max().map_or(0, |id| id as usize + 1);
+        let mut specials: Vec<_> =
+            added.iter().filter(|(_, t)| t.special).map(|(id, token)| (token.content.clone(), *id)).collect();
+        specials.sort_by_key(|(_, id)| *id);
+        let name = match path.file_stem().unwrap_or_default().to_string_lossy() {
+            stem if stem == "tokenizer" => {
+                path.parent().and_then(Path::file_name).map(|n| n.to_string_lossy()).unwrap_or(stem)
+            }
+            stem => stem,
+        };
+        Ok(File {
+            name: name.into_owned(),
+            fingerprint: fingerprint.finish(),
+            ordinary: vocab.values().filter(|id| !special(**id)).count(),
+            rows_ordinary: rows(&mut vocab.values().copied().filter(|id| !special(*id))),
+            rows: rows(&mut vocab.values().copied()),
+            specials,
+            alphabet: alphabet(&value["decoder"]),
+            with_specials: OnceLock::new(),
+            with_added: None,
+            plain,
+        })
+    }
+
+    /// The same with the `new` special tokens, of which (and of earlier ones) `found` count as added. It is what reading the file
+    /// that it would be saved as gives.
+    pub(super) fn with_more(&self, new: &[&str], found: &[&str]) -> Result<Self, String> {
+        let mut plain = self.plain.clone();
+        contained(|| plain.add_special_tokens(new.iter().map(|token| AddedToken::from(*token, true))))?;
+        let json = contained(|| plain.to_string(false))?;
+        let mut grown = File::from_bytes(Path::new(&format!("{}.json", self.name)), json.as_bytes())?;
+        // Tokens that are not special are found in text whatever the rule for special ones is. They get the same ids. One that
+        // the file has as a special token must lose that mark, which only the file's text can do.
+        let mut value: Value = serde_json::from_str(&json).map_err(|e| e.to_string())?;
+        let earlier = self.with_added.as_ref().map(|tokenizer| tokenizer.get_added_tokens_decoder());
+        let earlier =
+            earlier.iter().flatten().filter(|(_, token)| !token.special).map(|(_, token)| token.content.as_str());
+        let added: Vec<&str> = earlier.chain(found.iter().copied()).collect();
+        for token in value["added_tokens"].as_array_mut().into_iter().flatten() {
+            if token["content"].as_str().is_some_and(|content| added.contains(&content)) {
+                token["special"] = Value::Bool(false);
+            }
+        }
+        let mut with_added = contained(|| Tokenizer::from_bytes(value.to_string()))?;
+        with_added.set_encode_special_tokens(true);
+        grown.with_added = Some(with_added);
+        if new.is_empty() {
+            grown.fingerprint = self.fingerprint; // the same tokens: writing the file out may have put its rules in other words
+        }
+        Ok(grown)
+    }
+
+    pub(super) fn encode(&self, text: &str, specials: Specials) -> Result<Encoding, String> {
+        let tokenizer = match specials {
+            Specials::Added => self.with_added.as_ref().unwrap_or(&self.plain),
+            Specials::Text | Specials::Forbid => &self.plain,
+            Specials::Allow => self.with_specials.get_or_init(|| {
+                let mut tokenizer = self.plain.clone();
+                tokenizer.set_encode_special_tokens(false);
+                tokenizer
+            }),
+        };
+        contained(|| tokenizer.encode(text, false))
+    }
+
+    /// Byte ranges of the tokens in `text`: exact where the tokens' bytes spell the text, otherwise as
+    /// tokenizers reports them.
+    pub(super) fn offsets(&self, text: &str, encoding: &Encoding) -> Vec<Range<usize>> {
+        let mut exact = Vec::with_capacity(encoding.len());
+        let mut start = 0;
+        for id in encoding.get_ids() {
+            let bytes = self.token_bytes(*id).unwrap_or_default();
+            if !text.as_bytes()[start..].starts_with(&bytes) {
+                return encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
+            }
+            exact.push(start..start + bytes.len());
+            start += bytes.len();
+        }
+        exact
+    }
+
+    pub(super) fn token_bytes(&self, id: u32) -> Option<Cow<'_, [u8]>> {
+        let token = self.plain.id_to_token(id)?;
+        let added = self.plain.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id);
+        let bytes = match self.alphabet {
+            _ if added => token.into_bytes(),
+            Alphabet::ByteLevel => byte_level(&token).unwrap_or_else(|| token.into_bytes()),
+            Alphabet::ByteFallback => match token.strip_prefix("<0x").and_then(|t| t.strip_suffix('>')) {
+                Some(hex) => u8::from_str_radix(hex, 16).map_or(token.clone().into_bytes(), |byte| vec![byte]),
+                None => token.replace('▁', " ").into_bytes(),
+            },
+            Alphabet::Text => token.into_bytes(),
+        };
+        Some(Cow::Owned(bytes))
+    }
+
+    pub(super) fn token_to_id(&self, token: &[u8]) -> Option<u32> {
+        let text = std::str::from_utf8(token).ok();
+        let as_it_is = text.and_then(|text| self.plain.token_to_id(text));
+        let as_bytes = match self.alphabet {
+            Alphabet::ByteLevel => {
+                let spelled: String = token.iter().map(|byte| byte_level_char(*byte)).collect();
+                self.plain.token_to_id(&spelled)
+            }
+            Alphabet::ByteFallback if token.len() == 1 && text.is_none() => {
+                self.plain.token_to_id(&format!("<0x{:02X}>", token[0]))
+            }
+            Alphabet::ByteFallback => text.and_then(|text| self.plain.token_to_id(&text.replace(' ', "▁"))),
+            Alphabet::Text => None,
+        };
+        as_bytes.filter(|id| self.token_bytes(*id).as_deref() == Some(token)).or(as_it_is)
+    }
+
+    /// Bytes of the ids: exact for byte-level vocabularies, otherwise what the file's decoder says.
+    pub(super) fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>, String> {
+        match self.alphabet {
+            Alphabet::ByteLevel => {
+                Ok(ids.iter().flat_map(|id| self.token_bytes(*id).unwrap_or_default().into_owned()).collect())
+            }
+            _ => contained(|| self.plain.decode(ids, false)).map(String::into_bytes),
+        }
+    }
+
+    pub(super) fn is_byte_level(&self) -> bool {
+        matches!(self.alphabet, Alphabet::ByteLevel)
+    }
+
+    pub(super) fn has(&self, id: u32) -> bool {
+        self.plain.id_to_token(id).is_some()
+    }
+}
+
+/// Calls into `tokenizers`, which panics on some files that it has read without complaint.
+fn contained<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|e| e.to_string()),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+            Err(format!("the tokenizers crate gave up on this file: {}", text.lines().next().unwrap_or_default()))
+        }
+    }
+}
+
+/// A precompiled charsmap begins with the size of its table, for which `tokenizers` reserves memory unseen.
+fn check_charsmaps(value: &Value) -> Result<(), String> {
+    let parts: Vec<&Value> = match value {
+        Value::Object(map) => map.values().collect(),
+        Value::Array(items) => items.iter().collect(),
+        _ => return Ok(()),
+    };
+    if value["type"] == "Precompiled" {
+        let bytes = value["precompiled_charsmap"]
+            .as_str()
+            .and_then(|text| BASE64_STANDARD.decode(text).ok())
+            .unwrap_or_default();
+        let size = bytes.first_chunk().map_or(usize::MAX, |size| u32::from_le_bytes(*size) as usize);
+        if size > bytes.len().saturating_sub(4) {
+            return Err("its precompiled charsmap is torn".to_string());
+        }
+    }
+    parts.into_iter().try_for_each(check_charsmaps)
+}
+
+fn alphabet(decoder: &Value) -> Alphabet {
+    let is = |value: &Value, kind: &str| value["type"] == kind;
+    let parts = decoder["decoders"].as_array().cloned().unwrap_or_else(|| vec![decoder.clone()]);
+    if parts.iter().any(|part| is(part, "ByteLevel")) {
+        Alphabet::ByteLevel
+    } else if parts.iter().any(|part| is(part, "ByteFallback") || is(part, "Metaspace")) {
+        Alphabet::ByteFallback
+    } else {
+        Alphabet::Text
+    }
+}
+
+/// GPT-2's printable stand-in for a byte: itself where it is printable, else the next free code from U+0100.
+fn byte_level_char(byte: u8) -> char {
+    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    match printable(byte) {
+        true => char::from(byte),
+        false => {
+            let before = (0..byte).filter(|b| !printable(*b)).count() as u32;
+            char::from_u32(0x100 + before).unwrap_or(char::REPLACEMENT_CHARACTER)
+        }
+    }
+}
+
+fn byte_level(token: &str) -> Option<Vec<u8>> {
+    static BYTES: OnceLock<std::collections::HashMap<char, u8>> = OnceLock::new();
+    let bytes = BYTES.get_or_init(|| (0..=255).map(|byte| (byte_level_char(byte), byte)).collect());
+    token.chars().map(|c| bytes.get(&c).copied()).collect()
+}

@@ -1,0 +1,547 @@
+//! Text ⇄ ids: exact tiktoken ids offline, or any `tokenizer.json`.
+//!
+//! This module knows nothing about tensors or tables.
+
+mod file;
+mod merge;
+mod ranks;
+mod split;
+mod stream;
+mod vocab;
+
+use std::borrow::Cow;
+use std::ops::{ControlFlow, Range};
+use std::path::Path;
+use std::sync::Arc;
+
+use aho_corasick::{AhoCorasick, MatchKind};
+use rayon::prelude::*;
+
+use crate::{Error, Result};
+use file::File;
+use ranks::Ranks;
+
+pub use stream::EncodeReader;
+
+/// What to do with text that spells a special token such as `<|endoftext|>`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Specials {
+    /// Tokens that [`Tokenizer::add_tokens`] added become tokens; the tokenizer's own special tokens are text (the default).
+    #[default]
+    Added,
+    /// It is text like any other, added tokens too: nothing that a stranger wrote becomes a control token.
+    Text,
+    /// It is an error that names the token and its byte, for added tokens too.
+    Forbid,
+    /// It becomes the special token.
+    Allow,
+}
+
+/// Turns text into token ids and back.
+///
+/// Cloning is cheap, and one tokenizer can be used from many threads at once: no call waits for another.
+///
+/// # Example
+/// ```
+/// use tallow_text::Tokenizer;
+/// let tokenizer = Tokenizer::cl100k();
+/// let ids = tokenizer.encode("小沈阳")?;
+/// assert_eq!(ids, [31809, 31106, 230, 83175]); // 沈 is two tokens, half a character each
+/// assert_eq!(tokenizer.decode(&ids)?, "小沈阳");
+/// # Ok::<(), tallow_text::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Tokenizer {
+    engine: Engine,
+    specials: Specials,
+    /// Finds all special tokens in text, and those that were added; none where there are none.
+    all: Option<Arc<Finder>>,
+    added: Option<Arc<Finder>>,
+}
+
+/// Finds some special tokens in text.
+struct Finder {
+    automaton: AhoCorasick,
+    /// Text and id of each, by the number of its pattern.
+    tokens: Vec<(String, u32)>,
+    /// Bytes of the longest.
+    longest: usize,
+}
+
+impl Finder {
+    fn new(tokens: Vec<(String, u32)>) -> Option<Arc<Self>> {
+        let longest = tokens.iter().map(|(text, _)| text.len()).max()?;
+        let texts = tokens.iter().map(|(text, _)| text);
+        let mut builder = AhoCorasick::builder();
+        let automaton = builder.match_kind(MatchKind::LeftmostLongest).build(texts).expect("a few short strings");
+        Some(Arc::new(Finder { automaton, tokens, longest }))
+    }
+}
+
+#[derive(Clone)]
+enum Engine {
+    Ranks(Arc<Ranks>),
+    File(Arc<File>),
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("name", &self.name())
+            .field("table_rows", &self.table_rows())
+            .field("specials", &self.specials)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// The bundled `cl100k_base` (GPT-4's): no network, no file. Its ids are tiktoken's.
+    ///
+    /// # Cost
+    /// About 20 ms for the first call of a process, nothing afterwards.
+    pub fn cl100k() -> Self {
+        Self::new(Engine::Ranks(Ranks::cl100k()))
+    }
+
+    /// Reads a Hugging Face `tokenizer.json`, or a `.tiktoken` rank file (told apart by what is in it).
+    ///
+    /// Of a `tokenizer.json`, truncation, padding and the post-processor (which adds tokens such as `[CLS]`)
+    /// are left out: a corpus must come through whole, with nothing added. A rank file does not hold its
+    /// split pattern: 100256, 199998, 50256 and 50280 ranks are taken for cl100k, o200k, r50k and p50k with
+    /// their special tokens; any other number is split by cl100k's pattern and has no special tokens.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be read, [`Error::TokenizerFile`] if it is neither format, is torn,
+    /// names a rank twice, or lacks one of the 256 single bytes.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes); // a mark that Windows editors leave
+        let bad = |reason: String| Error::tokenizer_file(path, reason);
+        if bytes.trim_ascii_start().starts_with(b"{") {
+            let file = File::from_bytes(path, bytes)
+                .map_err(|reason| bad(format!("not a usable tokenizer.json: {reason}")))?;
+            return Ok(Self::new(Engine::File(Arc::new(file))));
+        }
+        let text = std::str::from_utf8(bytes)
+            .map_err(|_| bad("neither a tokenizer.json nor a .tiktoken rank file (it is not text)".to_string()))?;
+        if text.trim().is_empty() {
+            return Err(bad("the file is empty".to_string()));
+        }
+        let ranks = Ranks::from_file(path, text)
+            .map_err(|reason| bad(format!("not a usable .tiktoken rank file: {reason}")))?;
+        Ok(Self::new(Engine::Ranks(Arc::new(ranks))))
+    }
+
+    fn new(engine: Engine) -> Self {
+        let all = Finder::new(engine.specials().to_vec());
+        Tokenizer { engine, specials: Specials::default(), all, added: None }
+    }
+
+    /// The same tokenizer with another rule for text that spells a special token.
+    pub fn with_specials(mut self, specials: Specials) -> Self {
+        self.specials = specials;
+        self
+    }
+
+    /// The rule for text that spells a special token.
+    pub fn specials(&self) -> Specials {
+        self.specials
+    }
+
+    /// Adds special tokens, which are found in text from then on: "`<|user|>`" becomes one id wherever it stands. Gives the ids of
+    /// all of `tokens`.
+    ///
+    /// The ids follow the largest one; a token that is special already keeps its id, and is found in text, too. Under
+    /// [`Specials::Text`] added tokens stay text, under [`Specials::Forbid`] they are an error. To encode what a stranger wrote
+    /// without control tokens, use a clone [`with_specials`](Self::with_specials)`(Specials::Text)`.
+    ///
+    /// The table must have rows for the new ids (`tallow::TokenEmbedding::add_tokens` does both), and
+    /// the [`fingerprint`](Self::fingerprint) is another one: files that carry the old one are refused. Clones made before stay as
+    /// they are.
+    ///
+    /// # Errors
+    /// [`Error::Config`]: a token that is empty, or an ordinary token already. Nothing is added then.
+    ///
+    /// # Cost
+    /// Builds the tokenizer anew: some 20 ms for cl100k, as long as reading the file for a `tokenizer.json`.
+    ///
+    /// # Example
+    /// ```
+    /// use tallow_text::Tokenizer;
+    /// let mut tokenizer = Tokenizer::cl100k();
+    /// assert_eq!(tokenizer.add_tokens(&["<|user|>", "<|bot|>"])?, [100277, 100278]);
+    /// assert_eq!(tokenizer.encode("<|user|>hi")?, [100277, 6151]);
+    /// # Ok::<(), tallow_text::Error>(())
+    /// ```
+    pub fn add_tokens(&mut self, tokens: &[&str]) -> Result<Vec<u32>> {
+        let special = |token: &str| self.special_ids().iter().any(|(text, _)| text == token);
+        let mut new: Vec<&str> = Vec::new();
+        for token in tokens {
+            if token.is_empty() {
+                return Err(Error::Config("an empty token cannot be added".to_string()));
+            }
+            if special(token) || new.contains(token) {
+                continue;
+            }
+            if let Some(id) = self.token_to_id(token) {
+                return Err(Error::Config(format!("{token:?} is an ordinary token of {} already: {id}", self.name())));
+            }
+            new.push(token);
+        }
+        let mut added = self.added.as_ref().map_or(Vec::new(), |added| added.tokens.clone());
+        let known: Vec<&str> = added.iter().map(|(text, _)| text.as_str()).collect();
+        let found: Vec<&str> = tokens.iter().copied().filter(|token| !known.contains(token)).collect();
+        let engine = match &self.engine {
+            _ if found.is_empty() => self.engine.clone(),
+            Engine::Ranks(ranks) if new.is_empty() => Engine::Ranks(ranks.clone()),
+            Engine::Ranks(ranks) => Engine::Ranks(Arc::new(ranks.with_more(&new))),
+            Engine::File(file) => {
+                let bad = |reason| Error::Tokenize { tokenizer: file.name.clone(), reason };
+                Engine::File(Arc::new(file.with_more(&new, &found).map_err(bad)?))
+            }
+        };
+        let mut grown = Self::new(engine).with_specials(self.specials);
+        let id = |token: &str| grown.special_ids().iter().find(|(text, _)| text == token).map(|(_, id)| *id);
+        let missing = |token: &str| Error::Config(format!("{} did not take {token:?}", self.name()));
+        let ids: Vec<u32> =
+            tokens.iter().map(|token| id(token).ok_or_else(|| missing(token))).collect::<Result<_>>()?;
+        for (token, id) in tokens.iter().zip(&ids) {
+            if !added.iter().any(|(text, _)| text == token) {
+                added.push((token.to_string(), *id));
+            }
+        }
+        grown.added = Finder::new(added);
+        *self = grown;
+        Ok(ids)
+    }
+
+    /// The encoding's name (`cl100k_base`), or what the file is called.
+    pub fn name(&self) -> &str {
+        match &self.engine {
+            Engine::Ranks(ranks) => &ranks.name,
+            Engine::File(file) => &file.name,
+        }
+    }
+
+    /// The ids of `text`.
+    ///
+    /// # Errors
+    /// - [`Error::SpecialForbidden`] under [`Specials::Forbid`].
+    /// - [`Error::Tokenize`] if the rules of a `tokenizer.json` refuse the text. The bundled encoding and rank
+    ///   files accept every text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = Vec::with_capacity(text.len() / 3);
+        self.encode_into(text, &mut ids)?;
+        Ok(ids)
+    }
+
+    /// Appends the ids of `text` to `out`: the primitive behind every other way to encode.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode); `out` is then as it was before.
+    ///
+    /// # Cost
+    /// Linear in the text for the bundled encoding, whatever the text; see the README for figures.
+    pub fn encode_into(&self, text: &str, out: &mut Vec<u32>) -> Result<()> {
+        self.refuse_specials(text, 0)?;
+        match &self.engine {
+            Engine::File(file) => {
+                let encoding = file.encode(text, self.specials).map_err(|e| self.refused(e))?;
+                out.extend_from_slice(encoding.get_ids());
+            }
+            Engine::Ranks(ranks) => {
+                let mut start = 0;
+                for (range, id) in self.special_tokens(text) {
+                    ranks.encode_into(&text[start..range.start], out);
+                    out.push(id);
+                    start = range.end;
+                }
+                ranks.encode_into(&text[start..], out);
+            }
+        }
+        Ok(())
+    }
+
+    /// The ids of each text, on all of rayon's threads. The result does not depend on their number.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode), for the first text that fails.
+    pub fn encode_batch<S: AsRef<str> + Sync>(&self, texts: &[S]) -> Result<Vec<Vec<u32>>> {
+        let results: Vec<Result<Vec<u32>>> = texts.par_iter().map(|text| self.encode(text.as_ref())).collect();
+        results.into_iter().collect()
+    }
+
+    /// The ids of `text`, and the byte range that each stands for.
+    ///
+    /// Ranges may cut a character: `沈` in cl100k is two tokens. They join without gaps, except where a
+    /// `tokenizer.json` normalises the text away; there they are what `tokenizers` reports.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+        if let Engine::File(file) = &self.engine {
+            self.refuse_specials(text, 0)?;
+            let encoding = file.encode(text, self.specials).map_err(|e| self.refused(e))?;
+            return Ok((encoding.get_ids().to_vec(), file.offsets(text, &encoding)));
+        }
+        let ids = self.encode(text)?;
+        let mut start = 0;
+        let offsets = ids.iter().map(|id| {
+            let end = start + self.token_bytes(*id).map_or(0, |bytes| bytes.len());
+            std::mem::replace(&mut start, end)..end
+        });
+        let offsets = offsets.collect();
+        Ok((ids, offsets))
+    }
+
+    /// Number of tokens of `text`.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn count(&self, text: &str) -> Result<usize> {
+        Ok(self.encode(text)?.len())
+    }
+
+    /// A prefix of `text` that has at most `max_tokens` tokens and ends between two characters.
+    ///
+    /// It is the text of the first `max_tokens` tokens, less a character that the last of them begins but
+    /// does not end.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    ///
+    /// # Cost
+    /// The bundled encoding and rank files read no further than the cut.
+    pub fn truncate<'t>(&self, text: &'t str, max_tokens: usize) -> Result<&'t str> {
+        let mut budget = max_tokens;
+        loop {
+            let prefix = self.prefix(text, budget)?;
+            // Cutting a token back to a whole character can change how its piece is merged.
+            if prefix.is_empty() || prefix.len() == text.len() || self.count(prefix)? <= max_tokens {
+                return Ok(prefix);
+            }
+            budget -= 1;
+        }
+    }
+
+    /// The text of the first `tokens` tokens, back to a whole character.
+    fn prefix<'t>(&self, text: &'t str, tokens: usize) -> Result<&'t str> {
+        let Engine::Ranks(ranks) = &self.engine else {
+            let (_, offsets) = self.encode_with_offsets(text)?;
+            let end = offsets.get(tokens).map_or(text.len(), |range| range.start);
+            return Ok(&text[..text.floor_char_boundary(end)]);
+        };
+        self.refuse_specials(text, 0)?;
+        let (mut end, mut left) = (0, tokens);
+        let ordinary = |start: usize, stop: usize, end: &mut usize, left: &mut usize| {
+            ranks.pieces(&text[start..stop], |_, ids| {
+                for id in ids {
+                    if *left == 0 {
+                        return ControlFlow::Break(());
+                    }
+                    *end += ranks.vocab.bytes(*id).map_or(0, <[u8]>::len);
+                    *left -= 1;
+                }
+                ControlFlow::Continue(())
+            });
+            *left > 0
+        };
+        let mut start = 0;
+        for (range, _) in self.special_tokens(text) {
+            if !ordinary(start, range.start, &mut end, &mut left) {
+                return Ok(&text[..text.floor_char_boundary(end)]);
+            }
+            (start, end, left) = (range.end, range.end, left - 1);
+        }
+        ordinary(start, text.len(), &mut end, &mut left);
+        Ok(&text[..text.floor_char_boundary(end)])
+    }
+
+    /// The text of `ids`, for people: bytes that are not UTF-8 (half a character) become U+FFFD.
+    ///
+    /// # Errors
+    /// [`Error::UnknownId`]. Padding ([`NO_TOKEN`](crate::NO_TOKEN)) stands for no text.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let bytes = self.decode_bytes(ids)?;
+        Ok(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+    }
+
+    /// The bytes of `ids`: exactly those of the text that they were made from.
+    ///
+    /// A `tokenizer.json` that is not byte-level may normalise text; then these are the bytes that its decoder
+    /// gives.
+    ///
+    /// # Errors
+    /// [`Error::UnknownId`]. Padding ([`NO_TOKEN`](crate::NO_TOKEN)) stands for no bytes.
+    pub fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>> {
+        let unknown = |position: usize| Error::UnknownId {
+            id: ids[position],
+            position,
+            tokenizer: self.name().to_string(),
+            largest: self.table_rows().saturating_sub(1) as u32,
+        };
+        match &self.engine {
+            Engine::File(file) => {
+                let known: Vec<u32> = ids.iter().copied().filter(|id| *id != crate::NO_TOKEN).collect();
+                if let Some(position) = ids.iter().position(|id| *id != crate::NO_TOKEN && !file.has(*id)) {
+                    return Err(unknown(position));
+                }
+                file.decode_bytes(&known).map_err(|e| self.refused(e))
+            }
+            Engine::Ranks(_) => {
+                let mut bytes = Vec::with_capacity(ids.len() * 4);
+                for (position, id) in ids.iter().enumerate().filter(|(_, id)| **id != crate::NO_TOKEN) {
+                    bytes.extend_from_slice(&self.token_bytes(*id).ok_or_else(|| unknown(position))?);
+                }
+                Ok(bytes)
+            }
+        }
+    }
+
+    /// The bytes that `id` stands for, or `None` if no token has this id. They need not be UTF-8.
+    pub fn token_bytes(&self, id: u32) -> Option<Cow<'_, [u8]>> {
+        match &self.engine {
+            Engine::File(file) => file.token_bytes(id),
+            Engine::Ranks(ranks) => {
+                let special = || ranks.specials.iter().find(|(_, s)| *s == id).map(|(text, _)| text.as_bytes());
+                ranks.vocab.bytes(id).or_else(special).map(Cow::Borrowed)
+            }
+        }
+    }
+
+    /// The id of the token with exactly these bytes, special tokens included.
+    pub fn token_to_id(&self, token: impl AsRef<[u8]>) -> Option<u32> {
+        let token = token.as_ref();
+        match &self.engine {
+            Engine::File(file) => file.token_to_id(token),
+            Engine::Ranks(ranks) => {
+                let special = || ranks.specials.iter().find(|(text, _)| text.as_bytes() == token).map(|(_, id)| *id);
+                ranks.vocab.id(token).or_else(special)
+            }
+        }
+    }
+
+    /// Text and id of every special token, by id.
+    pub fn special_ids(&self) -> &[(String, u32)] {
+        self.engine.specials()
+    }
+
+    /// Number of ordinary tokens (special tokens are not counted): 100256 for cl100k.
+    pub fn vocab_size(&self) -> usize {
+        match &self.engine {
+            Engine::Ranks(ranks) => ranks.vocab.len(),
+            Engine::File(file) => file.ordinary,
+        }
+    }
+
+    /// Rows that a table needs to hold every id, special tokens included (largest id + 1): 100277 for cl100k.
+    pub fn table_rows(&self) -> usize {
+        match &self.engine {
+            Engine::Ranks(ranks) => {
+                let specials = ranks.specials.iter().map(|(_, id)| *id as usize + 1).max();
+                ranks.vocab.rows().max(specials.unwrap_or(0))
+            }
+            Engine::File(file) => file.rows,
+        }
+    }
+
+    /// Rows that a table needs to hold every ordinary token (largest id + 1): 100256 for cl100k, the lesson's.
+    pub fn table_rows_ordinary(&self) -> usize {
+        match &self.engine {
+            Engine::Ranks(ranks) => ranks.vocab.rows(),
+            Engine::File(file) => file.rows_ordinary,
+        }
+    }
+
+    /// Whether every token is a string of bytes of the text: then the bytes of parts of a sequence, joined, are
+    /// the bytes of the whole.
+    pub fn is_byte_level(&self) -> bool {
+        match &self.engine {
+            Engine::Ranks(_) => true,
+            Engine::File(file) => file.is_byte_level(),
+        }
+    }
+
+    /// A number that tells tokenizers apart: where it is equal, the same text gives the same ids and back.
+    ///
+    /// It covers vocabulary, special tokens and the rules of splitting and decoding, not [`Specials`], which is a choice
+    /// of the caller; it is the same on every machine, and does not depend on the white space of a JSON file.
+    pub fn fingerprint(&self) -> u64 {
+        match &self.engine {
+            Engine::Ranks(ranks) => ranks.fingerprint,
+            Engine::File(file) => file.fingerprint,
+        }
+    }
+
+    /// A function that names tokens for error messages, for
+    /// `tallow::TokenEmbedding::with_token_names`.
+    pub fn names(&self) -> impl Fn(u32) -> Option<String> + Send + Sync + 'static {
+        let tokenizer = self.clone();
+        move |id| {
+            let bytes = tokenizer.token_bytes(id)?;
+            Some(match std::str::from_utf8(&bytes) {
+                Ok(text) => format!("{text:?} of {}", tokenizer.name()),
+                Err(_) => format!("the bytes {bytes:02X?} of {}", tokenizer.name()),
+            })
+        }
+    }
+
+    /// What finds the special tokens that count as tokens in text.
+    fn finder(&self) -> Option<&Finder> {
+        match self.specials {
+            Specials::Added => self.added.as_deref(),
+            Specials::Allow => self.all.as_deref(),
+            Specials::Text | Specials::Forbid => None,
+        }
+    }
+
+    /// Special tokens that the text spells and that count as tokens, in order: where they stand, and their id.
+    fn special_tokens<'t>(&'t self, text: &'t str) -> impl Iterator<Item = (Range<usize>, u32)> + 't {
+        self.finder().into_iter().flat_map(move |finder| {
+            let found = finder.automaton.find_iter(text);
+            found.map(|found| (found.range(), finder.tokens[found.pattern().as_usize()].1))
+        })
+    }
+
+    /// Under [`Specials::Forbid`], the error for the first special token that the text spells.
+    fn refuse_specials(&self, text: &str, first_byte: u64) -> Result<()> {
+        let Some(finder) = self.all.as_ref().filter(|_| self.specials == Specials::Forbid) else { return Ok(()) };
+        match finder.automaton.find(text) {
+            None => Ok(()),
+            Some(found) => Err(Error::SpecialForbidden {
+                token: finder.tokens[found.pattern().as_usize()].0.clone(),
+                byte: first_byte + found.start() as u64,
+            }),
+        }
+    }
+
+    /// How far a special token that matters can reach: nothing so near to the end of the text in sight is settled.
+    fn special_bytes(&self) -> usize {
+        let finder = if self.specials == Specials::Forbid { self.all.as_deref() } else { self.finder() };
+        finder.map_or(0, |finder| finder.longest)
+    }
+
+    /// The rule for special tokens as files name it.
+    pub(crate) fn rule(&self) -> &'static str {
+        match self.specials {
+            Specials::Added if self.added.is_some() => "added",
+            Specials::Added | Specials::Text => "text",
+            Specials::Forbid => "forbid",
+            Specials::Allow => "allow",
+        }
+    }
+
+    fn refused(&self, reason: String) -> Error {
+        Error::Tokenize { tokenizer: self.name().to_string(), reason }
+    }
+}
+
+impl Engine {
+    fn specials(&self) -> &[(String, u32)] {
+        match self {
+            Engine::Ranks(ranks) => &ranks.specials,
+            Engine::File(file) => &file.specials,
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! The engine for tiktoken encodings: a split pattern, ranks that drive the merging, special tokens.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use bpe_openai::byte_pair_encoding::BytePairEncoding;
+
+use super::merge::merge;
+use super::split::{self, Splitter};
+use super::vocab::Vocab;
+use crate::support::Fingerprint;
+
+pub(super) struct Ranks {
+    pub(super) name: String,
+    pub(super) vocab: Vocab,
+    /// Text and id of every special token.
+    pub(super) specials: Vec<(String, u32)>,
+    pub(super) fingerprint: u64,
+    pattern: &'static str,
+    splitter: Splitter,
+    /// Linear-time merging, where this vocabulary is the bundled one.
+    linear: Option<&'static BytePairEncoding>,
+}
+
+/// What a rank file does not say about itself, told from its number of ranks.
+struct Known {
+    name: &'static str,
+    ranks: usize,
+    pattern: &'static str,
+    specials: &'static [(&'static str, u32)],
+}
+
+const KNOWN: [Known; 4] = [
+    Known {
+        name: "cl100k_base",
+        ranks: 100_256,
+        pattern: split::CL100K,
+        specials: &[
+            ("<|endoftext|>", 100_257),
+            ("<|fim_prefix|>", 100_258),
+            ("<|fim_middle|>", 100_259),
+            ("<|fim_suffix|>", 100_260),
+            ("<|endofprompt|>", 100_276),
+        ],
+    },
+    Known {
+        name: "o200k_base",
+        ranks: 199_998,
+        pattern: split::O200K,
+        specials: &[("<|endoftext|>", 199_999), ("<|endofprompt|>", 200_018)],
+    },
+    Known { name: "r50k_base", ranks: 50_256, pattern: split::GPT2, specials: &[("<|endoftext|>", 50_256)] },
+    Known { name: "p50k_base", ranks: 50_280, pattern: split::GPT2, specials: &[("<|endoftext|>", 50_256)] },
+];
+
+static CL100K: LazyLock<Arc<Ranks>> = LazyLock::new(|| {
+    let known = &KNOWN[0];
+    let bpe = &bpe_openai::cl100k_base().bpe;
+    let tokens = (0..bpe.num_tokens() as u32).map(|id| (id, bpe.token_bytes(id)));
+    let vocab = Vocab::new(tokens).expect("the bundled vocabulary is sound");
+    Arc::new(Ranks::new(known.name.to_string(), vocab, known.pattern, known.specials, Some(bpe)))
+});
+
+impl Ranks {
+    /// The bundled cl100k, built once a process.
+    pub(super) fn cl100k() -> Arc<Ranks> {
+        CL100K.clone()
+    }
+
+    /// Reads a `.tiktoken` file: one `base64-of-the-token rank` a line.
+    pub(super) fn from_file(path: &Path, text: &str) -> Result<Self, String> {
+        let mut tokens = Vec::new();
+        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            let number = number + 1;
+            let (token, rank) = line.trim().split_once(' ').ok_or(format!("line {number}: no \"token rank\" pair"))?;
+            let token = BASE64_STANDARD.decode(token).map_err(|e| format!("line {number}: not base64: {e}"))?;
+            let rank: u32 = rank.trim().parse().map_err(|_| format!("line {number}: {rank:?} is not a rank"))?;
+            tokens.push((rank, token));
+        }
+        let vocab = Vocab::new(tokens.iter().map(|(rank, token)| (*rank, token.as_slice())))?;
+        if let Some(byte) = (0..=255u8).find(|byte| vocab.id(&[*byte]).is_none()) {
+            return Err(format!("no token for the single byte 0x{byte:02X}: some texts would have no ids"));
+        }
+        let bundled = Ranks::cl100k();
+        let is_cl100k =
+            (0..vocab.rows().max(bundled.vocab.rows()) as u32).all(|id| vocab.bytes(id) == bundled.vocab.bytes(id));
+        let linear = bundled.linear.filter(|_| is_cl100k);
+        // As many ranks and still another vocabulary: not cl100k's tokens, or an id where a special token should be.
+        let fits = |known: &&Known| {
+            known.ranks == vocab.len()
+                && known.specials.iter().all(|(_, id)| vocab.bytes(*id).is_none())
+                && (is_cl100k || known.ranks != bundled.vocab.len())
+        };
+        let known = KNOWN.iter().find(fits);
+        let (name, pattern, specials) = match known {
+            Some(known) => (known.name.to_string(), known.pattern, known.specials),
+            None => {
+                let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+                (stem.into_owned(), split::CL100K, &[][..])
+            }
+        };
+        Ok(Ranks::new(name, vocab, pattern, specials, linear))
+    }
+
+    fn new(
+        name: String,
+        vocab: Vocab,
+        pattern: &'static str,
+        specials: &[(&str, u32)],
+        linear: Option<&'static BytePairEncoding>,
+    ) -> Self {
+        let mut fingerprint = Fingerprint::new("ranks");
+        for id in 0..vocab.rows() as u32 {
+            fingerprint.add(vocab.bytes(id).unwrap_or_default());
+        }
+        fingerprint.add(pattern.as_bytes());
+        for (token, id) in specials {
+            fingerprint.add(token.as_bytes());
+            fingerprint.add(&id.to_le_bytes());
+        }
+        let specials = specials.iter().map(|(token, id)| (token.to_string(), *id)).collect();
+        let fingerprint = fingerprint.finish();
+        Ranks { name, vocab, specials, fingerprint, pattern, splitter: Splitter::new(pattern), linear }
+    }
+
+    /// The same with more special tokens, from the first id that is free.
+    pub(super) fn with_more(&self, tokens: &[&str]) -> Self {
+        let mut specials: Vec<_> = self.specials.iter().map(|(token, id)| (token.as_str(), *id)).collect();
+        for token in tokens {
+            let largest = specials.iter().map(|(_, id)| *id as usize + 1).max().unwrap_or(0);
+            specials.push((token, self.vocab.rows().max(largest) as u32));
+        }
+        Ranks::new(self.name.clone(), self.vocab.clone(), self.pattern, &specials, self.linear)
+    }
+
+    /// Calls `each(end, ids)` for every piece of ordinary text: where it ends and its ids, until told to stop.
+    pub(super) fn pieces(&self, text: &str, mut each: impl FnMut(usize, &[u32]) -> ControlFlow<()>) {
+        let mut ids = Vec::new();
+        self.splitter.for_each(text, |start, end| {
+            ids.clear();
+            self.piece(&text.as_bytes()[start..end], &mut ids);
+            each(end, &ids).is_continue()
+        });
+    }
+
+    /// [`Splitter::cuts`]
+    pub(super) fn cuts(&self, around: [u8; 3]) -> bool {
+        self.splitter.cuts(around)
+    }
+
+    /// Appends the ids of ordinary text.
+    pub(super) fn encode_into(&self, text: &str, out: &mut Vec<u32>) {
+        self.splitter.for_each(text, |start, end| {
+            self.piece(&text.as_bytes()[start..end], out);
+            true
+        });
+    }
+
+    fn piece(&self, piece: &[u8], out: &mut Vec<u32>) {
+        if let Some(id) = self.vocab.id(piece) {
+            return out.push(id);
+        }
+        match self.linear {
+            Some(bpe) => out.extend(bpe.encode_via_backtracking(piece)),
+            None => merge(&self.vocab, piece, out),
+        }
+    }
+}

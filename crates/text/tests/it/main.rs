@@ -1,0 +1,10 @@
+//! All integration tests of the package in one binary.
+
+mod interop;
+mod prepare;
+mod shard;
+mod stream;
+#[path = "../../../../tests/support/mod.rs"]
+mod support;
+mod tokenizer;
+mod tokenizer_file;

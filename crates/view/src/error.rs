@@ -1,0 +1,39 @@
+//! One error type for the package.
+
+use std::io;
+use std::path::PathBuf;
+
+/// `Result` with this package's [`enum@Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that can go wrong with a picture.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A figure could not be drawn, or a font not be read.
+    #[error("no picture: {reason}")]
+    Picture {
+        /// Why not.
+        reason: String,
+    },
+
+    /// A file could not be read.
+    #[error("{}: {cause}", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's word.
+        cause: io::Error,
+    },
+
+    /// What was to be drawn could not be had: [`tallow`]'s error.
+    #[error("{0}")]
+    Tallow(tallow::Error),
+}
+
+// Causes stand in the message already: no variant has a `source` that would print them again.
+impl<E: Into<tallow::Error>> From<E> for Error {
+    fn from(error: E) -> Self {
+        Error::Tallow(error.into())
+    }
+}

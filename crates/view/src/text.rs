@@ -1,0 +1,99 @@
+//! Text and bytes of strangers, made fit for one line; and the two languages of the pictures.
+
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+/// The language of a picture's labels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Lang {
+    /// English.
+    #[default]
+    En,
+    /// 简体中文。
+    Zh,
+}
+
+impl Lang {
+    /// The language's code, as HTML has it.
+    pub fn code(self) -> &'static str {
+        self.of("en", "zh-CN")
+    }
+
+    /// Chinese where a text has a Chinese character, English elsewhere.
+    pub fn of_text(text: &str) -> Self {
+        let han = |c: char| matches!(c, '\u{3400}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3ffff}');
+        if text.chars().any(han) { Lang::Zh } else { Lang::En }
+    }
+
+    /// Of two wordings the one of this language.
+    pub(crate) fn of<T>(self, english: T, chinese: T) -> T {
+        match self {
+            Lang::En => english,
+            Lang::Zh => chinese,
+        }
+    }
+}
+
+/// Text as it can safely be shown in one line, with spaces to be seen as `␣`; see [`one_line`].
+pub fn visible(text: &str) -> String {
+    text.split(' ').map(one_line).collect::<Vec<_>>().join("␣")
+}
+
+/// Text as it can safely be shown in one line: control and invisible characters escaped.
+pub fn one_line(text: &str) -> String {
+    let mut shown = String::new();
+    for c in text.chars() {
+        match c {
+            '"' | '\'' | '\\' => shown.push(c),
+            c => shown.extend(c.escape_debug()),
+        }
+    }
+    shown
+}
+
+/// `1 token`, `2 tokens`.
+pub(crate) fn plural(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// Bytes as `E6 B2`.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(" ")
+}
+
+/// A token's bytes as [`visible`] text, or as [`hex`] where they are no whole characters.
+pub fn token_text(bytes: &[u8]) -> String {
+    std::str::from_utf8(bytes).map_or_else(|_| hex(bytes), visible)
+}
+
+/// At most `width` places of a terminal, the last an ellipsis where something is left out.
+pub(crate) fn shorten(text: &str, width: usize) -> String {
+    if text.width() <= width {
+        return text.to_string();
+    }
+    let mut left = width.saturating_sub(1);
+    let fits = |c: &char| {
+        let place = c.width().unwrap_or(0);
+        let fits = place <= left;
+        left = left.saturating_sub(place);
+        fits
+    };
+    text.chars().take_while(fits).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_invisible_reaches_the_terminal() {
+        assert_eq!(visible(" a\n\x1b[31m\u{202e}\"é小"), "␣a\\n\\u{1b}[31m\\u{202e}\"é小");
+        assert_eq!(visible("\u{301}"), "\\u{301}");
+    }
+
+    #[test]
+    fn long_text_is_cut_at_a_character() {
+        assert_eq!(shorten("abc", 3), "abc");
+        assert_eq!(shorten("数字变矩阵", 6), "数字…");
+        assert_eq!(shorten("abcdef", 4), "abc…");
+    }
+}

@@ -1,0 +1,64 @@
+//! One body of arithmetic, compiled for several widths of registers.
+
+/// Compiles a function for AVX-512, for AVX2 and for the baseline, and takes the best one that the processor has.
+/// Wider registers change no bit: there are no fused multiply-adds and no sums across elements.
+macro_rules! widest {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block) => {
+        $(#[$doc])*
+        $vis fn $name($($arg: $type),*) {
+            #[inline(always)]
+            fn body($($arg: $type),*) $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f")]
+                fn avx512($($arg: $type),*) { body($($arg),*) }
+                #[target_feature(enable = "avx2")]
+                fn avx2($($arg: $type),*) { body($($arg),*) }
+                if is_x86_feature_detected!("avx512f") && $crate::support::widest::allows(512) {
+                    // SAFETY: the processor has AVX-512F, as just asked.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if is_x86_feature_detected!("avx2") && $crate::support::widest::allows(256) {
+                    // SAFETY: the processor has AVX2, as just asked.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            body($($arg),*)
+        }
+    };
+}
+pub(crate) use widest;
+
+/// Whether registers of so many bits may be used. Always, but in a test that looks at the narrower bodies.
+#[cfg(all(target_arch = "x86_64", not(test)))]
+#[inline(always)]
+pub(crate) fn allows(_bits: usize) -> bool {
+    true
+}
+
+#[cfg(test)]
+thread_local! {
+    static WIDEST_BITS: std::cell::Cell<usize> = const { std::cell::Cell::new(usize::MAX) };
+}
+
+#[cfg(all(target_arch = "x86_64", test))]
+pub(crate) fn allows(bits: usize) -> bool {
+    bits <= WIDEST_BITS.get()
+}
+
+/// Runs `work` (on this thread) with the bodies for AVX-512, AVX2 and the baseline, as far as the processor has them, and asks that
+/// all give the same.
+#[cfg(test)]
+pub(crate) fn same_with_every_body<T: PartialEq + std::fmt::Debug>(work: impl Fn() -> T) -> T {
+    let run = |bits| {
+        WIDEST_BITS.set(bits);
+        let result = work();
+        WIDEST_BITS.set(usize::MAX);
+        result
+    };
+    let baseline = run(128);
+    for bits in [256, 512] {
+        assert!(run(bits) == baseline, "registers of {bits} bits give something else");
+    }
+    baseline
+}
