@@ -81,7 +81,9 @@ pub use error::{Error, Result};
 pub use gradients::{backward, no_grad};
 pub use ids::NO_TOKEN;
 pub use loader::{Batch, DataLoader, DataLoaderConfig, Dataset, Order};
-pub use pretrained::{PretrainedTable, RowChange, RowChanges, RowStatistics, TensorInfo, Transplanted, list_tensors};
+pub use pretrained::{
+    PretrainedTable, RowChange, RowChanges, RowStatistics, TensorInfo, Transplanted, list_tensors, weight_files,
+};
 #[cfg(feature = "hub")]
 pub use remote::pull;
 pub use rows::RowGradients;

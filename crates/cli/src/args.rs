@@ -81,7 +81,7 @@ impl TokenizerArgs {
             (None, None) if beside.is_file() => Some(Tokenizer::from_file(beside)?),
             (None, None) => None,
         };
-        found.iter().try_for_each(|tokenizer| model::fits(tokenizer, table))?;
+        found.iter().try_for_each(|tokenizer| table.check_tokenizer(tokenizer))?;
         Ok(found)
     }
 

@@ -1,7 +1,7 @@
 //! The library speaks of its items; here are the flags that stand for them.
 
 /// What a message of the library names, and what the command line calls it.
-const FLAGS: [(&str, &str); 20] = [
+const FLAGS: [(&str, &str); 21] = [
     ("Specials::Text", "--specials text"),
     ("Specials::Allow", "--specials allow"),
     ("OnError::Skip", "--on-error skip"),
@@ -19,6 +19,7 @@ const FLAGS: [(&str, &str); 20] = [
     ("choose one of", "choose one (--tensor NAME) of"),
     ("there is no such branch, tag or commit", "there is no such branch, tag or commit (--revision)"),
     ("shard::verify says", "`tallow verify` says"),
+    ("take the table's own tokenizer", "give its own tokenizer (--tokenizer)"),
     ("the feature `hub`", "a build with `--features hub`"),
     ("the feature `parquet`", "a build with `--features parquet`"),
     ("(lossy)", "(--lossy)"),

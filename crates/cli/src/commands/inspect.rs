@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde_json::json;
 use tallow::Checkpoint;
-use tallow::shard::{Manifest, Statistics, document};
+use tallow::shard::{Manifest, Statistics, document, sample};
 use tallow_view::visible;
 
 use crate::args::TokenizerArgs;
@@ -58,14 +58,8 @@ impl Inspect {
         let statistics = Statistics::read(&self.folder, &self.split, self.top, |read| progress.inc(read * width))?;
         progress.finish_and_clear();
         let frequent = statistics.most_frequent(self.top);
-        // Samples from places spread over the shards.
-        let shards = split.shards.len();
         let mut samples = Vec::new();
-        for i in 0..self.top.min(if known.is_ok() { usize::MAX } else { 0 }) {
-            let shard = i * shards / self.top;
-            let within = (self.top - self.top.min(shards)) as u64 + 1;
-            let documents = split.shards[shard].documents;
-            let at = (i as u64 % within) * documents / within;
+        for (shard, at) in sample(split, if known.is_ok() { self.top } else { 0 }) {
             let ids = document(&self.folder, &self.split, shard, at, SAMPLE_TOKENS)?;
             let mut bytes = tokenizer.decode_bytes(&ids)?;
             if let Err(error) = std::str::from_utf8(&bytes)
@@ -74,9 +68,7 @@ impl Inspect {
                 bytes.truncate(error.valid_up_to()); // half a character at the cut
             }
             let text = String::from_utf8_lossy(&bytes).into_owned();
-            if !samples.iter().any(|(other, _, _)| *other == (shard, at)) {
-                samples.push(((shard, at), ids.len(), text));
-            }
+            samples.push(((shard, at), ids.len(), text));
         }
         let mut out = anstream::AutoStream::auto(std::io::stdout()).lock();
         if self.json {
@@ -134,7 +126,7 @@ impl Inspect {
         let about = std::fs::metadata(path).with_context(|| path.display().to_string())?;
         let checkpoint = if about.is_dir() { Checkpoint::find(path)? } else { None };
         let model = checkpoint.as_ref().map_or(path.clone(), |(folder, _)| folder.join("model.safetensors"));
-        let files = if model.is_dir() { crate::model::weights(&model) } else { vec![model.clone()] };
+        let files = if model.is_dir() { tallow::weight_files(&model) } else { vec![model.clone()] };
         if files.is_empty() && path.join("plan.json").is_file() {
             bail!("{}: its shards are not finished: run the same `tallow prepare` again", path.display());
         }

@@ -48,16 +48,10 @@ impl Neighbors {
         };
         let words: Vec<Vec<u32>> =
             self.words.iter().map(|word| self.ids_of(word, tokenizer.as_ref())).collect::<Result<_>>()?;
-        // One pass for all words.
-        let means = words.iter().map(|ids| Ok(table.rows(ids)?.to_dtype(candle_core::DType::F32)?.mean_keepdim(0)?));
-        let queries = candle_core::Tensor::cat(&means.collect::<Result<Vec<_>>>()?, 0)?;
-        let most = words.iter().map(Vec::len).max().unwrap_or(0);
-        let found = table.neighbors_of(&queries, self.k.saturating_add(most))?;
+        let found = table.neighbors_of_words(&words, self.k)?;
         let name = |id: u32| tokenizer.as_ref().and_then(|tokenizer| token(tokenizer, id as usize));
         let mut out = anstream::AutoStream::auto(std::io::stdout()).lock();
         for (i, ((word, ids), near)) in self.words.iter().zip(&words).zip(found).enumerate() {
-            // A word is no neighbour of itself, nor are its parts.
-            let near: Vec<Neighbor> = near.into_iter().filter(|n| !ids.contains(&n.id)).take(self.k).collect();
             if self.json {
                 let near = near.iter().map(|n| json!({"id": n.id, "token": name(n.id), "cosine": n.cosine}));
                 writeln!(out, "{}", json!({"word": word, "ids": ids, "neighbors": near.collect::<Vec<_>>()}))?;

@@ -168,7 +168,7 @@ impl Show {
             None => {
                 say(format!("note: no tokenizer.json is beside {}: cl100k is taken (--tokenizer)", path.display()));
                 let bundled = Tokenizer::cl100k();
-                model::fits(&bundled, &rows)?;
+                rows.check_tokenizer(&bundled)?;
                 bundled
             }
         };

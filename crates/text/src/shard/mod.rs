@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use foreign::{Foreign, ForeignFile, export, import};
 pub use manifest::{Manifest, Separator, ShardInfo, Skipped, SplitInfo, TokenizerInfo};
 pub use read::{Index, Io, Shard};
-pub use statistics::{LongDocument, Statistics, document};
+pub use statistics::{LongDocument, Statistics, document, sample};
 pub use verify::verify;
 pub use write::ShardWriter;
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Io, Manifest};
+use super::{Io, Manifest, SplitInfo};
 use crate::Result;
 
 /// Counts over one split.
@@ -118,6 +118,30 @@ fn half_octave(length: u64) -> usize {
     let whole = length.max(1).ilog2();
     let upper = u128::from(length) * u128::from(length) >= 1 << (2 * whole + 1);
     (2 * whole) as usize + usize::from(upper)
+}
+
+/// Some `count` documents spread over the shards of a split, each as its shard and its number there.
+///
+/// # Example
+/// ```
+/// use tallow_text::shard::{ShardInfo, SplitInfo, sample};
+/// let shard = |documents| ShardInfo { documents, ..Default::default() };
+/// let split = SplitInfo { shards: vec![shard(10), shard(6)], ..Default::default() };
+/// assert_eq!(sample(&split, 4), [(0, 0), (0, 3), (1, 4), (1, 0)]);
+/// ```
+pub fn sample(split: &SplitInfo, count: usize) -> Vec<(usize, u64)> {
+    let shards = split.shards.len();
+    let mut places = Vec::new();
+    for i in 0..if shards == 0 { 0 } else { count } {
+        let shard = i * shards / count;
+        // So many fall into one shard: each takes another part of it.
+        let within = (count - count.min(shards)) as u64 + 1;
+        let place = (shard, (i as u64 % within) * split.shards[shard].documents / within);
+        if !places.contains(&place) {
+            places.push(place);
+        }
+    }
+    places
 }
 
 /// Ids of one document, at most `limit` of them.

@@ -1,0 +1,73 @@
+//! The files that a model is made of, as transformers lays them out in a folder.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
+
+use super::PretrainedTable;
+use tallow_text::support::files::folder_of;
+
+/// Names of whole models. Of shards there is an index instead: the name and `.index.json`.
+pub(super) const WHOLE: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
+const ENDINGS: [&str; 5] = ["safetensors", "gguf", "bin", "pth", "pt"];
+
+/// Larger indices of sharded models are not read.
+pub(super) const MAX_INDEX_BYTES: u64 = 64 << 20;
+
+/// Where the index of this model's shards lies.
+pub(super) fn index_of(folder: &Path, whole: &str) -> PathBuf {
+    folder.join(format!("{whole}.index.json"))
+}
+
+/// Whether a file has the name of a file of weights.
+pub(super) fn has_ending(path: &Path) -> bool {
+    path.extension().is_some_and(|end| ENDINGS.iter().any(|known| end == *known))
+}
+
+/// The files of weights in a model's folder: the whole model, or the shards that its index names, or else all that are called like
+/// such files. Shards that are not there are left out; an empty list says that there is no model.
+pub fn weight_files(folder: impl AsRef<Path>) -> Vec<PathBuf> {
+    let folder = folder.as_ref();
+    for whole in WHOLE {
+        let (one, index) = (folder.join(whole), index_of(folder, whole));
+        if one.is_file() {
+            return vec![one];
+        }
+        if index.is_file() {
+            return shards(&index);
+        }
+    }
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut files: Vec<PathBuf> = entries.filter(|path| has_ending(path)).collect();
+    files.sort();
+    files
+}
+
+impl PretrainedTable {
+    /// Every file of the model that this table is of: what lies beside the table under the names that models have (weights, shards,
+    /// index, tokenizer.json, config.json), whether it is there or not. A program that writes must not write over them.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let folder = folder_of(&self.path);
+        let mut files = vec![self.path.clone()];
+        files.extend(["tokenizer.json", "config.json"].map(|name| folder.join(name)));
+        for whole in WHOLE {
+            let index = index_of(folder, whole);
+            files.extend(shards(&index));
+            files.extend([folder.join(whole), index]);
+        }
+        files
+    }
+}
+
+/// The files that an index names, as far as they are there.
+fn shards(index: &Path) -> Vec<PathBuf> {
+    let mut json = Vec::new();
+    let read = File::open(index).and_then(|file| file.take(MAX_INDEX_BYTES).read_to_end(&mut json));
+    let json: serde_json::Value = read.ok().and_then(|_| serde_json::from_slice(&json).ok()).unwrap_or_default();
+    let names = json["weight_map"].as_object().into_iter().flat_map(|map| map.values());
+    let names: BTreeSet<&str> = names.filter_map(|name| name.as_str()).collect();
+    // A stranger's index must not lead out of its folder.
+    let plain = |name: &&str| matches!(Path::new(name).components().collect::<Vec<_>>()[..], [Component::Normal(_)]);
+    names.into_iter().filter(plain).map(|name| index.with_file_name(name)).filter(|path| path.is_file()).collect()
+}
