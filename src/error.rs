@@ -137,8 +137,8 @@ fn out_of_range_advice(id: i64, rows: usize) -> String {
         Err(_) if id < 0 => "ids are never negative; mark padding with u32::MAX".to_string(),
         Err(_) => "ids are 32-bit; mark padding with u32::MAX".to_string(),
         Ok(_) => format!(
-            "its ids run from 0 to {}; give the table at least {} rows (TokenEmbeddingConfig::vocab_size; \
-             Tokenizer::table_rows says how many its ids need)",
+            "its ids run from 0 to {}; give the table at least {} rows (`TokenEmbeddingConfig::vocab_size`; \
+             `Tokenizer::table_rows` says how many its ids need)",
             rows.saturating_sub(1),
             id + 1
         ),

@@ -25,7 +25,7 @@ pub struct Split {
 }
 
 impl Dataset {
-    /// Opens a folder made by `tallow prepare` or `tallow convert`, through memory maps.
+    /// Opens a folder made by [`prepare`](crate::prepare) or [`shard::import`](crate::shard::import), through memory maps.
     ///
     /// # Errors
     /// - [`Error::Io`] for files that are missing.
@@ -103,7 +103,7 @@ impl Dataset {
         Self::from_ids(&tokenizer.encode(text)?, val)
     }
 
-    /// A folder made by `tallow prepare` with this tokenizer; or a text file, read whole, split by position
+    /// A folder made by [`prepare`](crate::prepare) with this tokenizer; or a text file, read whole, split by position
     /// ([`from_text`](Self::from_text)).
     ///
     /// # Errors

@@ -5,8 +5,10 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
-use super::PretrainedTable;
 use tallow_text::support::files::folder_of;
+
+use super::PretrainedTable;
+use crate::{Error, Result};
 
 /// Names of whole models. Of shards there is an index instead: the name and `.index.json`.
 pub(super) const WHOLE: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
@@ -21,27 +23,33 @@ pub(super) fn index_of(folder: &Path, whole: &str) -> PathBuf {
 }
 
 /// Whether a file has the name of a file of weights.
-pub(super) fn has_ending(path: &Path) -> bool {
+fn has_ending(path: &Path) -> bool {
     path.extension().is_some_and(|end| ENDINGS.iter().any(|known| end == *known))
 }
 
 /// The files of weights in a model's folder: the whole model, or the shards that its index names, or else all that are called like
 /// such files. Shards that are not there are left out; an empty list says that there is no model.
-pub fn weight_files(folder: impl AsRef<Path>) -> Vec<PathBuf> {
+///
+/// # Errors
+/// [`Error::Io`]: the folder cannot be read.
+pub fn weight_files(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
     let folder = folder.as_ref();
     for whole in WHOLE {
         let (one, index) = (folder.join(whole), index_of(folder, whole));
         if one.is_file() {
-            return vec![one];
+            return Ok(vec![one]);
         }
         if index.is_file() {
-            return shards(&index);
+            return Ok(shards(&index));
         }
     }
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut files: Vec<PathBuf> = entries.filter(|path| has_ending(path)).collect();
+    let io = |e| Error::io(folder, e);
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(io)? {
+        files.extend(Some(entry.map_err(io)?.path()).filter(|path| has_ending(path)));
+    }
     files.sort();
-    files
+    Ok(files)
 }
 
 impl PretrainedTable {

@@ -64,8 +64,8 @@ fn candidates(tensors: &[(&str, Option<&[usize]>)]) -> String {
     let listed = listed.collect::<Vec<_>>().join(", ");
     match likely.len() {
         0 => "it has no tensor of two dimensions".to_string(),
-        few if few <= LISTED => format!("choose one of {listed}"),
-        many => format!("choose one of {listed} and {} more", many - LISTED),
+        few if few <= LISTED => format!("choose one (`tensor`) of {listed}"),
+        many => format!("choose one (`tensor`) of {listed} and {} more", many - LISTED),
     }
 }
 

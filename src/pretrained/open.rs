@@ -1,13 +1,12 @@
 //! What a file of weights is, and where its table lies.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::Read;
 use std::path::Path;
 
 use candle_core::DType;
 
-use super::files::{MAX_INDEX_BYTES, WHOLE, has_ending, index_of};
+use super::files::{MAX_INDEX_BYTES, WHOLE, index_of, weight_files};
 use super::{PretrainedTable, Source, find};
 use crate::tensors::{Gguf, Pth, TensorFile, dtype_of, is_pth, type_name, wrong};
 use crate::{Error, Result};
@@ -127,14 +126,7 @@ pub(super) fn folder(folder: &Path, tensor: Option<&str>) -> Result<PretrainedTa
             return Ok(table);
         }
     }
-    let mut known = Vec::new();
-    for entry in fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
-        let path = entry.map_err(|e| Error::io(folder, e))?.path();
-        if has_ending(&path) {
-            known.push(path);
-        }
-    }
-    known.sort();
+    let known = weight_files(folder)?;
     match &known[..] {
         [one] => file(one, tensor),
         [] => Err(wrong(folder, "no safetensors, GGUF or PyTorch file is in this folder")),

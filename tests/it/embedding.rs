@@ -132,8 +132,8 @@ fn a_bad_id_is_named_on_every_device_and_the_device_lives_on() {
         assert_eq!(
             message,
             "id 100257 (\"<|endoftext|>\" of cl100k_base) at position [1, 1] of the ids is outside the table of 100256 \
-             rows: its ids run from 0 to 100255; give the table at least 100258 rows (TokenEmbeddingConfig::vocab_size; \
-             Tokenizer::table_rows says how many its ids need)"
+             rows: its ids run from 0 to 100255; give the table at least 100258 rows (`TokenEmbeddingConfig::vocab_size`; \
+             `Tokenizer::table_rows` says how many its ids need)"
         );
         let negative = wte.lookup(&Tensor::new(&[5i64, -1], &device).unwrap()).unwrap_err().to_string();
         assert!(negative.starts_with("id -1 at position [1] ") && negative.contains("never negative"), "{negative}");

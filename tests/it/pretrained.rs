@@ -579,16 +579,17 @@ fn the_files_of_a_model_are_those_of_its_folder() {
     };
     let shards = (1..=3).map(|i| format!("model-0000{i}-of-00003.safetensors")).collect::<Vec<_>>();
     let llama = support::golden("pretrained/llama");
-    assert_eq!(names(tallow::weight_files(&llama)), shards);
+    assert_eq!(names(tallow::weight_files(&llama).unwrap()), shards);
     let all = names(PretrainedTable::open(&llama, None).unwrap().files());
     let others = ["tokenizer.json", "config.json", "model.safetensors.index.json", "model.safetensors"];
     assert!(shards.iter().map(String::as_str).chain(others).all(|name| all.contains(&name.to_string())), "{all:?}");
-    assert_eq!(names(tallow::weight_files(support::golden("pretrained/gpt2"))), ["model.safetensors"]);
+    assert_eq!(names(tallow::weight_files(support::golden("pretrained/gpt2")).unwrap()), ["model.safetensors"]);
     // An index that leads out of its folder, or names what is not there.
     let folder = tempfile::tempdir().unwrap();
     let index = r#"{"weight_map": {"a": "../x", "b": "/etc/passwd", "c": "missing.safetensors"}}"#;
     std::fs::write(folder.path().join("model.safetensors.index.json"), index).unwrap();
-    assert!(tallow::weight_files(folder.path()).is_empty());
+    assert!(tallow::weight_files(folder.path()).unwrap().is_empty());
+    assert!(matches!(tallow::weight_files(folder.path().join("missing")), Err(Error::Io { .. })));
 }
 
 #[test]

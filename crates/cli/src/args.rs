@@ -8,6 +8,7 @@ use candle_nn::{VarBuilder, VarMap};
 use clap::{Args, ValueEnum};
 use tallow::{Init, PretrainedTable, Specials, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 
+use crate::flags::in_flags;
 use crate::model;
 use crate::plain::say;
 
@@ -141,7 +142,7 @@ fn dtype(text: &str) -> Result<DType, String> {
 
 impl TableArgs {
     pub fn device(&self) -> Result<Device> {
-        let device = tallow::device::open(&self.device, |reason| say(format!("warning: {reason}")))?;
+        let device = tallow::device::open(&self.device, |reason| say(in_flags(&format!("warning: {reason}"))))?;
         if self.release_memory {
             tallow::device::keep_memory(&device, false)?;
         }

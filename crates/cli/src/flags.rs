@@ -1,28 +1,31 @@
 //! The library speaks of its items; here are the flags that stand for them.
 
-/// What a message of the library names, and what the command line calls it.
-const FLAGS: [(&str, &str); 21] = [
-    ("Specials::Text", "--specials text"),
-    ("Specials::Allow", "--specials allow"),
-    ("OnError::Skip", "--on-error skip"),
-    ("OnError::Replace", "--on-error replace"),
-    ("PrepareConfig::field", "--field"),
-    ("PrepareConfig::format", "--format"),
-    ("PrepareConfig::rank", "--rank"),
-    ("(world_size)", "(--world-size)"),
-    ("SeparatorChoice::Token", "--separator"),
-    ("SeparatorChoice::None", "--separator none"),
-    ("ForeignFile::dtype", "--dtype"),
-    ("ForeignFile::table_rows", "--rows"),
-    ("take another split, or another folder", "give another --split or folder"),
-    ("(TokenEmbeddingConfig::vocab_size; Tokenizer::table_rows says how many its ids need)", "(--rows)"),
-    ("choose one of", "choose one (--tensor NAME) of"),
+/// What a message of the library names, in backticks, and what the command line calls it. (A user's own words have no such names in backticks.)
+const FLAGS: [(&str, &str); 24] = [
+    ("`Specials::Text`", "--specials text"),
+    ("`Specials::Allow`", "--specials allow"),
+    ("`OnError::Skip`", "--on-error skip"),
+    ("`OnError::Replace`", "--on-error replace"),
+    ("`PrepareConfig::field`", "--field"),
+    ("`PrepareConfig::format`", "--format"),
+    ("`PrepareConfig::rank`", "--rank"),
+    ("(`world_size`)", "(--world-size)"),
+    ("(`SeparatorChoice::Token`)", "(--separator)"),
+    ("`SeparatorChoice::None`", "--separator none"),
+    ("`ForeignFile::dtype`", "--dtype"),
+    ("`ForeignFile::table_rows`", "--rows (or --tokenizer)"),
+    ("take another name for it, or another folder", "give another --split or folder"),
+    ("(`TokenEmbeddingConfig::vocab_size`; `Tokenizer::table_rows` says how many its ids need)", "(--rows)"),
+    ("choose one (`tensor`) of", "choose one (--tensor NAME) of"),
     ("there is no such branch, tag or commit", "there is no such branch, tag or commit (--revision)"),
-    ("shard::verify says", "`tallow verify` says"),
     ("take the table's own tokenizer", "give its own tokenizer (--tokenizer)"),
-    ("the feature `hub`", "a build with `--features hub`"),
-    ("the feature `parquet`", "a build with `--features parquet`"),
-    ("(lossy)", "(--lossy)"),
+    ("`shard::verify` says", "`tallow verify` says"),
+    ("fetch one (`hub::fetch`) and open it", "download one, and give its path"),
+    ("the Hugging Face Hub needs the feature `hub`", "to look on the Hugging Face Hub build with `--features hub`"),
+    ("Parquet needs the feature `parquet`", "Parquet needs a build with `--features parquet`"),
+    ("it needs the feature `cuda`", "build with `--features cuda`"),
+    ("it needs the feature `metal`", "build with `--features metal`"),
+    ("`prepare`", "`tallow prepare`"),
 ];
 
 /// A message of the library in the words of the command line.
@@ -32,6 +35,8 @@ pub fn in_flags(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -45,7 +50,10 @@ mod tests {
                 tallow::TextError::Document { place: "a".to_string(), reason: "invalid UTF-8".to_string() }.into(),
                 &["--on-error skip", "--on-error replace"],
             ),
-            (tallow::TextError::InvalidUtf8 { byte: 0 }.into(), &["--lossy"]),
+            (
+                tallow::TextError::Document { place: "a".to_string(), reason: "no field \"text\"".to_string() }.into(),
+                &["--field names", "--on-error skip"],
+            ),
             (
                 tallow::Error::IdOutOfRange { id: 9, position: vec![0], rows: 4, token: None },
                 &["at least 10 rows (--rows)"],
@@ -54,6 +62,39 @@ mod tests {
         for (error, flags) in errors {
             let message = in_flags(&error.to_string());
             assert!(flags.iter().all(|flag| message.contains(flag)) && !message.contains("::"), "{message}");
+        }
+    }
+
+    fn read(folder: &Path, text: &mut String) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => read(&path, text),
+                false if path.extension().is_some_and(|end| end == "rs") => {
+                    let source = std::fs::read_to_string(path).unwrap();
+                    let code = source.lines().filter(|line| !line.trim_start().starts_with("//"));
+                    // A sentence may be broken over lines.
+                    *text += &code.map(|line| line.trim().trim_end_matches('\\')).collect::<String>();
+                }
+                false => (),
+            }
+        }
+    }
+
+    /// No entry is of a sentence that the libraries do not say any more, and what tallow-text names is here.
+    #[test]
+    fn every_entry_is_said_and_every_item_is_here() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let (mut all, mut text) = (String::new(), String::new());
+        read(&root.join("src"), &mut all);
+        read(&root.join("crates/text/src"), &mut text);
+        all += &text;
+        let without: Vec<&str> = FLAGS.iter().map(|(item, _)| *item).filter(|item| !all.contains(item)).collect();
+        assert!(without.is_empty(), "{without:?}");
+        for name in text.split('`').skip(1).step_by(2) {
+            let item = name.contains("::") && name.chars().all(|c| c.is_alphanumeric() || c == ':' || c == '_');
+            let known = FLAGS.iter().any(|(known, _)| known.contains(&format!("`{name}`")));
+            assert!(!item || known, "{name} of a message has no flag");
         }
     }
 }

@@ -25,8 +25,8 @@ pub enum Error {
 
     /// Text that spells a special token while [`Specials::Forbid`](crate::Specials::Forbid) is set.
     #[error(
-        "the text spells the special token {token:?} at byte {byte}: read it as text (Specials::Text) or as the token \
-         (Specials::Allow)"
+        "the text spells the special token {token:?} at byte {byte}: read it as text (`Specials::Text`) or as the \
+         token (`Specials::Allow`)"
     )]
     SpecialForbidden {
         /// The token's text.
@@ -73,7 +73,7 @@ pub enum Error {
     },
 
     /// A document of a corpus that cannot be used.
-    #[error("{place}: {reason} (OnError::Skip leaves such documents out{})", utf8_advice(.reason))]
+    #[error("{place}: {reason} ({}`OnError::Skip` leaves such documents out{})", field_advice(.reason), utf8_advice(.reason))]
     Document {
         /// The file, and the line, byte or row where the document begins.
         place: String,
@@ -146,5 +146,10 @@ impl Error {
 }
 
 fn utf8_advice(reason: &str) -> &'static str {
-    if reason.starts_with("invalid UTF-8") { ", OnError::Replace reads bad bytes as U+FFFD" } else { "" }
+    if reason.starts_with("invalid UTF-8") { ", `OnError::Replace` reads bad bytes as U+FFFD" } else { "" }
+}
+
+fn field_advice(reason: &str) -> &'static str {
+    let missing = ["no field ", "no column "].iter().any(|what| reason.starts_with(what));
+    if missing { "`PrepareConfig::field` names the one that is the text; " } else { "" }
 }

@@ -5,7 +5,8 @@
 //!  files ───▶ prepare ─────▶ shard: ids on disk, which tallow's DataLoader, Megatron-LM and others read
 //! ```
 //!
-//! A program that trains takes `tallow`, which has all of this under the same names. A program that only wants ids takes this package: nothing
+//! A program that trains takes `tallow`, which has all of this under the same names (the error as
+//! `TextError`). A program that only wants ids takes this package: nothing
 //! of candle is in its tree, and no C is compiled.
 //!
 //! # From text to ids
@@ -24,8 +25,8 @@
 //! - A tokenizer from the Hugging Face Hub: [`Tokenizer::from_pretrained`], with the feature `hub`.
 //!
 //! # Features
-//! None is on by default. `parquet`: corpora in Parquet; some 30 packages more, and a C compiler for its zstd. `hub`: the Hugging Face Hub; some 150 packages
-//! more, and a C compiler for the TLS of its HTTP client.
+//! None is on by default. `parquet`: corpora in Parquet; 24 packages more, and a C compiler for its zstd. `hub`: the Hugging Face Hub; some 190 packages
+//! more, and a C compiler for the TLS of its HTTP client. `full`: both.
 
 #![warn(missing_docs)]
 

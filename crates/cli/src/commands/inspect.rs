@@ -126,7 +126,7 @@ impl Inspect {
         let about = std::fs::metadata(path).with_context(|| path.display().to_string())?;
         let checkpoint = if about.is_dir() { Checkpoint::find(path)? } else { None };
         let model = checkpoint.as_ref().map_or(path.clone(), |(folder, _)| folder.join("model.safetensors"));
-        let files = if model.is_dir() { tallow::weight_files(&model) } else { vec![model.clone()] };
+        let files = if model.is_dir() { tallow::weight_files(&model)? } else { vec![model.clone()] };
         if files.is_empty() && path.join("plan.json").is_file() {
             bail!("{}: its shards are not finished: run the same `tallow prepare` again", path.display());
         }

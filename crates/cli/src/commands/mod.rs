@@ -18,7 +18,7 @@ use clap::{Parser, Subcommand};
 
 /// Text becomes ids, ids become rows of a table: the front layer of a GPT.
 #[derive(Parser)]
-#[command(name = "tallow", version, about)]
+#[command(name = "tallow", version)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

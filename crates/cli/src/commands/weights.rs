@@ -8,6 +8,7 @@ use anyhow::Result;
 use serde_json::json;
 use tallow::{Checkpoint, PretrainedTable, RowStatistics, TensorInfo, Tokenizer, list_tensors};
 
+use crate::flags::in_flags;
 use crate::plain::plain;
 use crate::progress::{grouped, plural};
 use crate::rows::token;
@@ -34,7 +35,7 @@ impl Weights<'_> {
         let (table, why) = match PretrainedTable::open(self.model, tensor) {
             Ok(table) => (Some(table), String::new()),
             Err(error) if tensor.is_some() => return Err(error.into()),
-            Err(error) => (None, error.to_string()),
+            Err(error) => (None, in_flags(&error.to_string())),
         };
         let mut tensors = Vec::new();
         for file in self.files {

@@ -43,7 +43,7 @@ pub(crate) fn find(inputs: &[PathBuf], format: Option<Format>, out: &Path) -> Re
         let why = match found.ignored {
             0 => "there is no file to read".to_string(),
             n => format!(
-                "none of the {n} files ends in .txt, .md, .jsonl, .ndjson or .parquet (also .gz, .zst): say what they hold (PrepareConfig::format)"
+                "none of the {n} files ends in .txt, .md, .jsonl, .ndjson or .parquet (also .gz, .zst): say what they hold (`PrepareConfig::format`)"
             ),
         };
         return Err(Error::Config(why));

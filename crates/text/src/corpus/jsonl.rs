@@ -110,10 +110,7 @@ fn document<R: BufRead>(
         }
         (Ok(()), Field::Missing) if held.others.is_empty() => format!("no field {name:?}: the object is empty"),
         (Ok(()), Field::Missing) => {
-            format!(
-                "no field {name:?}, only {}: name the right one (PrepareConfig::field)",
-                String::from_utf8_lossy(&held.others)
-            )
+            format!("no field {name:?}, only {}", String::from_utf8_lossy(&held.others))
         }
         (Ok(()), Field::NoString) => format!("field {name:?} is not a string"),
         (Ok(()), Field::Text { whole: false }) => lone(name),

@@ -42,11 +42,7 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
     let schema = metadata.file_metadata().schema_descr();
     let Some(column) = schema.columns().iter().position(|column| column.path().string() == rules.field) else {
         let names: Vec<String> = schema.columns().iter().take(8).map(|column| column.path().string()).collect();
-        return Err(Stop::File(format!(
-            "no column {:?}, only {}: name the right one (PrepareConfig::field)",
-            rules.field,
-            names.join(", ")
-        )));
+        return Err(Stop::File(format!("no column {:?}, only {}", rules.field, names.join(", "))));
     };
     let about = schema.column(column);
     if about.physical_type() != Type::BYTE_ARRAY || about.max_rep_level() > 0 {

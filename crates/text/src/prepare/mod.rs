@@ -235,7 +235,7 @@ fn is_full(error: &std::io::Error) -> bool {
 pub fn finish(out: &Path) -> Result<Manifest> {
     let plan = Plan::read(out)?.ok_or_else(|| Error::Folder {
         path: out.to_path_buf(),
-        reason: "there is no plan.json: prepare has not begun here".to_string(),
+        reason: "there is no plan.json: `prepare` has not begun here".to_string(),
     })?;
     let missing = missing(&plan, out, Rank::default());
     if missing.is_empty() {

@@ -121,7 +121,7 @@ impl Plan {
     /// Compares this plan with the one in `out`, and says what differs.
     pub(super) fn compare_with(&self, out: &Path) -> Result<()> {
         let Some(there) = Plan::read(out)? else {
-            let reason = "it holds shards that prepare did not make: give another folder".to_string();
+            let reason = "it holds shards that `prepare` did not make: give another folder".to_string();
             return Err(Error::Folder { path: out.to_path_buf(), reason });
         };
         if there == *self {
@@ -172,7 +172,7 @@ fn separator(tokenizer: &Tokenizer, choice: &SeparatorChoice) -> Result<Option<S
         None => {
             let names: Vec<&str> = tokenizer.special_ids().iter().map(|(text, _)| text.as_str()).take(16).collect();
             Err(Error::Config(format!(
-                "{} has no token {token:?} to put after documents: take one of {} (SeparatorChoice::Token), or SeparatorChoice::None",
+                "{} has no token {token:?} to put after documents: take one of {} (`SeparatorChoice::Token`), or `SeparatorChoice::None`",
                 tokenizer.name(),
                 names.join(" ")
             )))

@@ -63,7 +63,7 @@ pub fn rank_from_env(
             (None, Some(size)) => size,
             (None, None) if size_name.is_empty() => {
                 return Err(format!(
-                    "{rank_name}={rank} is set by {scheduler}, which does not say of how many: say it (world_size)"
+                    "{rank_name}={rank} is set by {scheduler}, which does not say of how many: say it (`world_size`)"
                 ));
             }
             (None, None) => continue,
@@ -72,7 +72,7 @@ pub fn rank_from_env(
             continue;
         }
         let rank = rank.checked_sub(first).filter(|rank| *rank < world_size).ok_or_else(|| {
-            format!("{rank_name}={rank} is not one of {world_size} ranks from {first} on ({scheduler}): say which it is (PrepareConfig::rank)")
+            format!("{rank_name}={rank} is not one of {world_size} ranks from {first} on ({scheduler}): say which it is (`PrepareConfig::rank`)")
         })?;
         return Ok(Some((Rank { rank, world_size }, scheduler)));
     }

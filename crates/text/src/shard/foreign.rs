@@ -73,7 +73,7 @@ pub fn import(files: &[PathBuf], about: &ForeignFile, out: &Path, split: &str) -
     let dtype = IdType::for_rows(about.table_rows);
     let mut manifest = match Manifest::read(out) {
         Ok(manifest) if manifest.splits.get(split).is_some_and(|split| split.tokens > 0) => {
-            return refuse(&format!("it has a split {split} already: take another split, or another folder"));
+            return refuse(&format!("it has a split {split} already: take another name for it, or another folder"));
         }
         Ok(manifest)
             if (&manifest.tokenizer, manifest.table_rows, manifest.dtype, &manifest.separator)
@@ -143,7 +143,7 @@ fn read_foreign(path: &Path, about: &ForeignFile, writer: &mut ShardWriter) -> R
     }
     if bytes == 0 || bytes % dtype.bytes() as u64 != 0 {
         return Err(bad(format!(
-            "{bytes} bytes are no whole number of {}-byte ids: say which they are (ForeignFile::dtype)",
+            "{bytes} bytes are no whole number of {}-byte ids: say which they are (`ForeignFile::dtype`)",
             dtype.bytes()
         )));
     }
@@ -165,7 +165,7 @@ fn read_foreign(path: &Path, about: &ForeignFile, writer: &mut ShardWriter) -> R
         dtype.decode(&raw[..count * dtype.bytes()], &mut ids);
         if let Some(i) = ids.iter().position(|id| *id as usize >= about.table_rows) {
             return Err(bad(format!(
-                "id {} at position {} is outside a table of {} rows: are ForeignFile::dtype and ForeignFile::table_rows right?",
+                "id {} at position {} is outside a table of {} rows: are `ForeignFile::dtype` and `ForeignFile::table_rows` right?",
                 ids[i],
                 at + i as u64,
                 about.table_rows

@@ -138,7 +138,7 @@ impl Manifest {
         let bad = |reason: String| Error::Shard { path: path.clone(), reason };
         let bytes = match read_regular(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && folder.as_ref().join("plan.json").exists() => {
-                return Err(bad("not there yet: prepare has not finished this folder".to_string()));
+                return Err(bad("not there yet: `prepare` has not finished this folder".to_string()));
             }
             result => result.map_err(|e| Error::io(&path, e))?,
         };

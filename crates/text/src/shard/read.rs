@@ -206,7 +206,7 @@ impl Shard {
             let at = ids.iter().position(|id| u64::from(*id) >= self.bound).unwrap_or(0);
             return Err(self.bad(format!(
                 "id {} at position {} is larger than every id that the manifest promises: the file was changed; \
-                 shard::verify says more",
+                 `shard::verify` says more",
                 ids[at],
                 start + at as u64
             )));

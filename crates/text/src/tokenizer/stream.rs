@@ -72,7 +72,7 @@ impl<R> EncodeReader<'_, R> {
 
 impl Tokenizer {
     /// Where a text may be cut so that its parts, encoded by themselves, give the ids of the whole: between the second and
-    /// the third of three bytes. (`tallow prepare` cuts a document of gigabytes so.) `None` for a `tokenizer.json`, whose
+    /// the third of three bytes. ([`prepare`](crate::prepare) cuts a document of gigabytes so.) `None` for a `tokenizer.json`, whose
     /// rules may look arbitrarily far.
     ///
     /// # Example

@@ -1,7 +1,7 @@
 """Makes NotoSansSC-subset.otf, the font of the figures: Latin, Greek, Cyrillic, punctuation, kana, and GB 2312's hanzi.
 
     apt-get install fonts-noto-cjk && pip install fonttools==4.68.0
-    python assets/font/subset.py /usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc
+    python crates/view/assets/font/subset.py /usr/share/fonts/opentype/noto/NotoSansCJK-Regular.ttc
 """
 
 import pathlib
