@@ -11,7 +11,6 @@
 //! ```
 
 mod args;
-
 use anyhow::{Result, ensure};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Module, Tensor};

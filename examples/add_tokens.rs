@@ -10,7 +10,6 @@
 //! ```
 
 mod args;
-
 use anyhow::Result;
 use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};

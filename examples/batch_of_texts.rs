@@ -15,7 +15,6 @@
 //! ```
 
 mod args;
-
 use anyhow::Result;
 use candle_core::{DType, Device, Module};
 use candle_nn::{VarBuilder, VarMap};

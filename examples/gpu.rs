@@ -13,7 +13,6 @@
 //! ```
 
 mod args;
-
 use anyhow::{Result, ensure};
 use candle_core::{DType, IndexOp, Module, Tensor};
 use candle_nn::{VarBuilder, VarMap};

@@ -12,13 +12,11 @@
 //! (Guessing evenly would be a perplexity of 100277: trained on one verse, the model is sure and wrong about others.)
 
 mod args;
-
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Module, Optimizer, ParamsAdamW, VarBuilder, VarMap};
-use tallow::head::{self, CrossEntropyConfig};
 use tallow::optim::AdamW;
-use tallow::{Gradient, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
+use tallow::{Gradient, TokenEmbedding, TokenEmbeddingConfig, Tokenizer, head};
 
 const VERSE: &str = "The table has a row for every word, and every word a row; the rows were noise when they were made, \
                      and what they know, they grow.";
@@ -45,8 +43,7 @@ fn train(path: &str, device: &Device) -> Result<()> {
     let mut opt = AdamW::new(varmap.all_vars(), ParamsAdamW { lr: 0.02, ..Default::default() })?;
     let (inputs, targets) = pairs(VERSE)?;
     for _ in 0..40 {
-        let loss =
-            head::cross_entropy(&wte.forward(&inputs)?, &weight, None, &targets, &CrossEntropyConfig::default())?;
+        let loss = head::cross_entropy(&wte.forward(&inputs)?, &weight, None, &targets, &Default::default())?;
         opt.backward_step(&loss)?;
     }
     wte.flush()?;

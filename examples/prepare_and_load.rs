@@ -15,7 +15,6 @@
 //! ```
 
 mod args;
-
 use anyhow::{Context, Result};
 use candle_core::DType;
 use candle_nn::{VarBuilder, VarMap};

@@ -14,7 +14,6 @@
 //! ```
 
 mod args;
-
 use anyhow::Result;
 use candle_core::{DType, Device, IndexOp, Module, Tensor};
 use candle_nn::{VarBuilder, VarMap};

@@ -10,7 +10,6 @@
 //! ```
 
 mod args;
-
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};

@@ -12,7 +12,6 @@
 //! ```
 
 mod args;
-
 use anyhow::Result;
 use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::{VarBuilder, VarMap};
