@@ -199,7 +199,9 @@ fn is_test(folder: &Path, parts: &[String]) -> bool {
 }
 
 fn is_of_tests(line: &str) -> bool {
-    line.trim_start().starts_with("#[cfg") && line.contains("test") && !line.contains("not(test)")
+    line.trim_start().starts_with("#[cfg")
+        && line.contains("test")
+        && !["not(test)", "any("].iter().any(|other| line.contains(other))
 }
 
 /// A source without its comments, and without its modules of tests.

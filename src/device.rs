@@ -45,8 +45,7 @@ pub fn open(name: &str, warn: impl FnOnce(&str)) -> Result<Device> {
 fn open_cuda(ordinal: usize) -> candle_core::Result<Device> {
     let device = Device::new_cuda(ordinal)?;
     // A device that does not take the kernels is of no use.
-    #[cfg(feature = "cuda")]
-    crate::cuda::kernel(device.as_cuda_device()?, "gather_16")?;
+    crate::cuda::check(device.as_cuda_device()?)?;
     // One without memory pools has nothing to keep.
     _ = keep_memory(&device, true);
     Ok(device)
@@ -70,12 +69,8 @@ fn open_metal(ordinal: usize) -> candle_core::Result<Device> {
 /// Those of the driver.
 pub fn keep_memory(device: &Device, keep: bool) -> Result<()> {
     match device {
-        #[cfg(feature = "cuda")]
         Device::Cuda(device) => Ok(crate::cuda::keep_memory(device, keep)?),
-        _ => {
-            _ = keep;
-            Ok(())
-        }
+        _ => Ok(()),
     }
 }
 

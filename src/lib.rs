@@ -57,7 +57,6 @@
 
 mod batch;
 mod checkpoint;
-#[cfg(any(feature = "cuda", all(test, target_os = "linux")))]
 mod cuda;
 pub mod device;
 mod embedding;

@@ -32,7 +32,7 @@ pub(crate) enum Rows<'a> {
 /// What an optimizer does for a table that it updates row by row.
 pub(crate) trait Keeper: Send + Sync {
     /// Brings rows to the state that the dense optimizer would have given them by now.
-    fn catch_up(&self, weight: &Tensor, rows: Rows, frozen: &[bool]) -> Result<()>;
+    fn replay(&self, weight: &Tensor, rows: Rows, frozen: &[bool]) -> Result<()>;
 }
 
 /// What a row-sparse table's layer and optimizer share.
@@ -138,7 +138,7 @@ impl RowTable {
 
     /// Brings the table up to date whose memory this tensor reads, if it is a row-sparse one.
     pub(crate) fn refresh(tensor: &Tensor) -> Result<()> {
-        RowTable::find(tensor).map_or(Ok(()), |table| table.catch_up(Rows::All))
+        RowTable::find(tensor).map_or(Ok(()), |table| table.replay(Rows::All))
     }
 
     pub(crate) fn weight(&self) -> &Tensor {
@@ -164,12 +164,12 @@ impl RowTable {
     }
 
     /// Brings rows up to date, where an optimizer left some behind.
-    pub(crate) fn catch_up(&self, rows: Rows) -> Result<()> {
+    pub(crate) fn replay(&self, rows: Rows) -> Result<()> {
         let (keeper, frozen) = {
             let shared = lock(&self.shared);
             (shared.keeper.clone(), shared.frozen.clone())
         };
-        keeper.map_or(Ok(()), |keeper| keeper.catch_up(&self.weight, rows, &frozen))
+        keeper.map_or(Ok(()), |keeper| keeper.replay(&self.weight, rows, &frozen))
     }
 
     /// Puts aside the output gradient of a look-up, which `mark` stands for in the `GradStore`.
@@ -310,7 +310,7 @@ impl RowTable {
         let mut frozen = vec![false; if rows.is_empty() { 0 } else { vocab_size }];
         rows.iter().for_each(|row| frozen[*row as usize] = true);
         // Steps that were deferred before the freeze still apply.
-        self.catch_up(Rows::All)?;
+        self.replay(Rows::All)?;
         lock(&self.shared).frozen = Arc::new(frozen);
         Ok(())
     }
@@ -335,22 +335,15 @@ impl Grouped {
             device if groups.rows.is_empty() => {
                 Tensor::zeros((1, sources[0].dim(1)?), DType::F32, device)?.narrow(0, 0, 0)?
             }
-            #[cfg(feature = "cuda")]
             Device::Cuda(device) => crate::cuda::sum_rows(device, &groups, &joined(&sources)?)?,
             device => sum_on_device(&groups, &sources, device)?,
         };
         Ok(RowGradients { rows: groups.rows, values })
     }
-
-    /// All gradients as one tensor (N, C): of their own dtype where they have one, else f32.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn joined(&self) -> Result<Tensor> {
-        joined(&self.sources)
-    }
 }
 
-#[cfg(feature = "cuda")]
-fn joined(sources: &[Tensor]) -> Result<Tensor> {
+/// All gradients as one tensor (N, C): of their own dtype where they have one, else f32.
+pub(crate) fn joined(sources: &[Tensor]) -> Result<Tensor> {
     if let [source] = sources {
         return Ok(source.clone());
     }

@@ -21,7 +21,7 @@ use candle_nn::VarMap;
 use serde::{Deserialize, Serialize};
 
 use crate::loader::LoaderState;
-use crate::optim::AdamW;
+use crate::optim::Stateful;
 use crate::tensors::{self, TensorFile};
 use crate::{Error, Result};
 use folder::{Draft, Finished};
@@ -133,7 +133,7 @@ impl Checkpoint {
         &self,
         folder: impl AsRef<Path>,
         varmap: &VarMap,
-        optimizer: Option<&AdamW>,
+        optimizer: Option<&dyn Stateful>,
         keep: usize,
     ) -> Result<PathBuf> {
         let folder = folder.as_ref();
@@ -141,8 +141,8 @@ impl Checkpoint {
         if weights.is_empty() {
             return Err(Error::Config("the VarMap is empty: there is nothing to save".to_string()));
         }
-        let moments = optimizer.map(|optimizer| optimizer.state_by(Some(varmap))).transpose()?;
-        weights.catch_up()?;
+        let moments = optimizer.map(|optimizer| optimizer.state_by(varmap)).transpose()?;
+        weights.replay()?;
         let mut notes = vec![("seed", self.seed.to_string()), ("step", self.step.to_string())];
         notes.extend(self.tokenizer.map(|id| ("tokenizer", format!("{id:016x}"))));
         let state = serde_json::to_vec_pretty(self).map_err(|e| Error::Config(format!("extra: {e}")))?;
@@ -165,7 +165,7 @@ impl Checkpoint {
     ///
     /// An empty VarMap gets the variables of the file, on `options.device`, in their dtypes; build the model over it, make
     /// the optimizer, and load again with it. Without an optimizer, saved moments are left alone. An optimizer that was made without
-    /// names takes those of `varmap` ([`AdamW::name_by`]).
+    /// names takes those of `varmap` ([`name_by`](crate::optim::Optim::name_by)).
     ///
     /// # Errors
     /// - [`Error::Checkpoint`]: no finished checkpoint; a file that is torn, changed or hostile; a folder whose name is of another
@@ -178,7 +178,7 @@ impl Checkpoint {
     pub fn load(
         folder: impl AsRef<Path>,
         varmap: &VarMap,
-        mut optimizer: Option<&mut AdamW>,
+        mut optimizer: Option<&mut dyn Stateful>,
         options: &LoadOptions,
     ) -> Result<(Checkpoint, Skipped)> {
         let folder = folder.as_ref();
@@ -194,12 +194,12 @@ impl Checkpoint {
         misfits.extend(weights::other_tokenizer(found.tokenizer, options));
         let mut moments = None;
         if let Some(optimizer) = &mut optimizer {
-            optimizer.name_by(varmap)?;
+            optimizer.take_names(varmap)?;
             if finished.holds(OPTIMIZER) {
                 let file = TensorFile::open(&finished.path(OPTIMIZER))?;
                 let expected = optimizer.state_shapes();
                 let shape_of = |name: &str| file.header.info(name).map(|info| info.shape.clone());
-                misfits.extend(optimizer.misfits(shape_of));
+                misfits.extend(optimizer.misfits(&shape_of));
                 let unknown = file.header.names().into_iter().filter(|name| !expected.contains_key(name));
                 misfits.extend(unknown.map(|name| format!("the optimizer here has no {name:?}")));
                 moments = Some(file);
@@ -214,8 +214,7 @@ impl Checkpoint {
         let moments = moments.map(|file| file.read_all()).transpose()?;
         weights.fill(&model, varmap, options)?;
         if let (Some(optimizer), Some(moments)) = (optimizer, moments) {
-            optimizer.zero_grad();
-            optimizer.load_state(&moments)?;
+            optimizer.restore(&moments)?;
         }
         Ok((found, skipped))
     }

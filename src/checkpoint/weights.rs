@@ -92,8 +92,8 @@ impl Weights {
     }
 
     /// Replays the deferred updates of row-sparse tables, whoever their optimizer is.
-    pub(super) fn catch_up(&self) -> Result<()> {
-        self.tables().try_for_each(|table| table.catch_up(Rows::All))
+    pub(super) fn replay(&self) -> Result<()> {
+        self.tables().try_for_each(|table| table.replay(Rows::All))
     }
 
     fn tables(&self) -> impl Iterator<Item = std::sync::Arc<RowTable>> {
@@ -150,7 +150,7 @@ impl Weights {
             return Ok(());
         }
         // Deferred updates would later be applied to the new values.
-        self.catch_up()?;
+        self.replay()?;
         self.tables().for_each(|table| table.clear());
         for (name, var) in self.0.iter().filter(|(name, _)| file.header.info(name).is_some()).collect::<Vec<_>>() {
             var.set(&file.read(name, var.device())?.to_dtype(var.dtype())?)?;

@@ -7,8 +7,9 @@ use candle_core::{CudaDevice, DType, Device, Result, Shape, Storage, Tensor, Wit
 use half::{bf16, f16};
 
 use super::launch::{Element, in_place, kernel, launch, view};
+use super::parts::Parts;
 use super::plan::{LONGEST_RUN, Threads, pack};
-use crate::grouping::{Grouping, Groups, Parts};
+use crate::grouping::{Grouping, Groups};
 
 /// Which gradients belong to which row, on the device, with the rows of many gradients summed in parts already. Costs one
 /// upload of two to three numbers a position.

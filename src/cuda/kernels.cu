@@ -2,7 +2,7 @@
 //
 // This one file is compiled four times: by nvcc to kernels.ptx (compute capability 8.0, checked in, what is loaded), by NVRTC on a
 // machine whose driver refuses that file, by ptxas in CI to see registers and spills, and as plain C++ by the test of indexing and
-// arithmetic (on_host.rs). So it includes no header and uses no shared memory and no warp instruction: a thread owns its output
+// arithmetic (tests/kernels). So it includes no header and uses no shared memory and no warp instruction: a thread owns its output
 // elements and adds in the order of positions. The same input gives the same bits. (Counting positions adds integers atomically.)
 //
 // Compile with -fmad=false: a product and a sum stay two roundings, as on the CPU, in candle's order of operations.

@@ -122,6 +122,11 @@ pub(crate) fn in_place(tensor: &Tensor, change: impl FnOnce(&mut CudaStorage) ->
     tensor.inplace_op1(&Op(RefCell::new(Some(change))))
 }
 
+/// Whether the device takes the kernels.
+pub(crate) fn check(device: &CudaDevice) -> Result<()> {
+    kernel(device, "gather_16").map(|_| ())
+}
+
 /// The rows of `ids` (u32, contiguous) out of `table` (V, C), times `scale`. Ids without a row give zeros.
 pub(crate) fn gather(
     table: &CudaStorage,

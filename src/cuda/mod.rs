@@ -1,9 +1,15 @@
 //! kernels.cu on an NVIDIA GPU: loaded, launched, and what the layer and row gradients need of it.
-//! The optimizers' part is in `optim/on_cuda.rs`.
+//! The optimizers' part is in `optim/place/cuda.rs`.
+//!
+//! The functions are there in every build, so that nobody else asks for the feature `cuda`: without it no tensor is on such a device.
 
+#[cfg(any(feature = "cuda", test))]
+mod parts;
+#[cfg(any(feature = "cuda", test))]
 pub(crate) mod plan;
 
 #[cfg(all(test, target_os = "linux"))]
+#[path = "../../tests/kernels/on_host.rs"]
 pub(crate) mod on_host;
 
 #[cfg(feature = "cuda")]
@@ -11,9 +17,13 @@ mod gradients;
 #[cfg(feature = "cuda")]
 mod launch;
 
+#[cfg(not(feature = "cuda"))]
+mod absent;
+#[cfg(not(feature = "cuda"))]
+pub(crate) use absent::{check, dense_gradient, gather, keep_memory, sum_rows};
 #[cfg(feature = "cuda")]
 pub(crate) use gradients::{Sums, dense_gradient, sum_rows};
 #[cfg(feature = "cuda")]
-pub(crate) use launch::{Element, gather, in_place, keep_memory, kernel, launch, view};
+pub(crate) use launch::{Element, check, gather, in_place, keep_memory, kernel, launch, view};
 #[cfg(feature = "cuda")]
 pub(crate) use plan::{Threads, pack};

@@ -7,11 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CustomOp2, DType, Device, Layout, MetalStorage, Result, Shape, Storage, Tensor, WithDType,
+    CpuStorage, CudaStorage, CustomOp2, DType, Device, Layout, MetalStorage, Result, Shape, Storage, Tensor, WithDType,
 };
-
-#[cfg(feature = "cuda")]
-use candle_core::CudaStorage;
 
 use crate::NO_TOKEN;
 use crate::rows::RowTable;
@@ -104,7 +101,6 @@ impl CustomOp2 for Lookup {
         Ok((storage, shape))
     }
 
-    #[cfg(feature = "cuda")]
     fn cuda_fwd(
         &self,
         table: &CudaStorage,
@@ -153,7 +149,6 @@ impl CustomOp2 for Lookup {
             table.push(mark, self.host_ids.as_ref().unwrap_or(ids), &grad)?;
             return Ok((None, Some(mark.zeros_like()?)));
         }
-        #[cfg(feature = "cuda")]
         if let Device::Cuda(device) = table.device() {
             let ids = self.host_ids.as_ref().unwrap_or(ids);
             let scale = self.scale.unwrap_or(1.0);

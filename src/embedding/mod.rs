@@ -281,7 +281,7 @@ impl TokenEmbedding {
                 let looked_up: Vec<u32> = ids.flatten_all()?.to_dtype(DType::U32)?.to_vec1()?;
                 // The rows of a view are not the table's rows of the same numbers.
                 let same = self.weight.layout() == table.weight().layout();
-                table.catch_up(if same { Rows::These(&looked_up) } else { Rows::All })?;
+                table.replay(if same { Rows::These(&looked_up) } else { Rows::All })?;
             }
             if !device.is_cpu() {
                 host_ids = Some(ids.clone());
@@ -334,7 +334,7 @@ impl TokenEmbedding {
     /// Nothing for a dense gradient or when no step was taken since; else up to one pass over table and moments, and the
     /// updates that were deferred.
     pub fn flush(&self) -> Result<()> {
-        self.table().map_or(Ok(()), |table| table.catch_up(Rows::All))
+        self.table().map_or(Ok(()), |table| table.replay(Rows::All))
     }
 
     /// The tied output head: logits (…, V) = hidden (…, C) · weightᵀ.

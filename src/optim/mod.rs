@@ -5,69 +5,77 @@
 //! ([`Gradient::RowSparse`](crate::Gradient::RowSparse)) costs what the batch costs, not what the vocabulary costs.
 //! This module does not know where gradients came from.
 
-mod adamw;
+mod engine;
 mod history;
-mod host;
 mod kernel;
-#[cfg(any(feature = "cuda", all(test, target_os = "linux")))]
-mod on_cuda;
-mod on_device;
-mod sgd;
+mod place;
+mod rule;
+mod state;
 mod table;
 
-use candle_core::{DType, Tensor, Var};
+use candle_nn::ParamsAdamW;
 
-use crate::rows::{RowTable, was_replaced};
-use crate::{Error, Result};
+pub use engine::{Optim, ParamGroup};
+pub use rule::Rule;
+pub use state::Stateful;
 
-pub use adamw::{AdamW, ParamGroup};
-pub use sgd::Sgd;
+/// Decoupled Adam (Loshchilov and Hutter, 2019), a drop-in for `candle_nn::AdamW`.
+///
+/// Weights of f32 and f64 take candle's bits (moments below the normal range aside, see [`Replay::Exact`]); bf16 and f16
+/// weights are computed in f32 with f32 moments, where candle rounds every intermediate result. Tables whose layer has
+/// [`Gradient::RowSparse`](crate::Gradient::RowSparse) are found by their variable and updated by [`Replay`]'s rule.
+///
+/// **While it lives, updates of such a table's rows are deferred.** Everything of tallow replays the rows that it reads. Before
+/// anything else reads or writes the raw variables (`VarMap::save`, `VarMap::load`, `Var::set`, a `candle_nn::Embedding` over
+/// the table) call [`flush`](Optim::flush): deferred updates would later be applied to the new weights. Dropping the optimizer
+/// flushes, too, and forgets gradients that wait.
+///
+/// # Accumulation
+/// Row gradients belong to the `GradStore` of their backward, as dense ones do. To train on a batch in parts, add the stores
+/// (candle's `GradStore::extend`), then step once:
+/// ```
+/// # use candle_core::{DType, Device, Module, Tensor};
+/// # use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
+/// # use tallow::{Gradient, TokenEmbedding, TokenEmbeddingConfig, optim::AdamW};
+/// # let varmap = VarMap::new();
+/// # let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+/// # let cfg = TokenEmbeddingConfig { vocab_size: 10, d_model: 4, gradient: Gradient::RowSparse, ..Default::default() };
+/// # let wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
+/// # let mut opt = AdamW::from_varmap(&varmap, ParamsAdamW::default())?;
+/// # let loss = |ids: &[u32]| wte.forward(&Tensor::new(ids, &Device::Cpu)?)?.sqr()?.mean_all();
+/// let mut total = tallow::backward(&(loss(&[1, 2])? / 2.0)?)?; // the mean over two parts of equal size
+/// total.extend(tallow::backward(&(loss(&[2, 3])? / 2.0)?)?)?;
+/// opt.step(&total)?;
+/// # Ok::<(), tallow::Error>(())
+/// ```
+/// A step with a store that lacks the rows of an earlier backward is an error: the table would train on them, and nothing else. So is
+/// a second step with one store, or with one that was added to after its step: the table has no rows of it left.
+///
+/// # Cost
+/// Dense: one pass that reads weight, gradient and both moments and writes all but the gradient, on all threads,
+/// without temporaries. Row-sparse: proportional to the look-ups of the step.
+///
+/// # Example
+/// ```
+/// use candle_core::{DType, Device, Module, Tensor};
+/// use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
+/// use tallow::{Gradient, TokenEmbedding, TokenEmbeddingConfig, optim::AdamW};
+///
+/// let varmap = VarMap::new();
+/// let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+/// let cfg = TokenEmbeddingConfig { gradient: Gradient::RowSparse, ..Default::default() };
+/// let wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
+/// let mut opt = AdamW::new(varmap.all_vars(), ParamsAdamW::default())?; // was candle_nn::AdamW::new(…)
+/// let x = wte.forward(&Tensor::new(&[[7u32, 99999]], &Device::Cpu)?)?;
+/// opt.backward_step(&x.sqr()?.sum_all()?)?; // moves two rows, touches no other
+/// # Ok::<(), tallow::Error>(())
+/// ```
+pub type AdamW = Optim<ParamsAdamW>;
 
-/// Adds the row gradients that wait to a dense gradient of the same table, in place. In f32 in the order of candle's own
-/// sum, look-up by look-up, position by position; bf16 and f16 rows, and those on CUDA, are summed in f32 first.
-fn add_rows_into(dense: &Tensor, table: &RowTable) -> Result<()> {
-    if !dense.is_contiguous() {
-        return Err(Error::Config(
-            "the gradient of a row-sparse table must be contiguous: rows are added to it in place".to_string(),
-        ));
-    }
-    #[cfg(feature = "cuda")]
-    if on_cuda::takes(dense) {
-        let Some(grouped) = table.take_grouped_with_frozen()? else { return Ok(()) };
-        // dense - (-1 · sums): exact, in one pass.
-        return Ok(on_cuda::step_rows(dense, &grouped, &on_cuda::Rule::Sgd { lr: -1.0 })?);
-    }
-    let waiting = match dense.dtype() {
-        DType::F32 => table.take_lookups()?,
-        _ => match table.take_grouped_with_frozen()? {
-            None => Vec::new(),
-            Some(grouped) => grouped.sum().map(|gradients| vec![(gradients.rows, gradients.values)])?,
-        },
-    };
-    for (ids, grad) in waiting {
-        if dense.device().is_cpu() {
-            let values: Vec<f32> = grad.flatten_all()?.to_vec1()?;
-            host::change_rows(dense, &ids, &values, |sum, value| sum + value)?;
-        } else {
-            let ids = Tensor::from_slice(&ids, ids.len(), dense.device())?;
-            let sum = dense.index_add(&ids, &grad.to_dtype(dense.dtype())?, 0)?;
-            dense.slice_set(&sum, 0, 0)?;
-        }
-    }
-    Ok(())
-}
-
-/// An error for a variable in whose place another one is: it would move, and nothing would read it.
-fn is_current(var: &Var) -> Result<()> {
-    match was_replaced(var) {
-        false => Ok(()),
-        true => Err(Error::Config(format!(
-            "the table of shape {:?} was replaced by one of another size (add_tokens, resize, shrink), which this \
-             optimizer does not know: call `AdamW::follow(&varmap)`, or make the optimizer after the change",
-            var.dims()
-        ))),
-    }
-}
+/// θ ← θ - lr · g: `candle_nn::SGD`, bit for bit in f32, in one pass, and row by row for row-sparse tables.
+///
+/// A row without a gradient does not change, so nothing is deferred. Gradients accumulate as with [`AdamW`].
+pub type Sgd = Optim<f64>;
 
 /// What [`AdamW`] does about the steps in which a row of a row-sparse table had no gradient.
 ///

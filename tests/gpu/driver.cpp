@@ -8,7 +8,7 @@
 //
 // .ci/cuda links it as libcuda.so.1, over weak stand-ins for all other functions.
 
-#include "../../src/cuda/host.cpp"
+#include "../kernels/host.cpp"
 
 #include <cstdio>
 #include <cstdlib>

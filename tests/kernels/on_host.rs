@@ -23,7 +23,7 @@ unsafe impl Sync for Kernels {}
 
 impl Kernels {
     fn compile() -> Option<Kernels> {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cuda/host.cpp");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels/host.cpp");
         let folder = tempfile::tempdir().expect("a temporary folder");
         let library = folder.path().join("kernels.so");
         let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
@@ -185,7 +185,7 @@ pub(crate) fn sum<G: Named, O: Named, A: Named>(
 #[test]
 fn every_committed_entry_point_is_one_of_the_source() {
     let Some(kernels) = kernels() else { return };
-    let ptx = include_str!("kernels.ptx");
+    let ptx = include_str!("../../src/cuda/kernels.ptx");
     let names: Vec<&str> =
         ptx.lines().filter_map(|line| line.strip_prefix(".visible .entry ")?.strip_suffix('(')).collect();
     assert_eq!(names.len(), 59, "{names:?}");

@@ -19,7 +19,7 @@ template <class T> static T atomicAdd(T* at, T more) {
 #define __global__
 #define __launch_bounds__(...)
 
-#include "kernels.cu"
+#include "../../src/cuda/kernels.cu"
 
 extern "C" void this_thread(unsigned int block, unsigned int x, unsigned int y, unsigned int blocks_x, unsigned int blocks_y) {
     blockIdx = {block, 0, 0};

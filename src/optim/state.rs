@@ -1,0 +1,224 @@
+//! What an optimizer is between two steps: names and moments, out, in, and over to a table of another size.
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarMap;
+
+use super::engine::{Member, Optim, State};
+use super::rule::Rule;
+use crate::{Error, Result};
+
+/// An optimizer that a [`Checkpoint`](crate::Checkpoint) can hold: [`AdamW`](super::AdamW), [`Sgd`](super::Sgd).
+#[allow(private_bounds)] // no others
+pub trait Stateful: Parts {}
+
+impl<P: Rule> Stateful for Optim<P> {}
+
+/// What a checkpoint does with one.
+pub(crate) trait Parts {
+    /// Its state, where it has no names by those of `varmap`.
+    fn state_by(&self, varmap: &VarMap) -> Result<HashMap<String, Tensor>>;
+    /// Takes the names of `varmap` where it has none.
+    fn take_names(&mut self, varmap: &VarMap) -> Result<()>;
+    /// Names and shapes of its state.
+    fn state_shapes(&self) -> BTreeMap<String, Vec<usize>>;
+    /// What of a state is missing or has another shape, given the shapes by name.
+    fn misfits(&self, shape_of: &dyn Fn(&str) -> Option<Vec<usize>>) -> Vec<String> {
+        let wrong = |(name, shape): (String, Vec<usize>)| match shape_of(&name) {
+            None => Some(format!("{name:?} is missing")),
+            Some(found) if found != shape => Some(format!("{name:?} has shape {found:?}, not {shape:?}")),
+            Some(_) => None,
+        };
+        self.state_shapes().into_iter().filter_map(wrong).collect()
+    }
+    /// Forgets row gradients that wait, and puts a state back.
+    fn restore(&mut self, state: &HashMap<String, Tensor>) -> Result<()>;
+}
+
+impl<P: Rule> Parts for Optim<P> {
+    fn state_by(&self, varmap: &VarMap) -> Result<HashMap<String, Tensor>> {
+        self.named_state(Some(varmap))
+    }
+
+    fn take_names(&mut self, varmap: &VarMap) -> Result<()> {
+        self.name_by(varmap)
+    }
+
+    fn state_shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        let kinds: &[&str] = if P::MOMENTS { &["m", "v"] } else { &[] };
+        let of = |member: &Member| {
+            let (name, shape) = (member.name.clone(), member.var.dims().to_vec());
+            kinds.iter().map(move |kind| (format!("{name}.{kind}"), shape.clone()))
+        };
+        self.members().flat_map(of).chain([("step".to_string(), vec![1])]).collect()
+    }
+
+    fn restore(&mut self, state: &HashMap<String, Tensor>) -> Result<()> {
+        self.zero_grad();
+        self.load_state(state)
+    }
+}
+
+impl<P: Rule> Optim<P> {
+    /// Names the variables of an optimizer that was made without names ([`candle_nn::Optimizer::new`]), as `varmap` names them.
+    ///
+    /// # Errors
+    /// [`Error::Config`]: a variable that is not in `varmap`, or two with one name. Nothing is changed then.
+    pub fn name_by(&mut self, varmap: &VarMap) -> Result<()> {
+        if !self.named {
+            let names = self.names(Some(varmap))?;
+            self.members_mut().zip(names).for_each(|(member, name)| member.name = name);
+            self.named = true;
+        }
+        Ok(())
+    }
+
+    /// The names of all variables: those given, or those that `varmap` has for them.
+    fn names(&self, varmap: Option<&VarMap>) -> Result<Vec<String>> {
+        if self.named {
+            return Ok(self.members().map(|member| member.name.clone()).collect());
+        }
+        let Some(varmap) = varmap else {
+            return Err(Error::Config(
+                "this optimizer was made without names (`new`), and the order of its variables may be another in the next \
+                 process: make it by from_varmap, or call name_by(&varmap) first"
+                    .to_string(),
+            ));
+        };
+        let data = varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut by_id: HashMap<_, &String> = HashMap::new();
+        for (name, var) in data.iter() {
+            let known = by_id.entry(var.as_tensor().id()).or_insert(name);
+            *known = name.min(known); // of several names for one variable the first
+        }
+        let mut names = Vec::new();
+        for member in self.members() {
+            let Some(name) = by_id.get(&member.var.as_tensor().id()) else {
+                return Err(Error::Config(format!(
+                    "the optimizer has a variable of shape {:?} that is not in the VarMap, so its moments have no name: make \
+                     it by with_groups, with names",
+                    member.var.dims()
+                )));
+            };
+            if names.contains(*name) {
+                return Err(Error::Config(format!("the optimizer has the variable {name:?} twice")));
+            }
+            names.push((*name).clone());
+        }
+        Ok(names)
+    }
+
+    /// Everything that a checkpoint must hold: `step` (one i64), and for each variable of AdamW `NAME.m` and `NAME.v` in the
+    /// variable's shape, f32 (f64 for f64 weights), on the CPU.
+    ///
+    /// All rows are flushed first, so that nothing is deferred and no history is left: the state is that of a dense AdamW,
+    /// whatever the rule.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the variables have no names (see [`name_by`](Self::name_by)); those of candle's operations.
+    pub fn state(&self) -> Result<HashMap<String, Tensor>> {
+        self.named_state(None)
+    }
+
+    /// Puts back what [`state`](Self::state) gave. Nothing is changed unless everything fits.
+    ///
+    /// # Errors
+    /// [`Error::Config`] that lists every tensor that is missing or has another shape; or if the variables have no names (see
+    /// [`name_by`](Self::name_by)).
+    pub fn load_state(&mut self, state: &HashMap<String, Tensor>) -> Result<()> {
+        self.names(None)?;
+        let mut wrong = self.misfits(&|name| state.get(name).map(|tensor| tensor.dims().to_vec()));
+        let step = match state.get("step").map(|step| step.to_dtype(DType::I64)?.to_vec1::<i64>()) {
+            Some(Ok(step)) if matches!(step[..], [count] if count >= 0) => step[0] as usize,
+            _ => {
+                wrong.push("\"step\" is not the number of steps".to_string());
+                0
+            }
+        };
+        if !wrong.is_empty() {
+            return Err(Error::Config(format!("this is not the state of this optimizer: {}", wrong.join("; "))));
+        }
+        for member in self.members_mut() {
+            if P::MOMENTS {
+                member.set_moments(["m", "v"].map(|kind| &state[&format!("{}.{kind}", member.name)]))?;
+            }
+        }
+        self.step = step;
+        Ok(())
+    }
+
+    /// Goes on with the variables that `varmap` has now under the names that this optimizer knows: call it after
+    /// [`TokenEmbedding::resize`](crate::TokenEmbedding::resize) or [`shrink`](crate::TokenEmbedding::shrink). Rows that stayed
+    /// keep their moments, new rows start with zero moments. The step count is shared and is not reset. Row gradients that wait in
+    /// a table that was replaced are forgotten.
+    ///
+    /// # Errors
+    /// [`Error::Config`]: a variable whose shape is another in more than its first dimension, or which has another dtype; a
+    /// table with another optimizer; or variables without names (call [`name_by`](Self::name_by) before the table changes).
+    ///
+    /// # Cost
+    /// A copy of the moments of each variable that was replaced.
+    pub fn follow(&mut self, varmap: &VarMap) -> Result<()> {
+        self.names(None)?;
+        let data = varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        for member in self.members_mut() {
+            let Some(var) = data.get(&member.name).filter(|var| var.as_tensor().id() != member.var.as_tensor().id())
+            else {
+                continue;
+            };
+            let (old, new) = (member.var.dims().to_vec(), var.dims());
+            if old.get(1..) != new.get(1..) || old.len() != new.len() || member.var.dtype() != var.dtype() {
+                return Err(Error::Config(format!(
+                    "{:?} was {old:?} {} and is {new:?} {}: moments follow only to more or fewer rows",
+                    member.name,
+                    member.var.dtype().as_str(),
+                    var.dtype().as_str()
+                )));
+            }
+            let fit = |moment: Tensor| -> Result<Tensor> {
+                let (old, new) = (moment.dim(0)?, var.dim(0)?);
+                let kept = moment.narrow(0, 0, old.min(new))?;
+                Ok(if new > old { kept.pad_with_zeros(0, 0, new - old)? } else { kept.contiguous()? })
+            };
+            let moments = member.moments()?;
+            let mut followed = Member::new(member.name.clone(), var.clone(), P::MOMENTS)?;
+            if let (State::Table(new), State::Table(old)) = (&followed.state, &member.state) {
+                new.set_replay(old.how())?;
+            }
+            if let Some([m, v]) = moments {
+                followed.set_moments([&fit(m)?, &fit(v)?])?;
+            }
+            *member = followed;
+        }
+        Ok(())
+    }
+
+    fn named_state(&self, varmap: Option<&VarMap>) -> Result<HashMap<String, Tensor>> {
+        let mut state = HashMap::from([("step".to_string(), Tensor::new(&[self.step as i64], &Device::Cpu)?)]);
+        for (member, name) in self.members().zip(self.names(varmap)?) {
+            if let Some([m, v]) = member.moments()? {
+                state.insert(format!("{name}.m"), m);
+                state.insert(format!("{name}.v"), v);
+            }
+        }
+        Ok(state)
+    }
+}
+
+impl Member {
+    /// Both moments in the variable's shape, on the CPU.
+    fn moments(&self) -> Result<Option<[Tensor; 2]>> {
+        match &self.state {
+            State::Dense(place) => place.moments(self.var.as_tensor()),
+            State::Table(attached) => attached.moments(),
+        }
+    }
+
+    fn set_moments(&mut self, moments: [&Tensor; 2]) -> Result<()> {
+        match &mut self.state {
+            State::Dense(place) => place.set_moments(moments),
+            State::Table(attached) => attached.set_moments(moments),
+        }
+    }
+}
