@@ -23,7 +23,7 @@ fn main() -> Result<()> {
     let device = args::device("cpu")?;
     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &device);
     let gradient = Gradient::RowSparse;
-    let cfg = TokenEmbeddingConfig { vocab_size: tokenizer.table_rows(), d_model: 64, gradient, ..Default::default() };
+    let cfg = TokenEmbeddingConfig { vocab_size: tokenizer.vocab_size(), d_model: 64, gradient, ..Default::default() };
     let mut wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
     let old = wte.weight()?.copy()?;
 

@@ -35,7 +35,7 @@ fn main() -> Result<()> {
     let varmap = VarMap::new();
     let device = args::device("cpu")?;
     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &device);
-    let cfg = TokenEmbeddingConfig { vocab_size: tokenizer.table_rows(), d_model: 8, ..Default::default() };
+    let cfg = TokenEmbeddingConfig { vocab_size: tokenizer.vocab_size(), d_model: 8, ..Default::default() };
     let wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
     let x = wte.forward(&batch.ids)?;
     println!("tensor  {:?}", x.dims());

@@ -25,7 +25,7 @@ fn main() -> Result<()> {
 
     let varmap = VarMap::new();
     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &device);
-    let wte = TokenEmbedding::new(&TokenEmbeddingConfig::default(), vb.pp("wte"))?;
+    let wte = TokenEmbedding::new(&TokenEmbeddingConfig { vocab_size: 100_256, ..Default::default() }, vb.pp("wte"))?;
     let padding = Padding { context_length: Some(8), ..Default::default() };
     let batch = PaddedBatch::from_texts(&Tokenizer::cl100k(), &["小沈阳", "Hello"], padding, &device)?;
     let x = wte.forward(&batch.ids)?;

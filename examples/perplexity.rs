@@ -24,7 +24,7 @@ const OTHER: &str = "Rain fell on the harbour; nobody had brought a coat.";
 
 /// The table and the output weight out of a file, or new ones in a VarMap.
 fn model(vb: VarBuilder) -> Result<(TokenEmbedding, Tensor)> {
-    let (vocab_size, d_model) = (Tokenizer::cl100k().table_rows(), 32);
+    let (vocab_size, d_model) = (Tokenizer::cl100k().vocab_size(), 32);
     let cfg = TokenEmbeddingConfig { vocab_size, d_model, gradient: Gradient::RowSparse, ..Default::default() };
     let wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
     Ok((wte, vb.pp("head").get_with_hints((vocab_size, d_model), "weight", candle_nn::Init::Const(0.0))?))

@@ -29,7 +29,7 @@ fn main() -> Result<()> {
     let varmap = VarMap::new();
     let device = args::device("cpu")?;
     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &device);
-    let wte = TokenEmbedding::new(&TokenEmbeddingConfig::default(), vb.pp("wte"))?;
+    let wte = TokenEmbedding::new(&TokenEmbeddingConfig { vocab_size: 100_256, ..Default::default() }, vb.pp("wte"))?;
 
     // Every id fetches its row.
     let batch = Tensor::from_slice(&ids, (1, ids.len()), &Device::Cpu)?;

@@ -1,7 +1,9 @@
 //! One error type for the package: every variant holds the facts, every message says what to do next.
 
+use std::cell::RefCell;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::DType;
 
@@ -116,19 +118,75 @@ impl From<tallow_text::Error> for Error {
     }
 }
 
+/// An error of tallow that went through candle (`Module::forward`, `Optimizer::step`) is itself again.
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
-        Error::Candle(error)
+        let plain = |error: &candle_core::Error| matches!(error, candle_core::Error::Wrapped(_));
+        let ours = match &error {
+            candle_core::Error::WithBacktrace { inner, .. } if plain(inner) => Error::of(&error),
+            error if plain(error) => Error::of(error),
+            _ => None, // with words of somebody else, which are kept
+        };
+        match ours {
+            Some(ours) => {
+                drop(error);
+                Arc::try_unwrap(ours).unwrap_or_else(|shared| Error::Config(shared.to_string()))
+            }
+            None => Error::Candle(error),
+        }
     }
 }
 
-/// The edge to candle's interfaces (`Module::forward`), which must return candle's error: the message stays.
+/// The edge to candle's interfaces (`Module::forward`), which must return candle's error: message and type stay, see [`Error::of`].
 impl From<Error> for candle_core::Error {
     fn from(error: Error) -> Self {
         match error {
             Error::Candle(inner) => inner,
-            ours => candle_core::Error::Wrapped(Box::new(ours)),
+            ours => candle_core::Error::Wrapped(Box::new(Crossing(Arc::new(ours)))),
         }
+    }
+}
+
+impl Error {
+    /// The error of tallow in an error of candle: what `Module::forward` or an optimizer's step returned, also with words around it. In
+    /// a function that returns [`Result`], `?` gives it back by itself.
+    ///
+    /// # Example
+    /// ```
+    /// # use candle_core::{DType, Device, Module, Tensor};
+    /// # use candle_nn::{VarBuilder, VarMap};
+    /// # use tallow::{Error, TokenEmbedding, TokenEmbeddingConfig};
+    /// # let varmap = VarMap::new();
+    /// # let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+    /// # let wte = TokenEmbedding::new(&TokenEmbeddingConfig { vocab_size: 10, ..Default::default() }, vb.pp("wte"))?;
+    /// let error: candle_core::Error = wte.forward(&Tensor::new(&[3u32, 12], &Device::Cpu)?).unwrap_err();
+    /// assert!(matches!(Error::of(&error).as_deref(), Some(Error::IdOutOfRange { id: 12, rows: 10, .. })));
+    /// # Ok::<(), tallow::Error>(())
+    /// ```
+    pub fn of(error: &candle_core::Error) -> Option<Arc<Error>> {
+        // candle keeps a foreign error as something that can be printed and no more. So it is printed, and hands itself over.
+        let outer = ASKED.replace(Some(None));
+        _ = error.to_string();
+        ASKED.replace(outer).flatten()
+    }
+}
+
+thread_local! {
+    /// While somebody asks for it: the error of tallow that was printed.
+    static ASKED: RefCell<Option<Option<Arc<Error>>>> = const { RefCell::new(None) };
+}
+
+/// An error of tallow inside one of candle.
+struct Crossing(Arc<Error>);
+
+impl std::fmt::Display for Crossing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        ASKED.with_borrow_mut(|asked| {
+            if let Some(found) = asked {
+                found.get_or_insert_with(|| self.0.clone());
+            }
+        });
+        self.0.fmt(f)
     }
 }
 
@@ -138,7 +196,7 @@ fn out_of_range_advice(id: i64, rows: usize) -> String {
         Err(_) => "ids are 32-bit; mark padding with u32::MAX".to_string(),
         Ok(_) => format!(
             "its ids run from 0 to {}; give the table at least {} rows (`TokenEmbeddingConfig::vocab_size`; \
-             `Tokenizer::table_rows` says how many its ids need)",
+             `Tokenizer::vocab_size` says how many its ids need)",
             rows.saturating_sub(1),
             id + 1
         ),

@@ -96,7 +96,7 @@ fn main() -> Result<()> {
         tallow::device::keep_memory(device, false)?;
     }
     let tokenizer = args.tokenizer.as_ref().map_or_else(|| Ok(Tokenizer::cl100k()), Tokenizer::from_file)?;
-    let cfg = Config { vocab_size: tokenizer.table_rows(), ..args.model.clone() };
+    let cfg = Config { vocab_size: tokenizer.vocab_size(), ..args.model.clone() };
     let story = || Dataset::from_text(&tokenizer, include_str!("../../assets/story.txt"), 0.1);
     let data = args.data.as_ref().map_or_else(story, |path| Dataset::from_path(path, &tokenizer, 0.1))?;
     let (train, val) = (data.split("train")?, data.split("val")?);

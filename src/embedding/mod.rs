@@ -54,16 +54,17 @@ pub enum Scale {
     Constant(f64),
 }
 
-/// What a [`TokenEmbedding`] is made of. The default is the lesson's table: 100256 x 64, N(0, 0.02), seed 1337.
+/// What a [`TokenEmbedding`] is made of. The default holds every id of cl100k, the separator that
+/// `prepare` writes included: 100277 x 64, N(0, 0.02), seed 1337. (The lesson's table is its first 100256 rows: `vocab_size: 100256`.)
 ///
 /// ```
 /// use tallow::{TokenEmbeddingConfig, Tokenizer};
-/// let cfg = TokenEmbeddingConfig { vocab_size: Tokenizer::cl100k().table_rows(), d_model: 768, ..Default::default() };
+/// let cfg = TokenEmbeddingConfig { vocab_size: Tokenizer::cl100k().vocab_size(), d_model: 768, ..Default::default() };
 /// assert_eq!((cfg.vocab_size, cfg.seed), (100277, 1337));
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenEmbeddingConfig {
-    /// Rows of the table, V. `Tokenizer::table_rows()` holds every id.
+    /// Rows of the table, V. `Tokenizer::vocab_size()` holds every id.
     pub vocab_size: usize,
     /// Columns of the table, C.
     pub d_model: usize,
@@ -83,7 +84,7 @@ pub struct TokenEmbeddingConfig {
 impl Default for TokenEmbeddingConfig {
     fn default() -> Self {
         TokenEmbeddingConfig {
-            vocab_size: 100_256,
+            vocab_size: 100_277,
             d_model: 64,
             init: Init::GPT2,
             seed: 1337,

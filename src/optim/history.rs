@@ -1,4 +1,4 @@
-//! The steps that rows may still owe, and when what they owe can no longer change a weight.
+//! The steps that are deferred, and when a deferred update can no longer change a weight.
 
 use candle_core::DType;
 
@@ -113,12 +113,12 @@ pub(super) struct Entry {
 ///
 /// |uⱼ| / |θⱼ| ≤ (|m| / (√v · |θ|)) · Rⱼ / Rᵏ, where Rⱼ = lrⱼ·sⱼ·B1ⱼ / (√(rⱼ·B2ⱼ) · Dⱼ), Rᵏ = B1ₖ / (√B2ₖ · Dₖ)
 ///
-/// and B1, B2 and D are the products of β1, β2 and d from entry 1 on. All steps that a row owes lie in the past when it
-/// pays, so the largest Rⱼ after k is known whatever the schedule did, rises included; `factor` is that maximum, over
+/// and B1, B2 and D are the products of β1, β2 and d from entry 1 on. All deferred steps of a row lie in the past when it
+/// is replayed, so the largest Rⱼ after k is known whatever the schedule did, rises included; `factor` is that maximum, over
 /// Rᵏ, times 2²⁷. Thus |m| · factor ≤ √v · |θ| proves |uⱼ| ≤ 2⁻²⁷·|θⱼ| for every j > k at once: half of what is needed.
 /// The other half is for rounding: every product is off by at most 2⁻²⁴ of itself, four products a step, so over
 /// [`MAX_ENTRIES`] steps by less than e^(4 · 65536 · 2⁻²⁴) = 1.016, as long as the numbers are normal. That is so:
-/// |θ| ≥ 2⁻⁶⁰ is asked for and decay over what is owed takes off less than e⁻²⁰; m is stored as zero once it is below
+/// |θ| ≥ 2⁻⁶⁰ is asked for and decay over what is deferred takes off less than e⁻²⁰; m is stored as zero once it is below
 /// 2⁻¹²⁶, and m = 0 gives u = 0 exactly; v is stored as zero once it is below 2⁻¹²⁶, where ε, which must be at least
 /// √(rⱼ·2⁻¹²⁶), keeps the denominator above what the bound has for it.
 ///
@@ -159,7 +159,7 @@ impl History {
         History { entries: vec![entry], unsafe_until: 0, uniform_from: 0, unsent: 0 }
     }
 
-    /// The index of the newest entry: what `last` is for a row that owes nothing.
+    /// The index of the newest entry: what `last` is for a row of which nothing is deferred.
     pub(super) fn now(&self) -> usize {
         self.entries.len() - 1
     }

@@ -162,7 +162,7 @@ fn replay_block(
     }
 }
 
-/// Whether no update that is still owed can change any of these weights; see [`History`].
+/// Whether no deferred update can change any of these weights; see [`History`].
 #[inline(always)]
 fn is_settled(theta: &[f32; LANES], m: &[f32; LANES], v: &[f32; LANES], factor: f32, zero_is_safe: bool) -> bool {
     let mut unsettled = 0u32;

@@ -277,8 +277,8 @@ impl PretrainedTable {
     /// # Errors
     /// [`Error::Config`] with the numbers, if it cannot.
     pub fn check_tokenizer(&self, tokenizer: &Tokenizer) -> Result<()> {
-        let (rows, ids) = (self.vocab_size(), tokenizer.table_rows());
-        let (least, most) = (tokenizer.table_rows_ordinary(), ids + (ids / 20).max(1024));
+        let (rows, ids) = (self.vocab_size(), tokenizer.vocab_size());
+        let (least, most) = (tokenizer.ordinary_vocab_size(), ids + (ids / 20).max(1024));
         match (least..=most).contains(&rows) {
             true => Ok(()),
             false => Err(Error::Config(format!(

@@ -37,7 +37,7 @@ impl TokenEmbedding {
     /// use tallow::{Fill, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
     /// let (mut tokenizer, varmap) = (Tokenizer::cl100k(), VarMap::new());
     /// let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
-    /// let cfg = TokenEmbeddingConfig { vocab_size: tokenizer.table_rows(), d_model: 8, ..Default::default() };
+    /// let cfg = TokenEmbeddingConfig { vocab_size: tokenizer.vocab_size(), d_model: 8, ..Default::default() };
     /// let mut wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
     /// let ids = wte.add_tokens(&varmap, &mut tokenizer, &["<|user|>", "<|bot|>"], Fill::Mean)?;
     /// assert_eq!((ids, wte.vocab_size()), (vec![100277, 100278], 100279));
@@ -55,7 +55,7 @@ impl TokenEmbedding {
         let old = self.vocab_size();
         let new = |id: &&u32| tokenizer.token_bytes(**id).is_none() && (**id as usize) < old;
         let within: Vec<u32> = ids.iter().filter(new).copied().collect();
-        self.grow(varmap, old.max(grown.table_rows()), &within, fill)?;
+        self.grow(varmap, old.max(grown.vocab_size()), &within, fill)?;
         *tokenizer = grown;
         Ok(ids)
     }
@@ -65,7 +65,7 @@ impl TokenEmbedding {
     /// those of `to` and the table.
     ///
     /// # Errors
-    /// - [`Error::Config`]: another width than the table's, or fewer rows than `to.table_rows()`; or `vb` has the weight already.
+    /// - [`Error::Config`]: another width than the table's, or fewer rows than `to.vocab_size()`; or `vb` has the weight already.
     /// - those of [`new`](Self::new) and of reading.
     ///
     /// # Cost
@@ -79,12 +79,12 @@ impl TokenEmbedding {
         vb: VarBuilder,
     ) -> Result<(Self, Transplanted)> {
         let (rows, columns) = (cfg.vocab_size, table.d_model());
-        if cfg.d_model != columns || rows < to.table_rows() {
+        if cfg.d_model != columns || rows < to.vocab_size() {
             return Err(Error::Config(format!(
                 "the config says {rows} x {}: this table for {} is {} x {columns}, or has more rows",
                 cfg.d_model,
                 to.name(),
-                to.table_rows()
+                to.vocab_size()
             )));
         }
         if vb.contains_tensor("weight") {

@@ -1,9 +1,10 @@
 //! The layer: PyTorch's values and gradients, candle's results, the guard, the VarMap.
 
 use candle_core::{DType, Device, IndexOp, Module, Tensor, Var};
-use candle_nn::{VarBuilder, VarMap};
+use candle_nn::{Optimizer, VarBuilder, VarMap};
 use proptest::prelude::*;
-use tallow::{Error, Init, NO_TOKEN, Scale, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
+use tallow::optim::AdamW;
+use tallow::{Error, Gradient, Init, NO_TOKEN, Scale, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 
 use crate::support::golden;
 
@@ -118,7 +119,8 @@ fn ids_of_every_kind_give_the_right_rows() {
 #[test]
 fn a_bad_id_is_named_on_every_device_and_the_device_lives_on() {
     for device in devices() {
-        let (wte, _varmap) = layer(&TokenEmbeddingConfig { d_model: 4, ..Default::default() }, DType::F32, &device);
+        let (wte, _varmap) =
+            layer(&TokenEmbeddingConfig { vocab_size: 100_256, d_model: 4, ..Default::default() }, DType::F32, &device);
         let wte = wte.with_token_names(Tokenizer::cl100k().names());
         let bad = Tensor::new(&[[1u32, 2, 3], [4, 100_257, 100_256]], &device).unwrap();
         match wte.lookup(&bad).unwrap_err() {
@@ -133,7 +135,7 @@ fn a_bad_id_is_named_on_every_device_and_the_device_lives_on() {
             message,
             "id 100257 (\"<|endoftext|>\" of cl100k_base) at position [1, 1] of the ids is outside the table of 100256 \
              rows: its ids run from 0 to 100255; give the table at least 100258 rows (`TokenEmbeddingConfig::vocab_size`; \
-             `Tokenizer::table_rows` says how many its ids need)"
+             `Tokenizer::vocab_size` says how many its ids need)"
         );
         let negative = wte.lookup(&Tensor::new(&[5i64, -1], &device).unwrap()).unwrap_err().to_string();
         assert!(negative.starts_with("id -1 at position [1] ") && negative.contains("never negative"), "{negative}");
@@ -321,6 +323,33 @@ fn a_stock_optimizer_trains_the_table() {
         }
     }
     assert_eq!(bits(wte.weight().unwrap()), bits(theirs.as_tensor()));
+}
+
+/// After `?` through candle's interfaces a caller can still match the error of tallow.
+#[test]
+fn typed_errors_survive_candle() {
+    let varmap = VarMap::new();
+    let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+    let cfg = TokenEmbeddingConfig { vocab_size: 10, d_model: 2, gradient: Gradient::RowSparse, ..Default::default() };
+    let wte = TokenEmbedding::new(&cfg, vb.pp("wte")).unwrap();
+    let bad = Tensor::new(&[[1u32, 12]], &Device::Cpu).unwrap();
+    let through = || -> tallow::Result<Tensor> { Ok(wte.forward(&bad)?) };
+    assert!(matches!(through(), Err(Error::IdOutOfRange { id: 12, rows: 10, .. })));
+    // Inside a model, with words around it, and where backtraces are kept.
+    let error = wte.forward(&bad).unwrap_err().bt().context("block 3").with_path("model");
+    let ours = Error::of(&error).unwrap();
+    assert!(matches!(&*ours, Error::IdOutOfRange { id: 12, position, .. } if position == &[0, 1]));
+    let kept = Error::from(error).to_string();
+    assert!(kept.contains("block 3") && kept.contains("id 12"), "{kept}");
+    // An optimizer's step.
+    let mut opt = AdamW::new(varmap.all_vars(), Default::default()).unwrap();
+    let loss = || wte.forward(&Tensor::new(&[3u32], &Device::Cpu).unwrap()).unwrap().sum_all().unwrap();
+    tallow::backward(&loss()).unwrap();
+    let mut stray = || -> tallow::Result<()> { Ok(opt.backward_step(&loss())?) };
+    assert!(matches!(stray(), Err(Error::Config(what)) if what.contains("an earlier backward")));
+    // candle's own stay candle's.
+    let own = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap().reshape((2, 2)).unwrap_err();
+    assert!(Error::of(&own).is_none() && matches!(Error::from(own), Error::Candle(_)));
 }
 
 #[path = "../../examples/args/mod.rs"]

@@ -401,13 +401,13 @@ fn tokenizer_and_table_grow_together_or_not_at_all() {
     for original in files {
         let varmap = VarMap::new();
         let vb = VarBuilder::from_varmap(&varmap, DType::F32, &CPU);
-        let rows = original.table_rows() + 1; // one more than tokens, as models have
+        let rows = original.vocab_size() + 1; // one more than tokens, as models have
         let cfg = TokenEmbeddingConfig { vocab_size: rows, d_model: 4, ..Default::default() };
         let mut wte = TokenEmbedding::new(&cfg, vb.pp("wte")).unwrap();
         let old = values(wte.weight().unwrap());
         let mut tokenizer = original.clone(); // the default rule: what was added is found
         let ids = wte.add_tokens(&varmap, &mut tokenizer, &["<|user|>", "<|bot|>"], Fill::Mean).unwrap();
-        let first = original.table_rows() as u32;
+        let first = original.vocab_size() as u32;
         assert_eq!((ids.clone(), wte.vocab_size()), (vec![first, first + 1], rows + 1));
         let new = values(wte.weight().unwrap());
         assert_eq!(new[..rows - 1], old[..rows - 1]);
@@ -429,7 +429,7 @@ fn tokenizer_and_table_grow_together_or_not_at_all() {
         }
         let refused = wte.add_tokens(&varmap, &mut tokenizer, &["<|new|>"], Fill::CopyOf(99_999_999));
         assert!(matches!(refused, Err(Error::Config(_))));
-        assert_eq!((tokenizer.table_rows(), wte.vocab_size()), (rows + 1, rows + 1));
+        assert_eq!((tokenizer.vocab_size(), wte.vocab_size()), (rows + 1, rows + 1));
         // A checkpoint of the grown pair is not taken for one of the old tokenizer.
         let run = tempfile::tempdir().unwrap();
         let saved = Checkpoint { tokenizer: Some(tokenizer.fingerprint()), ..Default::default() };
@@ -447,7 +447,7 @@ fn noise_differs_from_row_to_row_where_rows_are_to_spare() {
     let columns = 64;
     for spare in [0, 1, 8] {
         let mut tokenizer = ranks(folder.path(), &["th", "the"]);
-        let rows = tokenizer.table_rows() + spare;
+        let rows = tokenizer.vocab_size() + spare;
         let varmap = VarMap::new();
         let vb = VarBuilder::from_varmap(&varmap, DType::F32, &CPU);
         let cfg = TokenEmbeddingConfig { vocab_size: rows, d_model: columns, init: Init::CANDLE, ..Default::default() };

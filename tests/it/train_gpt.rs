@@ -140,7 +140,7 @@ fn thirty_steps_learn_more_than_how_often_tokens_occur() {
     let mut times = HashMap::new();
     ids.iter().for_each(|id| *times.entry(id).or_insert(0.0) += 1.0);
     let entropy: f64 = times.values().map(|n: &f64| -n / ids.len() as f64 * (n / ids.len() as f64).ln()).sum();
-    let cfg = Config { blocks: 2, lr: 5e-3, batch: 8, dropout: 0.1, ..lesson(tokenizer.table_rows()) };
+    let cfg = Config { blocks: 2, lr: 5e-3, batch: 8, dropout: 0.1, ..lesson(tokenizer.vocab_size()) };
     let (varmap, gpt) = build(&cfg);
     let mut opt = AdamW::from_varmap(&varmap, params(&cfg)).unwrap();
     let mut losses = Vec::new();
@@ -215,7 +215,7 @@ fn the_fused_loss_trains_as_candle_s_does() {
 
 /// Our 100 steps of the lesson's model on the story: losses, and the weights at the beginning and the end.
 fn hundred_steps() -> (Vec<f32>, HashMap<String, Tensor>, VarMap, Vec<Batch>) {
-    let cfg = lesson(Tokenizer::cl100k().table_rows());
+    let cfg = lesson(Tokenizer::cl100k().vocab_size());
     let (varmap, gpt) = build(&cfg);
     let start = varmap.data().lock().unwrap().iter().map(|(name, var)| (name.clone(), var.copy().unwrap())).collect();
     let mut opt = AdamW::from_varmap(&varmap, params(&cfg)).unwrap();

@@ -61,8 +61,8 @@ impl SpecialsArgs {
     /// Rows that a table for these ids has.
     pub fn rows(&self, tokenizer: &Tokenizer) -> usize {
         match self.specials {
-            SpecialsArg::Allow => tokenizer.table_rows(),
-            _ => tokenizer.table_rows_ordinary(),
+            SpecialsArg::Allow => tokenizer.vocab_size(),
+            _ => tokenizer.ordinary_vocab_size(),
         }
     }
 }

@@ -15,7 +15,7 @@ const FLAGS: [(&str, &str); 24] = [
     ("`ForeignFile::dtype`", "--dtype"),
     ("`ForeignFile::table_rows`", "--rows (or --tokenizer)"),
     ("take another name for it, or another folder", "give another --split or folder"),
-    ("(`TokenEmbeddingConfig::vocab_size`; `Tokenizer::table_rows` says how many its ids need)", "(--rows)"),
+    ("(`TokenEmbeddingConfig::vocab_size`; `Tokenizer::vocab_size` says how many its ids need)", "(--rows)"),
     ("choose one (`tensor`) of", "choose one (--tensor NAME) of"),
     ("there is no such branch, tag or commit", "there is no such branch, tag or commit (--revision)"),
     ("take the table's own tokenizer", "give its own tokenizer (--tokenizer)"),

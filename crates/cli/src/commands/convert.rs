@@ -108,7 +108,7 @@ impl Convert {
             (rows, Some(_)) => {
                 let tokenizer = self.tokenizer.open()?;
                 let info = TokenizerInfo::new(tokenizer.name(), tokenizer.fingerprint());
-                (rows.unwrap_or(tokenizer.table_rows()), Some(info))
+                (rows.unwrap_or(tokenizer.vocab_size()), Some(info))
             }
             (None, None) => bail!("whose ids are these? Give --tokenizer FILE (or cl100k), or only --rows N"),
         };

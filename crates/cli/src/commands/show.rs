@@ -258,7 +258,7 @@ impl Show {
             out,
             "tokenizer  {}: {} tokens, and {specials} special ones",
             plain(tokenizer.name()),
-            tokenizer.vocab_size()
+            tokenizer.ordinary_tokens()
         )?;
         writeln!(out, "table      {}\n", plain(describe(table, report.origin)))?;
         self.print_matrix(&mut out, report, pieces)?;

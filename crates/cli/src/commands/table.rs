@@ -61,7 +61,7 @@ struct Row {
 impl Table {
     pub fn run(mut self) -> Result<()> {
         let tokenizer = self.tokenizer.open()?;
-        let rows = self.vocab_size.unwrap_or(tokenizer.table_rows_ordinary());
+        let rows = self.vocab_size.unwrap_or(tokenizer.ordinary_vocab_size());
         let table = self.table.open(rows, &tokenizer)?;
         let ranges = self.ranges(table.vocab_size())?;
         if let Some(path) = &self.out {

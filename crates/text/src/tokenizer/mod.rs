@@ -88,7 +88,7 @@ impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokenizer")
             .field("name", &self.name())
-            .field("table_rows", &self.table_rows())
+            .field("vocab_size", &self.vocab_size())
             .field("specials", &self.specials)
             .finish_non_exhaustive()
     }
@@ -379,7 +379,7 @@ impl Tokenizer {
             id: ids[position],
             position,
             tokenizer: self.name().to_string(),
-            largest: self.table_rows().saturating_sub(1) as u32,
+            largest: self.vocab_size().saturating_sub(1) as u32,
         };
         match &self.engine {
             Engine::File(file) => {
@@ -427,16 +427,17 @@ impl Tokenizer {
         self.engine.specials()
     }
 
-    /// Number of ordinary tokens (special tokens are not counted): 100256 for cl100k.
-    pub fn vocab_size(&self) -> usize {
+    /// How many ordinary tokens there are (special tokens are not counted): 100256 for cl100k.
+    pub fn ordinary_tokens(&self) -> usize {
         match &self.engine {
             Engine::Ranks(ranks) => ranks.vocab.len(),
             Engine::File(file) => file.ordinary,
         }
     }
 
-    /// Rows that a table needs to hold every id, special tokens included (largest id + 1): 100277 for cl100k.
-    pub fn table_rows(&self) -> usize {
+    /// Rows that a table needs for every id, special tokens included (largest id + 1): 100277 for cl100k. It is tiktoken's `n_vocab`, and
+    /// what a table's `vocab_size` should be.
+    pub fn vocab_size(&self) -> usize {
         match &self.engine {
             Engine::Ranks(ranks) => {
                 let specials = ranks.specials.iter().map(|(_, id)| *id as usize + 1).max();
@@ -446,8 +447,8 @@ impl Tokenizer {
         }
     }
 
-    /// Rows that a table needs to hold every ordinary token (largest id + 1): 100256 for cl100k, the lesson's.
-    pub fn table_rows_ordinary(&self) -> usize {
+    /// Rows that a table needs for every ordinary token (largest id + 1): 100256 for cl100k, the lesson's.
+    pub fn ordinary_vocab_size(&self) -> usize {
         match &self.engine {
             Engine::Ranks(ranks) => ranks.vocab.rows(),
             Engine::File(file) => file.rows_ordinary,

@@ -46,7 +46,7 @@ fn the_lesson() {
     assert_eq!(tokenizer.token_to_id([0xE6, 0xB2]), Some(31106));
     assert_eq!(tokenizer.token_bytes(100_256), None);
     assert_eq!(
-        (tokenizer.vocab_size(), tokenizer.table_rows_ordinary(), tokenizer.table_rows()),
+        (tokenizer.ordinary_tokens(), tokenizer.ordinary_vocab_size(), tokenizer.vocab_size()),
         (100_256, 100_256, 100_277)
     );
 }

@@ -11,7 +11,7 @@ fn every_family_of_tokenizer_json_gives_pythons_ids() {
     for (name, case) in golden_json("tokenizer_json.json")["cases"].as_object().unwrap() {
         let tokenizer = Tokenizer::from_file(golden(&format!("{name}.json"))).unwrap();
         assert_eq!(tokenizer.name(), name);
-        assert_eq!(tokenizer.table_rows() as u64, case["rows"].as_u64().unwrap(), "{name}");
+        assert_eq!(tokenizer.vocab_size() as u64, case["rows"].as_u64().unwrap(), "{name}");
         let allowing = tokenizer.clone().with_specials(Specials::Allow);
         for case in case["texts"].as_array().unwrap() {
             let text = case["text"].as_str().unwrap();
@@ -45,7 +45,7 @@ fn a_byte_level_file_is_exact_to_the_byte() {
         assert_eq!(tokenizer.token_to_id(&bytes), Some(*id));
     }
     assert_eq!(tokenizer.token_to_id("<|endoftext|>"), Some(0));
-    assert_eq!((tokenizer.vocab_size(), tokenizer.table_rows()), (382, 383));
+    assert_eq!((tokenizer.ordinary_tokens(), tokenizer.vocab_size()), (382, 383));
     assert!(tokenizer.is_byte_level());
     assert!(!Tokenizer::from_file(golden("unigram.json")).unwrap().is_byte_level());
 }
@@ -91,7 +91,7 @@ fn rank_files_of_known_encodings_equal_other_implementations() {
     let o200k = bpe_openai::o200k_base();
     rank_file(&path, o200k.bpe.num_tokens() as u32, |id| Some(o200k.bpe.token_bytes(id).to_vec()));
     let from_file = Tokenizer::from_file(&path).unwrap();
-    assert_eq!((from_file.name(), from_file.table_rows()), ("o200k_base", 200_019));
+    assert_eq!((from_file.name(), from_file.vocab_size()), ("o200k_base", 200_019));
     for text in adversarial() {
         assert_eq!(from_file.encode(&text).unwrap(), o200k.encode(&text), "{text:?}");
     }
@@ -102,7 +102,7 @@ fn rank_files_of_known_encodings_equal_other_implementations() {
     ] {
         rank_file(&path, rows, |id| reference.decode_bytes(&[id]).ok().filter(|_| id != 50_256));
         let from_file = Tokenizer::from_file(&path).unwrap();
-        assert_eq!((from_file.name(), from_file.table_rows()), (name, rows as usize));
+        assert_eq!((from_file.name(), from_file.vocab_size()), (name, rows as usize));
         for text in adversarial() {
             assert_eq!(from_file.encode(&text).unwrap(), reference.encode_ordinary(&text), "{name}: {text:?}");
         }
@@ -185,7 +185,7 @@ fn a_rank_file_of_ones_own_works() {
     });
     let tokenizer = Tokenizer::from_file(&path).unwrap();
     assert_eq!(tokenizer.encode("abcab é").unwrap(), [257, 256, 32, 258]);
-    assert_eq!((tokenizer.name(), tokenizer.table_rows(), tokenizer.special_ids().len()), ("mine", 259, 0));
+    assert_eq!((tokenizer.name(), tokenizer.vocab_size(), tokenizer.special_ids().len()), ("mine", 259, 0));
 }
 
 #[test]
