@@ -107,7 +107,7 @@ fn modules(folder: &Path, wrong: &mut Vec<String>) -> (BTreeSet<String>, Arrows)
     let root =
         ["lib.rs", "main.rs"].iter().find_map(|name| fs::read_to_string(folder.join(name)).ok()).expect("a root");
     let root = code(&root);
-    let mut items = BTreeMap::new(); // what the root hands on → the module that has it
+    let mut items = BTreeMap::new(); // what the root re-exports → the module that has it
     let mut names = BTreeSet::new();
     for line in root.split(';').map(str::trim) {
         let line = line.rsplit(']').next().unwrap_or(line).trim(); // without attributes
@@ -123,7 +123,7 @@ fn modules(folder: &Path, wrong: &mut Vec<String>) -> (BTreeSet<String>, Arrows)
             let module = path.split("::").next().unwrap_or_default();
             if names.contains(module) {
                 if name.is_empty() {
-                    wrong.push(format!("{}: the root hands on {path}*: name what it hands on", folder.display()));
+                    wrong.push(format!("{}: the root re-exports {path}*: name what it re-exports", folder.display()));
                 }
                 items.insert(name, module.to_string());
             }
