@@ -36,7 +36,7 @@ fn main() -> anyhow::Result<()> {
 
                 // The answer first.
                 let flat = |t: Tensor| t.flatten_all().and_then(|t| t.to_vec1::<f32>());
-                let expected = flat(ours.weight()?.index_select(&ids, 0)?)?;
+                let expected = flat(ours.flushed_weight()?.index_select(&ids, 0)?)?;
                 assert!(flat(ours.forward(&ids)?)? == expected, "forward is not index_select");
 
                 let facts = |mode: &str| json!({"bench": "forward", "d_model": d_model, "tokens": tokens, "ids": kind, "mode": mode});

@@ -20,9 +20,8 @@ use candle_nn::{Linear, Module, Optimizer, ParamsAdamW, VarBuilder, VarMap};
 use common::{median, python, report};
 use counting::{LIVE, PEAK};
 use serde_json::json;
-use tallow::head::{self, CrossEntropyConfig};
 use tallow::optim::AdamW;
-use tallow::{Gradient, TokenEmbedding, TokenEmbeddingConfig};
+use tallow::{Gradient, Head, TokenEmbedding, TokenEmbeddingConfig};
 
 const CASES: [(usize, usize, usize); 3] = [(64, 64, 100_256), (2048, 512, 50_304), (2048, 1024, 100_352)];
 
@@ -73,9 +72,9 @@ fn step((n, c, v): Sizes, pages: &str) -> anyhow::Result<f64> {
     };
     let (wte, out, varmap) = tables(Gradient::RowSparse)?;
     let mut opt = AdamW::new(varmap.all_vars(), ParamsAdamW::default())?;
-    let cfg = CrossEntropyConfig::default();
+    let head = Head::new(&out, None)?;
     let mut ours = |ids: &Tensor, y: &Tensor| -> anyhow::Result<()> {
-        Ok(opt.backward_step(&head::cross_entropy(&wte.forward(ids)?, &out, None, y, &cfg)?)?)
+        Ok(opt.backward_step(&head.loss(&wte.forward(ids)?, y, &Default::default())?)?)
     };
     let (stock_wte, stock_out, varmap) = tables(Gradient::Dense)?;
     let stock_wte: candle_nn::Embedding = stock_wte.into();
@@ -107,8 +106,8 @@ fn case((n, c, v): Sizes, pages: &str) -> anyhow::Result<f64> {
     let hidden = Var::from_tensor(&Tensor::randn(0f32, 1.0, (n, c), &Device::Cpu)?)?;
     let weight = Var::from_tensor(&Tensor::randn(0f32, 0.02, (v, c), &Device::Cpu)?)?;
     let targets = Tensor::from_vec(common::ids("uniform", v, n), n, &Device::Cpu)?;
-    let cfg = CrossEntropyConfig::default();
-    let loss = || head::cross_entropy(&hidden, &weight, None, &targets, &cfg);
+    let head = Head::new(&weight, None)?;
+    let loss = || head.loss(&hidden, &targets, &Default::default());
     let ours = || -> anyhow::Result<_> { Ok(tallow::backward(&loss()?)?) };
     let plain = || -> anyhow::Result<_> { Ok(loss()?.backward()?) };
     let linear = Linear::new(weight.as_tensor().clone(), None);

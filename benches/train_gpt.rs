@@ -21,7 +21,6 @@ use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
 use common::{ids, median, python, report};
 use model::{Body, Config, Gpt};
 use serde_json::{Value, json};
-use tallow::head::{self, CrossEntropyConfig};
 use tallow::{DataLoader, DataLoaderConfig, Dataset};
 
 const PARTS: [&str; 7] = [
@@ -93,9 +92,9 @@ impl Side {
     fn new(cfg: &Config, ours: bool) -> Result<Self> {
         let varmap = VarMap::new();
         let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
-        let Gpt { wte, body, .. } = Gpt::new(cfg, vb.clone())?;
+        let Gpt { wte, body, head } = Gpt::new(cfg, vb.clone())?;
         let weight = vb.pp("lm_head").get((cfg.vocab_size, cfg.d_model), "weight")?;
-        let table: Vec<Var> = wte.var()?.into_iter().collect();
+        let table = vec![Var::from_tensor(wte.flushed_weight()?)?];
         let is_table = |var: &Var| table.iter().any(|table| table.as_tensor().id() == var.as_tensor().id());
         let others: Vec<Var> = varmap.all_vars().into_iter().filter(|var| !is_table(var)).collect();
         let params = ParamsAdamW { lr: cfg.lr, ..Default::default() };
@@ -105,9 +104,7 @@ impl Side {
                 loader,
                 wte: Box::new(wte),
                 body,
-                loss: Box::new(move |hidden, targets| {
-                    Ok(head::cross_entropy(hidden, &weight, None, targets, &CrossEntropyConfig::default())?)
-                }),
+                loss: Box::new(move |hidden, targets| Ok(head.loss(hidden, targets, &Default::default())?)),
                 backward: tallow::backward,
                 table: Steps::Tallow(Optimizer::new(table, params.clone())?),
                 others: Steps::Tallow(Optimizer::new(others, params)?),
@@ -117,7 +114,7 @@ impl Side {
             loader,
             // candle's own layer over the same variable: its gradient is dense.
             wte: Box::new(candle_nn::func({
-                let (wte, scale) = (wte.weight()?.clone(), (cfg.d_model as f64).sqrt());
+                let (wte, scale) = (wte.flushed_weight()?.clone(), (cfg.d_model as f64).sqrt());
                 let wte = candle_nn::Embedding::new(wte, cfg.d_model);
                 move |ids| wte.forward(ids)? * scale
             })),

@@ -16,12 +16,13 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::{Init, Optimizer, VarBuilder, VarMap};
 use tallow::optim::Sgd;
-use tallow::{Gradient, TokenEmbedding, TokenEmbeddingConfig, Tokenizer, head};
+use tallow::{Gradient, Head, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 
 /// Each token's row, and a head over 256 classes: the next token's id, modulo.
 struct Model {
     wte: TokenEmbedding,
-    head: Tensor,
+    out: Tensor,
+    head: Head,
     opt: Sgd,
 }
 
@@ -31,16 +32,16 @@ impl Model {
         let vb = VarBuilder::from_varmap(&varmap, DType::F32, device);
         let cfg = TokenEmbeddingConfig { gradient: Gradient::RowSparse, ..Default::default() };
         let wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
-        let head = vb.get_with_hints((256, cfg.d_model), "head.weight", Init::Const(0.0))?;
+        let out = vb.get_with_hints((256, cfg.d_model), "head.weight", Init::Const(0.0))?;
         let opt = Sgd::new(varmap.all_vars(), 5.0)?; // (AdamW makes large steps of gradients that are nearly zero)
-        Ok(Model { wte, head, opt })
+        Ok(Model { wte, head: Head::new(&out, None)?, out, opt })
     }
 
     /// Gradients of `ids`, of which each predicts the next, with their share of a batch of 64; and that share of the loss.
     fn part(&self, ids: &[u32]) -> Result<(GradStore, f32)> {
         let x = self.wte.forward(&Tensor::new(&ids[..ids.len() - 1], &Device::Cpu)?)?;
         let targets = Tensor::new(ids[1..].iter().map(|id| id % 256).collect::<Vec<_>>(), &Device::Cpu)?;
-        let mean = head::cross_entropy(&x, &self.head, None, &targets, &Default::default())?;
+        let mean = self.head.loss(&x, &targets, &Default::default())?;
         let loss = (mean * ((ids.len() - 1) as f64 / 64.0))?;
         Ok((tallow::backward(&loss)?, loss.to_scalar()?))
     }
@@ -64,7 +65,7 @@ fn main() -> Result<()> {
         losses.push((loss, sum));
     }
     println!("64 tokens at once: loss {:.4} -> {:.4}", losses[0].0, losses[39].0);
-    for (a, b) in [(&whole.head, &parts.head), (whole.wte.weight()?, parts.wte.weight()?)] {
+    for (a, b) in [(&whole.out, &parts.out), (whole.wte.flushed_weight()?, parts.wte.flushed_weight()?)] {
         let far = (a - b)?.abs()?.max_all()?.to_scalar::<f32>()?;
         ensure!(far < 1e-6, "a weight differs by {far}");
     }

@@ -25,7 +25,7 @@ fn main() -> Result<()> {
     let gradient = Gradient::RowSparse;
     let cfg = TokenEmbeddingConfig { vocab_size: tokenizer.vocab_size(), d_model: 64, gradient, ..Default::default() };
     let mut wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
-    let old = wte.weight()?.copy()?;
+    let old = wte.flushed_weight()?.copy()?;
 
     // Both grow, or neither does. The tokenizer finds the new tokens in text, and its fingerprint is another one from now on.
     let new = wte.add_tokens(&varmap, &mut tokenizer, &["<|user|>", "<|bot|>"], Fill::Mean)?;
@@ -35,17 +35,17 @@ fn main() -> Result<()> {
     let text = "<|user|>Hi<|bot|>";
     let ids = tokenizer.encode(text)?;
     println!("{text:?} is {ids:?}");
-    let (row, mean) = (wte.weight()?.get(new[0] as usize)?, old.mean(0)?);
+    let (row, mean) = (wte.flushed_weight()?.get(new[0] as usize)?, old.mean(0)?);
     let first = |row: &Tensor| -> Result<f32> { Ok(row.get(0)?.to_scalar::<f32>()?) };
     println!("a new row begins as the mean of all: {:.6} is {:.6}", first(&row)?, first(&mean)?);
 
-    let fresh = wte.weight()?.copy()?;
+    let fresh = wte.flushed_weight()?.copy()?;
     let mut opt = AdamW::from_varmap(&varmap, ParamsAdamW { lr: 1e-3, ..Default::default() })?;
     for _ in 0..20 {
         let x = wte.forward(&Tensor::new(&ids[..], &Device::Cpu)?)?;
         opt.backward_step(&x.affine(1.0, -1.0)?.sqr()?.sum_all()?)?;
     }
-    let moved = wte.weight()?.sub(&fresh)?.abs()?.max(1)?.to_vec1::<f32>()?;
+    let moved = wte.flushed_weight()?.sub(&fresh)?.abs()?.max(1)?.to_vec1::<f32>()?;
     let others = moved[..before].iter().copied().fold(0f32, f32::max);
     println!(
         "20 steps on: the new rows moved by {:.4} and {:.4}, the others by {others}",

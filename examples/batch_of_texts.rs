@@ -42,7 +42,7 @@ fn main() -> Result<()> {
 
     // Only rows that were looked up get a gradient.
     let grads = x.sum_all()?.backward()?;
-    let grad = grads.get(wte.weight()?).expect("the table is a variable");
+    let grad = grads.get(wte.flushed_weight()?).expect("the table is a variable");
     let touched = grad.sum(1)?.to_vec1::<f32>()?.iter().filter(|sum| **sum != 0.0).count();
     println!("rows of the gradient that are not zero: {touched}");
     Ok(())

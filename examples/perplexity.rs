@@ -16,18 +16,19 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Module, Optimizer, ParamsAdamW, VarBuilder, VarMap};
 use tallow::optim::AdamW;
-use tallow::{Gradient, TokenEmbedding, TokenEmbeddingConfig, Tokenizer, head};
+use tallow::{Gradient, Head, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 
 const VERSE: &str = "The table has a row for every word, and every word a row; the rows were noise when they were made, \
                      and what they know, they grow.";
 const OTHER: &str = "Rain fell on the harbour; nobody had brought a coat.";
 
-/// The table and the output weight out of a file, or new ones in a VarMap.
-fn model(vb: VarBuilder) -> Result<(TokenEmbedding, Tensor)> {
+/// The table and the output layer out of a file, or new ones in a VarMap.
+fn model(vb: VarBuilder) -> Result<(TokenEmbedding, Head)> {
     let (vocab_size, d_model) = (Tokenizer::cl100k().vocab_size(), 32);
     let cfg = TokenEmbeddingConfig { vocab_size, d_model, gradient: Gradient::RowSparse, ..Default::default() };
     let wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
-    Ok((wte, vb.pp("head").get_with_hints((vocab_size, d_model), "weight", candle_nn::Init::Const(0.0))?))
+    let weight = vb.pp("head").get_with_hints((vocab_size, d_model), "weight", candle_nn::Init::Const(0.0))?;
+    Ok((wte, Head::new(&weight, None)?))
 }
 
 /// All ids but the last, and all but the first: what goes in, and what should come out.
@@ -39,22 +40,22 @@ fn pairs(text: &str) -> Result<(Tensor, Tensor)> {
 
 fn train(path: &str, device: &Device) -> Result<()> {
     let varmap = VarMap::new();
-    let (wte, weight) = model(VarBuilder::from_varmap(&varmap, DType::F32, device))?;
+    let (wte, head) = model(VarBuilder::from_varmap(&varmap, DType::F32, device))?;
     let mut opt = AdamW::new(varmap.all_vars(), ParamsAdamW { lr: 0.02, ..Default::default() })?;
     let (inputs, targets) = pairs(VERSE)?;
     for _ in 0..40 {
-        let loss = head::cross_entropy(&wte.forward(&inputs)?, &weight, None, &targets, &Default::default())?;
+        let loss = head.loss(&wte.forward(&inputs)?, &targets, &Default::default())?;
         opt.backward_step(&loss)?;
     }
-    wte.flush()?;
+    opt.flush()?;
     Ok(varmap.save(path)?)
 }
 
 fn score(table: &str, text: &str, device: &Device) -> Result<()> {
     let tensors = candle_core::safetensors::load(table, device)?;
-    let (wte, weight) = model(VarBuilder::from_tensors(tensors, DType::F32, device))?;
+    let (wte, head) = model(VarBuilder::from_tensors(tensors, DType::F32, device))?;
     let (inputs, targets) = pairs(text)?;
-    let log_probs = head::log_probs(&wte.forward(&inputs)?, &weight, None, &targets, None)?.to_vec1::<f32>()?;
+    let log_probs = head.log_probs(&wte.forward(&inputs)?, &targets)?.to_vec1::<f32>()?;
     let loss = -log_probs.iter().sum::<f32>() / log_probs.len() as f32;
     let start: String = text.chars().take(30).collect();
     println!("{start:30}  {:3} tokens  loss {loss:6.3}  perplexity {:10.1}", log_probs.len(), loss.exp());

@@ -18,7 +18,7 @@ use anyhow::Result;
 use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
 use tallow::optim::AdamW;
-use tallow::{Gradient, PretrainedTable, TokenEmbedding, TokenEmbeddingConfig};
+use tallow::{Gradient, PretrainedTable, TokenEmbeddingConfig, neighbors};
 
 fn main() -> Result<()> {
     let tiny = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/pretrained/llama");
@@ -32,7 +32,7 @@ fn main() -> Result<()> {
     let row = table.rows(&[7])?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     println!("row 7 begins {:.4} {:.4} {:.4}", row[0], row[1], row[2]);
     let near: Vec<String> =
-        table.neighbors(&[7], 3)?[0].iter().map(|n| format!("{} ({:.2})", n.id, n.cosine)).collect();
+        neighbors(&table, &[[7]], 3)?[0].iter().map(|n| format!("{} ({:.2})", n.id, n.cosine)).collect();
     println!("nearest to 7: {}", near.join(", "));
 
     // The whole table as a variable, in the VarBuilder's dtype.
@@ -40,14 +40,14 @@ fn main() -> Result<()> {
     let device = args::device("cpu")?;
     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &device);
     let cfg = TokenEmbeddingConfig { gradient: Gradient::RowSparse, ..table.config() };
-    let wte = TokenEmbedding::from_pretrained(&table, &cfg, vb.pp("wte"))?;
+    let wte = table.embedding(&cfg, vb.pp("wte"))?;
     let x = wte.forward(&Tensor::new(&[[7u32, 8, 9]], &Device::Cpu)?)?;
     println!("{:?} of {}, ready for positions", x.dims3()?, x.dtype().as_str());
 
-    let before = wte.weight()?.copy()?;
+    let before = wte.flushed_weight()?.copy()?;
     let mut opt = AdamW::from_varmap(&varmap, ParamsAdamW { weight_decay: 0.0, ..Default::default() })?;
     opt.backward_step(&x.sqr()?.sum_all()?)?;
-    let moved = wte.weight()?.sub(&before)?.abs()?.sum(1)?.to_vec1::<f32>()?;
+    let moved = wte.flushed_weight()?.sub(&before)?.abs()?.sum(1)?.to_vec1::<f32>()?;
     let moved: Vec<String> = (0..rows).filter(|row| moved[*row] > 0.0).map(|row| row.to_string()).collect();
     println!("one step moved rows {} and no other", moved.join(", "));
     Ok(())

@@ -37,12 +37,12 @@ fn main() -> Result<()> {
 
     println!("text   {text}");
     println!("ids    {ids:?}");
-    println!("table  {:?}", wte.weight()?.dims());
+    println!("table  {:?}", wte.flushed_weight()?.dims());
     println!("matrix {:?}", matrix.dims());
     for position in [0, ids.len() - 1] {
         let row = matrix.i((0, position))?.to_vec1::<f32>()?;
         let id = ids[position];
-        assert_eq!(row, wte.weight()?.i(id as usize)?.to_vec1::<f32>()?);
+        assert_eq!(row, wte.flushed_weight()?.i(id as usize)?.to_vec1::<f32>()?);
         println!(
             "row {position} of the matrix is row {id} of the table: [{:.4}, {:.4}, {:.4}, …]",
             row[0], row[1], row[2]

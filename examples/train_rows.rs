@@ -72,7 +72,7 @@ fn main() -> Result<()> {
     let bits = |t: &Tensor| -> Result<Vec<u32>> {
         Ok(t.flatten_all()?.to_vec1::<f32>()?.iter().map(|v| v.to_bits()).collect())
     };
-    let (a, b) = (bits(ours.weight()?)?, bits(stock.weight()?)?);
+    let (a, b) = (bits(ours.flushed_weight()?)?, bits(stock.flushed_weight()?)?);
     let differ = a.iter().zip(&b).filter(|(a, b)| a != b).count();
     println!("{STEPS} losses equal, {differ} of {} weights differ", a.len());
     Ok(())

@@ -69,6 +69,45 @@ pub enum Error {
         reason: String,
     },
 
+    /// A row that the table does not have.
+    #[error("{what}: row {row} is not in the table of {rows} rows")]
+    RowOutOfRange {
+        /// What was asked for.
+        what: &'static str,
+        /// The row.
+        row: u32,
+        /// Rows of the table.
+        rows: usize,
+    },
+
+    /// A second optimizer for a row-sparse table. Its deferred updates belong to one.
+    #[error("this row-sparse table has an optimizer already: drop that one first")]
+    SecondOptimizer,
+
+    /// A row-sparse table went backward, and no optimizer of [`optim`](crate::optim) has its variable.
+    #[error(
+        "no optimizer takes this row-sparse gradient: make a tallow::optim optimizer from the table's variable before going backward, \
+         or use Gradient::Dense with other optimizers. Where the table was resized or got tokens: `optimizer.follow(&varmap)` \
+         before that"
+    )]
+    NoOptimizer,
+
+    /// Row gradients that wait, and a `GradStore` that they do not belong to.
+    #[error("{0}")]
+    StaleGradients(String),
+
+    /// A variable of an optimizer in whose place another one is: it would move, and nothing would read it.
+    #[error(
+        "the table {name:?} of shape {shape:?} was replaced by one of another size (add_tokens, resize, shrink), which this optimizer \
+         does not know: call `follow(&varmap)` of it, or make the optimizer after the change"
+    )]
+    ReplacedVariable {
+        /// The variable's name in the optimizer.
+        name: String,
+        /// Its shape before.
+        shape: Vec<usize>,
+    },
+
     /// A value that makes no sense.
     #[error("{0}")]
     Config(String),

@@ -9,6 +9,7 @@ use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{VarBuilder, VarMap};
 
 use crate::rows::RowTable;
+use crate::support::variables::variables;
 
 thread_local! {
     /// Variables and their gradients, while [`backward`] runs on this thread.
@@ -18,7 +19,7 @@ thread_local! {
 /// `loss.backward()`, at less cost for a vocabulary's weights.
 ///
 /// candle makes zeros of a variable's size for its first gradient and adds the gradient to them: two more buffers of
-/// that size, on one thread. Here the gradient that [`head::cross_entropy`](crate::head::cross_entropy) made for a variable goes
+/// that size, on one thread. Here the gradient that [`Head::loss`](crate::Head::loss) made for a variable goes
 /// into the result as it is, so that an optimizer reads the very buffer that the head wrote. The gradients are the same.
 /// [`optim::AdamW`](crate::optim::AdamW) and [`optim::Sgd`](crate::optim::Sgd) use it in `backward_step`; with another optimizer write
 /// `opt.step(&tallow::backward(&loss)?)`.
@@ -43,7 +44,7 @@ pub fn backward(loss: &Tensor) -> candle_core::Result<GradStore> {
 }
 
 /// The weights of `varmap` without gradients, for building the model a second time, to evaluate and to generate: no operation
-/// remembers its input, and [`head::cross_entropy`](crate::head::cross_entropy) computes a loss alone.
+/// remembers its input, and [`Head::loss`](crate::Head::loss) computes a loss alone.
 ///
 /// The weights are the same memory, so that what an optimizer does is seen. A [`TokenEmbedding`](crate::TokenEmbedding) and
 /// [`head`](crate::head) over them replay the deferred updates of a row-sparse table before they read it. A layer of candle's
@@ -63,9 +64,7 @@ pub fn backward(loss: &Tensor) -> candle_core::Result<GradStore> {
 /// # Ok::<(), tallow::Error>(())
 /// ```
 pub fn no_grad(varmap: &VarMap, dtype: DType, device: &Device) -> VarBuilder<'static> {
-    let data = varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let detached: HashMap<String, Tensor> =
-        data.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
+    let detached = variables(varmap).into_iter().map(|(name, var)| (name, var.as_detached_tensor())).collect();
     VarBuilder::from_backend(Box::new(Shared(detached)), dtype, device.clone())
 }
 
@@ -133,14 +132,11 @@ impl SimpleBackend for Shared {
 /// # Ok::<(), tallow::Error>(())
 /// ```
 pub fn missing(grads: &GradStore, varmap: &VarMap) -> Vec<String> {
-    let data = varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let trains = |tensor: &Tensor| {
         grads.get(tensor).is_some() || RowTable::find(tensor).is_some_and(|table| table.waits_for(grads))
     };
-    let missing = data.iter().filter(|(_, var)| var.dtype().is_float() && !trains(var.as_tensor()));
-    let mut names: Vec<String> = missing.map(|(name, _)| name.clone()).collect();
-    names.sort();
-    names
+    let missing = variables(varmap).into_iter().filter(|(_, var)| var.dtype().is_float() && !trains(var.as_tensor()));
+    missing.map(|(name, _)| name).collect()
 }
 
 type Collected = Option<Vec<(Tensor, Tensor)>>;

@@ -27,8 +27,8 @@
 //! - A `candle_nn::Embedding` with a guard, a seed and a faster forward: [`TokenEmbedding`].
 //! - Training its rows at the cost of the batch, bit for bit as candle's AdamW would: [`Gradient::RowSparse`] and
 //!   [`optim::AdamW`].
-//! - The loss of a vocabulary's logits, and its gradients, without the logits: [`head::cross_entropy`], then [`backward`]. For
-//!   generation and evaluation [`head::logits`], [`head::top_k`], [`head::log_probs`].
+//! - The loss of a vocabulary's logits, and its gradients, without the logits: [`Head::loss`], then [`backward`]. For
+//!   generation and evaluation [`Head::logits`], [`Head::top_k`], [`Head::log_probs`].
 //! - A program that trains: call [`keep_pages`] and [`tune_threads`] first.
 //! - Which weights do not train, and why: [`gradients::missing`].
 //! - Going on after a crash, and weights from PyTorch: [`Checkpoint`], [`load_weights`]. Evaluation without gradients: [`no_grad`].
@@ -36,7 +36,7 @@
 //! - Text files as token shards on disk: [`prepare`]. The files themselves: [`shard`].
 //! - Batches for training, out of shards or a string, with resume and ranks: [`Dataset`] and [`DataLoader`].
 //! - Somebody's trained rows, from a file or the Hub: [`PretrainedTable`]. New tokens on them: [`TokenEmbedding::add_tokens`];
-//!   more rows: [`TokenEmbedding::resize`]; what is near: [`TokenEmbedding::neighbors`].
+//!   more rows: [`TokenEmbedding::resize`]; what is near: [`neighbors`].
 //! - Pictures: a sentence's look-up as a page or a figure, a table before and after training, a folder of shards: the package
 //!   [tallow-view](https://docs.rs/tallow-view). The command `tallow`: the package [tallow-cli](https://docs.rs/tallow-cli).
 //! - A device by name, with a fallback: [`device::open`].
@@ -66,6 +66,7 @@ mod grouping;
 pub mod head;
 mod ids;
 pub mod loader;
+mod neighbors;
 pub mod optim;
 mod pretrained;
 mod remote;
@@ -75,11 +76,13 @@ mod tensors;
 
 pub use batch::{PaddedBatch, Padding, Side};
 pub use checkpoint::{Checkpoint, LoadOptions, Skipped, load_weights};
-pub use embedding::{Fill, Gradient, Init, Neighbor, Scale, TokenEmbedding, TokenEmbeddingConfig};
+pub use embedding::{Fill, Gradient, Init, Scale, TokenEmbedding, TokenEmbeddingConfig};
 pub use error::{Error, Result};
 pub use gradients::{backward, no_grad};
+pub use head::Head;
 pub use ids::NO_TOKEN;
 pub use loader::{Batch, DataLoader, DataLoaderConfig, Dataset, Order};
+pub use neighbors::{Neighbor, Table, neighbors, neighbors_of};
 pub use pretrained::{
     PretrainedTable, RowChange, RowChanges, RowStatistics, TensorInfo, Transplanted, list_tensors, weight_files,
 };

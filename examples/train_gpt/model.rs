@@ -7,8 +7,7 @@ use anyhow::{Result, ensure};
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::{LayerNorm, Linear, Module, VarBuilder, layer_norm_no_bias, ops};
 use rayon::prelude::*;
-use tallow::head::{self, CrossEntropyConfig};
-use tallow::{Batch, Gradient, Init, Scale, TokenEmbedding, TokenEmbeddingConfig};
+use tallow::{Batch, Gradient, Head, Init, Scale, TokenEmbedding, TokenEmbeddingConfig};
 
 /// Every setting that decides about the numbers of a run; the defaults are the lesson's.
 #[derive(Clone, Debug, PartialEq, clap::Args, serde::Serialize, serde::Deserialize)]
@@ -40,8 +39,7 @@ pub struct Config {
 pub struct Gpt {
     pub wte: TokenEmbedding,
     pub body: Body,
-    /// The output's weight (V, C).
-    pub head: Tensor,
+    pub head: Head,
 }
 
 impl Gpt {
@@ -53,8 +51,11 @@ impl Gpt {
         let table = TokenEmbeddingConfig { vocab_size, d_model, seed, scale, gradient, ..Default::default() };
         let wte = TokenEmbedding::new(&table, vb.pp("wte"))?;
         let head = match cfg.tied {
-            true => wte.weight()?.clone(), // no row is ever behind: the gradient through the head is dense
-            false => Init::GPT2.get((vocab_size, d_model), "weight", seed.wrapping_add(1), &vb.pp("lm_head"))?,
+            true => Head::tied(&wte),
+            false => {
+                let seed = seed.wrapping_add(1);
+                Head::new(&Init::GPT2.get((vocab_size, d_model), "weight", seed, &vb.pp("lm_head"))?, None)?
+            }
         };
         Ok(Gpt { wte, body: Body::new(cfg, vb)?, head })
     }
@@ -63,8 +64,7 @@ impl Gpt {
     pub fn loss(&self, batch: &Batch, noise: Option<u64>) -> Result<Tensor> {
         let x = self.wte.lookup_below(&batch.inputs, batch.id_bound)?;
         let hidden = self.body.forward(&x, noise)?;
-        let options = CrossEntropyConfig::default();
-        Ok(head::cross_entropy(&hidden, &self.head, None, &batch.targets, &options)?.to_dtype(DType::F32)?)
+        Ok(self.head.loss(&hidden, &batch.targets, &Default::default())?.to_dtype(DType::F32)?)
     }
 }
 

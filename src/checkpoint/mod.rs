@@ -141,7 +141,7 @@ impl Checkpoint {
         if weights.is_empty() {
             return Err(Error::Config("the VarMap is empty: there is nothing to save".to_string()));
         }
-        let moments = optimizer.map(|optimizer| optimizer.state_by(varmap)).transpose()?;
+        let moments = optimizer.map(|optimizer| optimizer.state_by(Some(varmap))).transpose()?;
         weights.replay()?;
         let mut notes = vec![("seed", self.seed.to_string()), ("step", self.step.to_string())];
         notes.extend(self.tokenizer.map(|id| ("tokenizer", format!("{id:016x}"))));

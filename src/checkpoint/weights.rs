@@ -8,6 +8,7 @@ use candle_nn::VarMap;
 use super::LoadOptions;
 use crate::Result;
 use crate::rows::{RowTable, Rows};
+use crate::support::variables::{insert, variables};
 use crate::tensors::{TensorFile, dtype_of, wrong};
 
 /// What a load with [`LoadOptions::partial`] left out; empty after any other.
@@ -77,10 +78,7 @@ pub(super) struct Weights(Vec<(String, Var)>);
 
 impl Weights {
     pub(super) fn of(varmap: &VarMap) -> Self {
-        let data = varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut named: Vec<_> = data.iter().map(|(name, var)| (name.clone(), var.clone())).collect();
-        named.sort_by(|a, b| a.0.cmp(&b.0));
-        Weights(named)
+        Weights(variables(varmap))
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -146,7 +144,7 @@ impl Weights {
                 Ok((name, var))
             });
             let made = made.collect::<Result<Vec<_>>>()?;
-            varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner).extend(made);
+            insert(varmap, made);
             return Ok(());
         }
         // Deferred updates would later be applied to the new values.

@@ -5,7 +5,8 @@ use candle_nn::VarMap;
 use rayon::prelude::*;
 
 use super::{Init, TokenEmbedding};
-use crate::rows::{RowTable, replaced};
+use crate::rows::RowTable;
+use crate::support::variables::{insert, variables};
 use crate::{Error, NO_TOKEN, Result};
 
 /// Tables are read in blocks of about this many values.
@@ -109,13 +110,15 @@ fn mean(columns: usize, blocks: impl Iterator<Item = Result<(usize, Tensor)>>) -
 
 /// One row of a table.
 fn row(id: usize, columns: usize, blocks: impl Iterator<Item = Result<(usize, Tensor)>>) -> Result<Vec<f32>> {
+    let mut count = 0;
     for block in blocks {
         let (from, rows) = block?;
+        count = from + rows.dims()[0];
         if let Some(at) = id.checked_sub(from).filter(|at| *at < rows.dims()[0]) {
             return Ok(on_host((id, rows.narrow(0, at, 1)?))?.1[..columns].to_vec());
         }
     }
-    Err(Error::Config(format!("new rows cannot be copies of row {id}: the table has no such row")))
+    Err(Error::RowOutOfRange { what: "new rows as copies", row: id as u32, rows: count })
 }
 
 fn round(values: &[f64], out: &mut [f32]) {
@@ -127,7 +130,7 @@ impl TokenEmbedding {
     /// core's taste say `rows.next_multiple_of(128)`.
     ///
     /// Afterwards tell whoever had the old variable: [`AdamW::follow`](crate::optim::AdamW::follow) takes its moments along; a tied
-    /// head takes [`weight`](Self::weight) again; other layers over the table are made anew. Until then a step of an
+    /// head is made anew ([`Head::tied`](crate::Head::tied)); other layers over the table are made anew. Until then a step of an
     /// optimizer of tallow's that was not told is an error; one of candle's goes on with the old table, which nothing reads. Frozen
     /// rows stay frozen, new ones are free; row gradients that wait are forgotten.
     ///
@@ -170,14 +173,14 @@ impl TokenEmbedding {
         if rows > NO_TOKEN as usize {
             return Err(Error::Config(format!("a table of {rows} rows has more than u32 ids can name")));
         }
-        self.flush()?;
+        self.flushed_weight()?;
         self.name_in(varmap)?;
         let ids: Vec<u32> = anew.iter().copied().chain(old as u32..rows as u32).collect();
         if ids.is_empty() {
             return Ok(());
         }
         let new = fill.rows(&ids, self.d_model(), || self.blocks())?;
-        let new = new.to_dtype(self.dtype())?.to_device(self.device())?;
+        let new = new.to_dtype(self.weight.dtype())?.to_device(self.weight.device())?;
         if rows > old {
             let beyond = new.narrow(0, anew.len(), rows - old)?;
             self.replace(varmap, &Tensor::cat(&[&self.weight, &beyond], 0)?)?;
@@ -197,37 +200,20 @@ impl TokenEmbedding {
             let reason = format!("a table of {} rows cannot shrink to {rows}", self.vocab_size());
             return Err(Error::Config(reason));
         }
-        self.flush()?;
+        self.flushed_weight()?;
         self.replace(varmap, &self.weight.narrow(0, 0, rows)?.force_contiguous()?)
     }
 
-    /// Freezes all rows but these: what is trained are `rows` alone, the others keep their bits.
-    ///
-    /// # Errors
-    /// As [`freeze_rows`](Self::freeze_rows).
-    pub fn freeze_except(&self, rows: &[u32]) -> Result<()> {
-        let mut frozen = vec![true; self.vocab_size()];
-        for row in rows {
-            match frozen.get_mut(*row as usize) {
-                Some(frozen) => *frozen = false,
-                None => return Err(Error::Config(format!("row {row} of a table of {} rows", frozen.len()))),
-            }
-        }
-        let frozen: Vec<u32> = (0..).zip(&frozen).filter(|(_, frozen)| **frozen).map(|(row, _)| row).collect();
-        self.freeze_rows(&frozen)
-    }
-
     /// The table in blocks of rows, each with its first row. The caller brings rows up to date.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = Result<(usize, Tensor)>> {
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = Result<(usize, Tensor)>> {
         let rows = self.vocab_size();
         let step = (BLOCK_VALUES / self.d_model().max(1)).max(1);
         (0..rows).step_by(step).map(move |from| Ok((from, self.weight.narrow(0, from, step.min(rows - from))?)))
     }
 
     fn name_in(&self, varmap: &VarMap) -> Result<String> {
-        let data = varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let found = data.iter().find(|(_, var)| var.as_tensor().id() == self.weight.id());
-        found.map(|(name, _)| name.clone()).ok_or_else(|| {
+        let found = variables(varmap).into_iter().find(|(_, var)| var.as_tensor().id() == self.weight.id());
+        found.map(|(name, _)| name).ok_or_else(|| {
             Error::Config(
                 "this layer's table is no variable of the VarMap: only one that is can change its size".to_string(),
             )
@@ -238,24 +224,17 @@ impl TokenEmbedding {
     fn replace(&mut self, varmap: &VarMap, table: &Tensor) -> Result<()> {
         let name = self.name_in(varmap)?;
         let var = Var::from_tensor(table)?;
-        let rows = match self.table() {
-            None => None,
-            Some(old) => {
-                let new = RowTable::of(var.as_tensor());
-                let rows = table.dim(0)?;
-                let frozen: Vec<u32> = (0..)
-                    .zip(old.frozen().iter())
-                    .filter(|(row, frozen)| **frozen && (*row as usize) < rows)
-                    .map(|(row, _)| row)
-                    .collect();
-                new.freeze(&frozen)?;
-                old.clear();
-                Some(new)
-            }
-        };
-        varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(name, var.clone());
-        replaced(&self.weight);
-        (self.weight, self.rows) = (var.as_tensor().clone(), rows);
+        let table = RowTable::of(&var);
+        if self.table.is_row_sparse() {
+            table.make_row_sparse(&var)?;
+            let (rows, frozen) = (var.dim(0)? as u32, self.table.frozen());
+            table.freeze(
+                &(0..rows).zip(frozen.iter()).filter(|(_, frozen)| **frozen).map(|(row, _)| row).collect::<Vec<_>>(),
+            )?;
+        }
+        insert(varmap, [(name, var.clone())]);
+        self.table.replace();
+        (self.weight, self.table) = (var.as_tensor().clone(), table);
         Ok(())
     }
 }

@@ -2,98 +2,23 @@
 //!
 //! This module knows nothing about files or text.
 
+mod config;
 mod grow;
 mod init;
 mod lookup;
-mod neighbors;
+mod rows;
 
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Module, Tensor, Var};
+use candle_core::{DType, Module, Tensor};
 use candle_nn::VarBuilder;
 
-use crate::rows::{RowGradients, RowTable, Rows};
+use crate::rows::{RowTable, Rows};
 use crate::{Error, NO_TOKEN, Result, ids};
+pub use config::{Gradient, Scale, TokenEmbeddingConfig};
 pub use grow::Fill;
 pub use init::Init;
 use lookup::Lookup;
-pub use neighbors::Neighbor;
-pub(crate) use neighbors::{nearest, queries_fit};
-
-/// What backward gives for the table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Gradient {
-    /// A dense gradient (V, C) in candle's `GradStore`: for any optimizer, at the cost of the whole table.
-    #[default]
-    Dense,
-    /// Only the rows that were looked up, for an optimizer of [`optim`](crate::optim).
-    ///
-    /// **Reading the raw variable between steps gives old values** for rows that the last batches did not touch: their
-    /// updates are deferred. Call [`AdamW::flush`](crate::optim::AdamW::flush) before `VarMap::save`, `Var::set`, a
-    /// `candle_nn::Embedding` over the same variable, or any operation of candle's on it. Everything of tallow replays what it
-    /// reads first: this layer, layers over [`no_grad`](crate::no_grad) or another detached tensor of the variable,
-    /// [`head`](crate::head), [`Checkpoint`](crate::Checkpoint).
-    ///
-    /// Nothing of the table's size is allocated. candle's `GradStore` holds no gradient of the table then, unless the table is
-    /// used densely, too ([`attend`](TokenEmbedding::attend)); it holds a mark for each look-up, so that the row gradients of a
-    /// backward belong to its `GradStore` as the dense ones do: to accumulate, add stores together (`total.extend(grads)?`);
-    /// a step with a store that lacks some of them is an error. Make the layer before the optimizer; backward without such an
-    /// optimizer is an error. For f32, bf16 and f16 tables that are variables; others get no gradient at all.
-    RowSparse,
-}
-
-/// A constant that every look-up is multiplied with.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub enum Scale {
-    /// Rows as they are (GPT-2, Llama).
-    #[default]
-    None,
-    /// Times sqrt(d_model), rounded to the table's dtype (the first Transformer, Gemma).
-    SqrtDModel,
-    /// Times this.
-    Constant(f64),
-}
-
-/// What a [`TokenEmbedding`] is made of. The default holds every id of cl100k, the separator that
-/// `prepare` writes included: 100277 x 64, N(0, 0.02), seed 1337. (The lesson's table is its first 100256 rows: `vocab_size: 100256`.)
-///
-/// ```
-/// use tallow::{TokenEmbeddingConfig, Tokenizer};
-/// let cfg = TokenEmbeddingConfig { vocab_size: Tokenizer::cl100k().vocab_size(), d_model: 768, ..Default::default() };
-/// assert_eq!((cfg.vocab_size, cfg.seed), (100277, 1337));
-/// ```
-#[derive(Clone, Debug, PartialEq)]
-pub struct TokenEmbeddingConfig {
-    /// Rows of the table, V. `Tokenizer::vocab_size()` holds every id.
-    pub vocab_size: usize,
-    /// Columns of the table, C.
-    pub d_model: usize,
-    /// How new rows are drawn.
-    pub init: Init,
-    /// What they are drawn from.
-    pub seed: u64,
-    /// An id that counts as [`NO_TOKEN`]: it gives zeros and gets no gradient, whatever its row holds. (PyTorch's
-    /// `padding_idx` gives what the row holds, which is zeros too unless weights were loaded over it.)
-    pub padding_id: Option<u32>,
-    /// What look-ups are multiplied with.
-    pub scale: Scale,
-    /// What backward gives.
-    pub gradient: Gradient,
-}
-
-impl Default for TokenEmbeddingConfig {
-    fn default() -> Self {
-        TokenEmbeddingConfig {
-            vocab_size: 100_277,
-            d_model: 64,
-            init: Init::GPT2,
-            seed: 1337,
-            padding_id: None,
-            scale: Scale::None,
-            gradient: Gradient::Dense,
-        }
-    }
-}
 
 /// A table of V rows and C columns, out of which ids pick rows: `candle_nn::Embedding` with a guard, a seed
 /// and a faster forward.
@@ -137,8 +62,9 @@ pub struct TokenEmbedding {
     padding_id: Option<u32>,
     scale: Option<f64>,
     names: Option<Names>,
-    /// Shared with the optimizer, for a row-sparse gradient.
-    rows: Option<Arc<RowTable>>,
+    gradient: Gradient,
+    /// Shared with all that is over the same memory: other layers, heads, the optimizer.
+    table: Arc<RowTable>,
 }
 
 type Names = Arc<dyn Fn(u32) -> Option<String> + Send + Sync>;
@@ -196,16 +122,17 @@ impl TokenEmbedding {
             Scale::Constant(factor) => Some(factor),
         };
         // Rounded to the table's dtype once, so that forward and backward multiply with the same number.
-        layer.scale = match (layer.scale, layer.dtype()) {
+        layer.scale = match (layer.scale, layer.weight.dtype()) {
             (Some(scale), DType::BF16) => Some(half::bf16::from_f64(scale).to_f64()),
             (Some(scale), DType::F16) => Some(half::f16::from_f64(scale).to_f64()),
             (scale, _) => scale,
         };
         if cfg.gradient == Gradient::RowSparse && layer.weight.is_variable() {
-            if layer.dtype() == DType::F64 {
+            if layer.weight.dtype() == DType::F64 {
                 return Err(Error::Config("a row-sparse table is f32, bf16 or f16, not f64".to_string()));
             }
-            layer.rows = Some(RowTable::of(&layer.weight));
+            layer.table.make_row_sparse(&layer.weight)?;
+            layer.gradient = Gradient::RowSparse;
         }
         Ok(layer)
     }
@@ -225,7 +152,8 @@ impl TokenEmbedding {
     }
 
     fn plain(weight: Tensor) -> Self {
-        TokenEmbedding { weight, padding_id: None, scale: None, names: None, rows: None }
+        let table = RowTable::of(&weight);
+        TokenEmbedding { weight, padding_id: None, scale: None, names: None, gradient: Gradient::Dense, table }
     }
 
     /// Lets error messages name tokens: `wte.with_token_names(tokenizer.names())`.
@@ -249,7 +177,7 @@ impl TokenEmbedding {
         };
         // On the CPU the look-up notices an id without a row itself; the guard then says which. A GPU must never see a bad
         // one, and putting padding in place casts i64 ids to u32, which could hide one: there the guard goes first.
-        if !self.device().is_cpu() || (self.padding_id.is_some() && ids.dtype() == DType::I64) {
+        if !self.weight.device().is_cpu() || (self.padding_id.is_some() && ids.dtype() == DType::I64) {
             check()?;
         }
         self.lookup_unchecked(ids).or_else(|error| check().and(Err(error)))
@@ -264,7 +192,7 @@ impl TokenEmbedding {
         if !matches!(ids.dtype(), DType::U8 | DType::U32 | DType::I64) {
             return Err(Error::IdDType { dtype: ids.dtype() });
         }
-        let (device, table) = (self.device(), self.table());
+        let (device, is_row_sparse) = (self.weight.device(), self.table.is_row_sparse());
         if ids.elem_count() == 0 && !device.is_cpu() {
             // Backends reject allocations of size zero: an empty view of the table, in the right shape.
             let shape = [ids.dims(), &[self.d_model()]].concat();
@@ -276,23 +204,25 @@ impl TokenEmbedding {
             ids = ids.to_dtype(DType::U32)?;
         }
         // On the host, unless they are on the table's device and nobody asks for them yet.
-        if device.is_cpu() || table.is_some() || !ids.device().same_device(device) {
+        if device.is_cpu() || is_row_sparse || !ids.device().same_device(device) {
             ids = ids::on_host(&ids)?;
-            if let Some(table) = table {
+            if is_row_sparse {
                 let looked_up: Vec<u32> = ids.flatten_all()?.to_dtype(DType::U32)?.to_vec1()?;
                 // The rows of a view are not the table's rows of the same numbers.
-                let same = self.weight.layout() == table.weight().layout();
-                table.replay(if same { Rows::These(&looked_up) } else { Rows::All })?;
+                let same = self.weight.layout() == self.table.weight().layout();
+                self.table.replay(if same { Rows::These(&looked_up) } else { Rows::All })?;
             }
             if !device.is_cpu() {
                 host_ids = Some(ids.clone());
                 ids = ids::to_device(&ids, device)?;
             }
         }
-        if self.rows.is_some() {
+        let mut rows = None;
+        if self.gradient == Gradient::RowSparse {
             ids = ids.reshape(ids.shape())?; // a tensor of its own: it marks this look-up in the `GradStore`
+            rows = Some(self.table.clone());
         }
-        Ok(self.weight.apply_op2(&ids, Lookup { scale: self.scale, rows: self.rows.clone(), host_ids })?)
+        Ok(self.weight.apply_op2(&ids, Lookup { scale: self.scale, rows, host_ids })?)
     }
 
     /// [`lookup`](Self::lookup) for ids that are known to be below `bound`, as a [`Batch`](crate::Batch) knows it of its own
@@ -304,95 +234,9 @@ impl TokenEmbedding {
         if bound <= self.vocab_size() { self.lookup_unchecked(ids) } else { self.lookup(ids) }
     }
 
-    /// The table (V, C), with every row up to date until the next step. For a table out of a VarMap this is the variable itself.
-    ///
-    /// # Errors
-    /// Those of bringing rows up to date; none for a dense gradient.
-    ///
-    /// # Cost
-    /// As [`flush`](Self::flush): nothing for a dense gradient.
-    pub fn weight(&self) -> Result<&Tensor> {
-        self.flush()?;
-        Ok(&self.weight)
-    }
-
-    /// The table as a variable, if it is one, with every row up to date.
-    ///
-    /// # Errors
-    /// As [`weight`](Self::weight).
-    pub fn var(&self) -> Result<Option<Var>> {
-        self.flush()?;
-        Ok(self.weight.is_variable().then(|| Var::from_tensor(&self.weight)).transpose()?)
-    }
-
-    /// Brings every row up to date, as [`AdamW::flush`](crate::optim::AdamW::flush) does for all tables. Call it before
-    /// something else than this layer reads the variable (`VarMap::save`, say).
-    ///
-    /// # Errors
-    /// Those of candle's operations.
-    ///
-    /// # Cost
-    /// Nothing for a dense gradient or when no step was taken since; else up to one pass over table and moments, and the
-    /// updates that were deferred.
-    pub fn flush(&self) -> Result<()> {
-        self.table().map_or(Ok(()), |table| table.replay(Rows::All))
-    }
-
-    /// The tied output head: logits (…, V) = hidden (…, C) · weightᵀ.
-    ///
-    /// The gradient of the table through it is dense, whatever [`Gradient`] says: every row takes part in every logit. With a
-    /// row-sparse table the rows that were looked up are added into that dense gradient, and the optimizer takes one dense
-    /// step: tying costs what the vocabulary costs. It is candle's bit for bit where backward meets the head before the
-    /// look-ups, as in a GPT; rows are added last, and candle adds in the graph's order. `scale` and `padding_id` do not apply.
-    /// For a loss give the table to [`head::cross_entropy`](crate::head::cross_entropy) instead, which builds no logits.
-    ///
-    /// # Errors
-    /// [`Error::Candle`] if `hidden` does not end in C columns, or has another dtype or device than the table.
-    pub fn attend(&self, hidden: &Tensor) -> Result<Tensor> {
-        let mut dims = hidden.dims().to_vec();
-        let columns = dims.pop().unwrap_or(0);
-        let logits = hidden.reshape(((), columns))?.matmul(&self.weight()?.t()?)?;
-        dims.push(self.vocab_size());
-        Ok(logits.reshape(dims)?)
-    }
-
-    /// Takes the row gradients that wait for the optimizer, summed by row: to log them, to change them, to exchange them
-    /// between machines. What is not given back by [`add_row_gradients`](Self::add_row_gradients) is lost to the step, which is that
-    /// of the same `GradStore`.
-    /// `None` if no look-up went backward since the last step.
-    ///
-    /// # Errors
-    /// [`Error::Config`] for a dense gradient.
-    pub fn take_row_gradients(&self) -> Result<Option<RowGradients>> {
-        self.row_sparse()?.take()
-    }
-
-    /// Adds row gradients to those that wait for the optimizer.
-    ///
-    /// # Errors
-    /// [`Error::Config`] for a dense gradient, for values of another shape than (rows, C), or a row outside the table.
-    pub fn add_row_gradients(&self, gradients: RowGradients) -> Result<()> {
-        self.row_sparse()?.push_rows(gradients)
-    }
-
-    /// Freezes these rows: no optimizer of [`optim`](crate::optim) changes them, by gradient or by decay. Replaces the
-    /// rows frozen before; an empty list frees all.
-    ///
-    /// # Errors
-    /// [`Error::Config`] for a dense gradient (candle's optimizers know no rows), or a row outside the table.
-    pub fn freeze_rows(&self, rows: &[u32]) -> Result<()> {
-        self.row_sparse()?.freeze(rows)
-    }
-
-    /// The row-sparse table behind this layer, also where another layer over the same memory made it one.
-    fn table(&self) -> Option<Arc<RowTable>> {
-        self.rows.clone().or_else(|| RowTable::find(&self.weight))
-    }
-
-    fn row_sparse(&self) -> Result<&RowTable> {
-        self.rows.as_deref().ok_or_else(|| {
-            Error::Config("this layer's gradient is dense: make it with Gradient::RowSparse".to_string())
-        })
+    /// What a tied head shares with this layer.
+    pub(crate) fn weight_and_table(&self) -> (&Tensor, &Arc<RowTable>) {
+        (&self.weight, &self.table)
     }
 
     /// Rows of the table, V.
@@ -403,16 +247,6 @@ impl TokenEmbedding {
     /// Columns of the table, C.
     pub fn d_model(&self) -> usize {
         self.weight.dims().get(1).copied().unwrap_or(0)
-    }
-
-    /// The table's dtype.
-    pub fn dtype(&self) -> DType {
-        self.weight.dtype()
-    }
-
-    /// The table's device.
-    pub fn device(&self) -> &Device {
-        self.weight.device()
     }
 }
 
@@ -435,7 +269,7 @@ impl From<TokenEmbedding> for candle_nn::Embedding {
     fn from(layer: TokenEmbedding) -> Self {
         let d_model = layer.d_model();
         // Should that fail, the next use of the device does, too.
-        _ = layer.flush();
+        _ = layer.table.replay(Rows::All);
         candle_nn::Embedding::new(layer.weight, d_model)
     }
 }

@@ -13,6 +13,7 @@ pub(super) struct Rows<'a> {
     pub(super) hidden: &'a Tensor,
     pub(super) weight: &'a Tensor,
     pub(super) bias: Option<&'a Tensor>,
+    pub(super) soft_cap: Option<f64>,
 }
 
 /// Losses (n, at least 1); and gradients of Σ upstream · loss, where there is an upstream. Products in the weight's dtype, all else in f32
@@ -42,7 +43,7 @@ pub(super) fn run(
         if let Some(bias) = rows.bias {
             z = z.broadcast_add(&bias.to_dtype(wide)?)?;
         }
-        if let Some(cap) = cfg.soft_cap {
+        if let Some(cap) = rows.soft_cap {
             z = ((z / cap)?.tanh()? * cap)?;
         }
         let max = z.max_keepdim(1)?;
@@ -65,7 +66,7 @@ pub(super) fn run(
             dz = dz.broadcast_sub(&(&upstream * (smoothing / vocab_size as f64))?)?;
         }
         dz = dz.scatter_add(&y, &(&upstream * (smoothing - 1.0))?, 1)?;
-        if let Some(cap) = cfg.soft_cap {
+        if let Some(cap) = rows.soft_cap {
             dz = (dz * (1.0 - (z / cap)?.sqr()?)?)?;
         }
         if wanted.bias {

@@ -32,6 +32,7 @@ pub(super) struct Problem<'a> {
     pub(super) vocab_size: usize,
     pub(super) columns: usize,
     pub(super) cfg: &'a CrossEntropyConfig,
+    pub(super) soft_cap: Option<f64>,
 }
 
 /// Gradients: empty where they were not wanted.
@@ -216,7 +217,7 @@ impl Problem<'_> {
     }
 
     fn cap(&self) -> f32 {
-        self.cfg.soft_cap.unwrap_or(0.0) as f32
+        self.soft_cap.unwrap_or(0.0) as f32
     }
 }
 

@@ -8,13 +8,19 @@ use candle_core::{
 };
 
 use super::fused::{self, Problem};
-use super::{CrossEntropyConfig, Grads, Head, Reduction, Wanted, by_operations};
+use super::{CrossEntropyConfig, Grads, Head, Hidden, Reduction, Wanted, by_operations};
 use crate::support::parallel;
 use crate::{NO_TOKEN, Result, gradients};
 
-pub(super) fn cross_entropy(head: &Head, targets: &Tensor, cfg: &CrossEntropyConfig) -> Result<Tensor> {
-    let targets = head.targets(targets)?;
-    let (mut hidden, mut weight, mut bias) = (head.hidden.clone(), head.weight.clone(), head.bias.clone());
+pub(super) fn cross_entropy(
+    head: &Head,
+    hidden: &Hidden,
+    targets: &Tensor,
+    cfg: &CrossEntropyConfig,
+) -> Result<Tensor> {
+    let targets = hidden.targets(targets, head.vocab_size())?;
+    let dims = &hidden.dims;
+    let (mut hidden, mut weight, mut bias) = (hidden.rows.clone(), head.weight.clone(), head.bias.clone());
     if hidden.device().is_cpu() && matches!(hidden.dtype(), DType::BF16 | DType::F16) {
         // Operations of candle's: their backward rounds the gradients.
         hidden = hidden.to_dtype(DType::F32)?;
@@ -32,7 +38,8 @@ pub(super) fn cross_entropy(head: &Head, targets: &Tensor, cfg: &CrossEntropyCon
         targets: targets.into_iter().filter(|y| *y != NO_TOKEN).collect(),
         biased: bias.is_some(),
         dtype: if hidden.dtype() == DType::F64 { DType::F64 } else { DType::F32 },
-        cfg: cfg.clone(),
+        cfg: *cfg,
+        soft_cap: head.soft_cap,
     };
     let tracked = job.wanted.hidden || job.wanted.weight || job.wanted.bias;
     let upstream = match cfg.reduction {
@@ -44,7 +51,7 @@ pub(super) fn cross_entropy(head: &Head, targets: &Tensor, cfg: &CrossEntropyCon
     // A place for the bias, which the operation's signature wants.
     let bias = bias.map_or_else(|| Tensor::zeros(1, hidden.dtype(), hidden.device()), Ok)?;
     let (losses, grads) = job.run(&hidden, &weight, &bias, upstream.as_deref())?;
-    let value = job.reduce(&losses, &head.dims)?;
+    let value = job.reduce(&losses, dims)?;
     if !tracked {
         return Ok(value);
     }
@@ -63,6 +70,7 @@ struct Job {
     /// Of the loss.
     dtype: DType,
     cfg: CrossEntropyConfig,
+    soft_cap: Option<f64>,
 }
 
 impl Job {
@@ -89,7 +97,8 @@ impl Job {
         let (losses, mut grads) = if device.is_cpu() && hidden.dtype() == DType::F32 {
             self.run_fused(&rows, &weight, bias.as_ref(), upstream)?
         } else {
-            let rows = by_operations::Rows { hidden: &rows, weight: &weight, bias: bias.as_ref() };
+            let soft_cap = self.soft_cap;
+            let rows = by_operations::Rows { hidden: &rows, weight: &weight, bias: bias.as_ref(), soft_cap };
             by_operations::run(&rows, &self.targets, &self.cfg, upstream, self.wanted)?
         };
         if let Some(grad) = grads[0].take_if(|_| !all) {
@@ -118,6 +127,7 @@ impl Job {
             vocab_size,
             columns,
             cfg: &self.cfg,
+            soft_cap: self.soft_cap,
         };
         let (losses, grads) = problem.run(upstream, self.wanted);
         let fused::Gradients { hidden, weight, bias } = grads;

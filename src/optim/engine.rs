@@ -5,11 +5,11 @@ use candle_core::{DType, Tensor, Var};
 use candle_nn::{Optimizer, ParamsAdamW, VarMap};
 
 use super::Replay;
-use super::place::{self, Place};
-use super::rule::{Rule, Update};
-use super::table::Attached;
+use super::rule::Rule;
+use super::variable::Variable;
 use crate::grouping::Groups;
-use crate::rows::{RowGradients, RowTable, was_replaced};
+use crate::rows::RowGradients;
+use crate::support::variables::variables;
 use crate::{Error, Result};
 
 /// An optimizer with the parameters `P` of its rule: [`AdamW`](super::AdamW) and [`Sgd`](super::Sgd) are names of it.
@@ -30,18 +30,7 @@ pub struct Optim<P: Rule> {
 pub struct ParamGroup<P = ParamsAdamW> {
     /// Used by the next step; change it between steps for schedules.
     pub params: P,
-    pub(super) members: Vec<Member>,
-}
-
-pub(super) struct Member {
-    pub(super) name: String,
-    pub(super) var: Var,
-    pub(super) state: State,
-}
-
-pub(super) enum State {
-    Dense(Box<dyn Place>),
-    Table(Attached),
+    pub(super) members: Vec<Variable>,
 }
 
 impl<P: Rule> Optimizer for Optim<P> {
@@ -62,16 +51,16 @@ impl<P: Rule> Optimizer for Optim<P> {
     /// `grads` that were stepped already (see [`AdamW`](super::AdamW)), or a table that was replaced since
     /// ([`TokenEmbedding::resize`](crate::TokenEmbedding::resize)). Of the last three nothing is changed.
     fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
-        self.tables().try_for_each(|attached| attached.table.belongs_to(grads))?;
-        self.members().try_for_each(|member| is_current(&member.var))?;
+        self.tables().try_for_each(|member| member.table.belongs_to(grads))?;
+        if let Some(Variable { name, var, .. }) = self.members().find(|member| member.table.is_replaced()) {
+            return Err(Error::ReplacedVariable { name: name.clone(), shape: var.dims().to_vec() }.into());
+        }
         self.step += 1;
         for group in &mut self.groups {
             let update = group.params.update(self.step);
-            for member in &mut group.members {
-                member.step(grads, &update)?;
-            }
+            group.members.iter().try_for_each(|member| member.step(grads, &update))?;
         }
-        self.tables().for_each(|attached| attached.table.stepped());
+        self.tables().for_each(|member| member.table.stepped());
         Ok(())
     }
 
@@ -82,12 +71,12 @@ impl<P: Rule> Optimizer for Optim<P> {
 
     /// The first group's.
     fn learning_rate(&self) -> f64 {
-        self.groups.first().map_or(0.0, |group| group.params.learning_rate())
+        self.groups.first().map_or(0.0, |group| group.params.lr())
     }
 
     /// Sets that of every group; for different ones use [`groups_mut`](Optim::groups_mut).
     fn set_learning_rate(&mut self, lr: f64) {
-        self.groups.iter_mut().for_each(|group| group.params.set_learning_rate(lr));
+        self.groups.iter_mut().for_each(|group| group.params.set_lr(lr));
     }
 }
 
@@ -97,11 +86,7 @@ impl<P: Rule> Optim<P> {
     /// # Errors
     /// As [`with_groups`](Self::with_groups).
     pub fn from_varmap(varmap: &VarMap, params: P) -> Result<Self> {
-        let data = varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut named: Vec<(String, Var)> = data.iter().map(|(name, var)| (name.clone(), var.clone())).collect();
-        drop(data);
-        named.sort_by(|a, b| a.0.cmp(&b.0));
-        Self::with_groups(vec![(named, params)])
+        Self::with_groups(vec![(variables(varmap), params)])
     }
 
     /// Groups of named variables, each with its own parameters. Variables that are not floats are left out.
@@ -120,7 +105,7 @@ impl<P: Rule> Optim<P> {
         let mut made = Vec::new();
         for (vars, params) in groups {
             let vars = vars.into_iter().filter(|(_, var)| var.dtype().is_float());
-            let members = vars.map(|(name, var)| Member::new(name, var, P::MOMENTS)).collect::<Result<_>>()?;
+            let members = vars.map(|(name, var)| Variable::new(name, var, P::MOMENTS)).collect::<Result<_>>()?;
             made.push(ParamGroup { params, members });
         }
         Ok(Optim { groups: made, step: 0, named: true })
@@ -153,13 +138,13 @@ impl<P: Rule> Optim<P> {
     /// # Errors
     /// Those of candle's operations.
     pub fn flush(&self) -> Result<()> {
-        self.tables().try_for_each(|attached| attached.table.replay(crate::rows::Rows::All))
+        self.tables().try_for_each(|member| member.table.replay(crate::rows::Rows::All))
     }
 
     /// Forgets the row gradients that wait. Call this when a step is left out (a loss that is not finite, say): with candle,
     /// dropping a `GradStore` forgets its gradients, but those of row-sparse tables wait, and the next step is an error.
     pub fn zero_grad(&self) {
-        self.tables().for_each(|attached| attached.table.clear());
+        self.tables().for_each(|member| member.table.clear());
     }
 
     /// Scales all gradients, dense and by row together, so that their global L2 norm is at most `max_norm`; gives the norm
@@ -175,27 +160,33 @@ impl<P: Rule> Optim<P> {
         if max_norm.is_nan() || max_norm <= 0.0 {
             return Err(Error::Config(format!("max_norm must be positive, not {max_norm}")));
         }
-        let square = |t: &Tensor| -> Result<f64> { Ok(t.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?) };
-        self.tables().try_for_each(|attached| attached.table.belongs_to(grads))?;
+        let square = |t: &Tensor| match t.elem_count() {
+            0 => Ok::<_, Error>(0.0), // backends reject sizes of zero
+            _ => Ok(t.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?),
+        };
+        self.tables().try_for_each(|member| member.table.belongs_to(grads))?;
         let mut sum = 0.0;
         let mut by_row = Vec::new();
         for member in self.members() {
-            match (grads.get(member.var.as_tensor()), &member.state) {
-                (Some(dense), State::Table(attached)) => {
-                    attached.add(dense)?;
-                    let trained = match attached.table.frozen() {
-                        frozen if frozen.is_empty() => Some(dense.clone()),
-                        frozen => without_frozen(dense, &frozen)?,
-                    };
-                    sum += trained.as_ref().map_or(Ok(0.0), square)?;
+            match grads.get(&member.var) {
+                Some(dense) if member.table.is_row_sparse() => {
+                    member.add(dense)?;
+                    let frozen = member.table.frozen();
+                    let rows = Groups::of_all_but(&frozen).rows;
+                    if frozen.is_empty() {
+                        sum += square(dense)?;
+                    } else if !rows.is_empty() {
+                        sum += square(&dense.index_select(&Tensor::new(rows, dense.device())?, 0)?)?;
+                    }
                 }
-                (None, State::Table(attached)) => by_row.extend(attached.table.take()?.map(|rows| (attached, rows))),
-                (dense, _) => sum += dense.map_or(Ok(0.0), square)?,
+                Some(dense) => sum += square(dense)?,
+                None if member.table.is_row_sparse() => {
+                    by_row.extend(member.table.take()?.map(|rows| (&member.table, rows)))
+                }
+                None => (),
             }
         }
-        for (_, rows) in by_row.iter().filter(|(_, rows)| !rows.rows.is_empty()) {
-            sum += square(&rows.values)?;
-        }
+        by_row.iter().try_for_each(|(_, rows)| square(&rows.values).map(|square| sum += square))?;
         let norm = sum.sqrt();
         let scale = max_norm / (norm + 1e-6);
         if scale < 1.0 {
@@ -206,26 +197,23 @@ impl<P: Rule> Optim<P> {
                 }
             }
         }
-        for (attached, RowGradients { rows, values }) in by_row {
+        for (table, RowGradients { rows, values }) in by_row {
             let values = if scale < 1.0 && !rows.is_empty() { (values * scale)? } else { values };
-            attached.table.push_rows(RowGradients { rows, values })?;
+            table.push_rows(RowGradients { rows, values })?;
         }
         Ok(norm)
     }
 
-    pub(super) fn members(&self) -> impl Iterator<Item = &Member> {
+    pub(super) fn members(&self) -> impl Iterator<Item = &Variable> {
         self.groups.iter().flat_map(|group| &group.members)
     }
 
-    pub(super) fn members_mut(&mut self) -> impl Iterator<Item = &mut Member> {
+    pub(super) fn members_mut(&mut self) -> impl Iterator<Item = &mut Variable> {
         self.groups.iter_mut().flat_map(|group| &mut group.members)
     }
 
-    fn tables(&self) -> impl Iterator<Item = &Attached> {
-        self.members().filter_map(|member| match &member.state {
-            State::Table(attached) => Some(attached),
-            State::Dense(_) => None,
-        })
+    fn tables(&self) -> impl Iterator<Item = &Variable> {
+        self.members().filter(|member| member.table.is_row_sparse())
     }
 }
 
@@ -235,49 +223,7 @@ impl Optim<ParamsAdamW> {
     /// # Errors
     /// Those of replaying under the old rule.
     pub fn with_replay(self, replay: Replay) -> Result<Self> {
-        self.tables().try_for_each(|attached| attached.set_replay(replay))?;
+        self.members().try_for_each(|member| member.set_replay(replay))?;
         Ok(self)
-    }
-}
-
-impl Member {
-    pub(super) fn new(name: String, var: Var, moments: bool) -> Result<Self> {
-        let place = place::of(var.as_tensor(), moments)?;
-        let state = match RowTable::find(var.as_tensor()) {
-            Some(table) => State::Table(Attached::new(table, place)?),
-            None => State::Dense(place),
-        };
-        Ok(Member { name, var, state })
-    }
-
-    fn step(&mut self, grads: &GradStore, update: &Update) -> Result<()> {
-        let weight = self.var.as_tensor();
-        match (&mut self.state, grads.get(weight)) {
-            (State::Table(attached), Some(grad)) => attached.step_dense(grad, update),
-            (State::Table(attached), None) => attached.step_rows(update),
-            (State::Dense(place), Some(grad)) => place.dense(weight, grad, update),
-            (State::Dense(_), None) => Ok(()),
-        }
-    }
-}
-
-/// An error for a variable in whose place another one is: it would move, and nothing would read it.
-fn is_current(var: &Var) -> Result<()> {
-    match was_replaced(var) {
-        false => Ok(()),
-        true => Err(Error::Config(format!(
-            "the table of shape {:?} was replaced by one of another size (add_tokens, resize, shrink), which this \
-             optimizer does not know: call `follow(&varmap)` of it, or make the optimizer after the change",
-            var.dims()
-        ))),
-    }
-}
-
-/// The rows of a dense gradient that are not frozen; none where all are.
-fn without_frozen(dense: &Tensor, frozen: &[bool]) -> Result<Option<Tensor>> {
-    let rows = Groups::of_all_but(frozen).rows;
-    match rows.is_empty() {
-        true => Ok(None), // backends reject allocations of size zero
-        false => Ok(Some(dense.index_select(&Tensor::new(rows, dense.device())?, 0)?)),
     }
 }

@@ -4,7 +4,7 @@ use candle_core::DType;
 
 /// One step's constants, rounded to the type of the arithmetic as candle's AdamW rounds them. kernels.cu declares the same.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Step<T = f32> {
     pub(super) beta1: T,
     pub(super) beta2: T,
@@ -51,36 +51,29 @@ impl Step<f64> {
     }
 
     pub(super) fn to_f32(self) -> Step {
-        let floor = self.with_floor(f32::MIN_POSITIVE.into()).floor as f32;
-        Step {
-            floor,
-            beta1: self.beta1 as f32,
-            beta2: self.beta2 as f32,
-            one_minus_beta1: self.one_minus_beta1 as f32,
-            one_minus_beta2: self.one_minus_beta2 as f32,
-            scale_m: self.scale_m as f32,
-            scale_v: self.scale_v as f32,
-            decay: self.decay as f32,
-            eps: self.eps as f32,
-            lr: self.lr as f32,
-        }
+        self.with_floor(f32::MIN_POSITIVE.into()).map(|x| x as f32)
     }
 }
 
 impl Step {
-    /// The same numbers.
     pub(super) fn to_f64(self) -> Step<f64> {
+        self.map(f64::from)
+    }
+}
+
+impl<T> Step<T> {
+    fn map<U>(self, f: impl Fn(T) -> U) -> Step<U> {
         Step {
-            beta1: self.beta1.into(),
-            beta2: self.beta2.into(),
-            one_minus_beta1: self.one_minus_beta1.into(),
-            one_minus_beta2: self.one_minus_beta2.into(),
-            scale_m: self.scale_m.into(),
-            scale_v: self.scale_v.into(),
-            decay: self.decay.into(),
-            eps: self.eps.into(),
-            lr: self.lr.into(),
-            floor: self.floor.into(),
+            beta1: f(self.beta1),
+            beta2: f(self.beta2),
+            one_minus_beta1: f(self.one_minus_beta1),
+            one_minus_beta2: f(self.one_minus_beta2),
+            scale_m: f(self.scale_m),
+            scale_v: f(self.scale_v),
+            decay: f(self.decay),
+            eps: f(self.eps),
+            lr: f(self.lr),
+            floor: f(self.floor),
         }
     }
 }
@@ -142,19 +135,8 @@ const LOG_MARGIN: f64 = 27.0 * std::f64::consts::LN_2;
 
 impl History {
     pub(super) fn new() -> Self {
-        let step = Step {
-            beta1: 1.0,
-            beta2: 1.0,
-            one_minus_beta1: 0.0,
-            one_minus_beta2: 0.0,
-            scale_m: 1.0,
-            scale_v: 1.0,
-            decay: 1.0,
-            eps: 1.0,
-            lr: 0.0,
-            floor: 0.0,
-        };
         let none = f64::NEG_INFINITY;
+        let step = Step::default(); // of no step: nobody asks
         let entry = Entry { step, log_beta1: 0.0, log_beta2: 0.0, log_decay: 0.0, later: none, factor: 0.0 };
         History { entries: vec![entry], unsafe_until: 0, uniform_from: 0, unsent: 0 }
     }

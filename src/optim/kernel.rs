@@ -1,6 +1,7 @@
 //! The arithmetic of AdamW, element by element, in candle's order of operations: the same bits, in one pass.
 
 use super::history::{Entry, History, Step};
+use super::place::host::{Real, Weight};
 use crate::support::widest::widest;
 
 /// Elements that are replayed together: they stay in registers and first-level cache over all steps.
@@ -12,50 +13,18 @@ const SMALLEST_WEIGHT: f32 = 8.673_617e-19;
 /// Full steps between two looks at whether a block is settled.
 const STEPS_A_LOOK: usize = 4;
 
-/// The float types of the arithmetic.
-trait Real:
-    Copy
-    + std::ops::Mul<Output = Self>
-    + std::ops::Add<Output = Self>
-    + std::ops::Sub<Output = Self>
-    + std::ops::Div<Output = Self>
-{
-    const ZERO: Self;
-    fn sqrt(self) -> Self;
-    /// Zero for what is closer to zero than `floor`.
-    fn above(self, floor: Self) -> Self;
-}
-
-macro_rules! real {
-    ($type:ty) => {
-        impl Real for $type {
-            const ZERO: Self = 0.0;
-            #[inline(always)]
-            fn sqrt(self) -> Self {
-                <$type>::sqrt(self)
-            }
-            #[inline(always)]
-            fn above(self, floor: Self) -> Self {
-                if self.abs() < floor { 0.0 } else { self }
-            }
-        }
-    };
-}
-real!(f32);
-real!(f64);
-
 /// The update of a weight from its new moments. `+ 0` stands where candle's `affine` adds it: it turns -0 into 0.
 #[inline(always)]
 fn update<T: Real>(theta: T, m: T, v: T, s: &Step<T>) -> T {
-    let (m_hat, v_hat) = (m * s.scale_m + T::ZERO, v * s.scale_v + T::ZERO);
-    (theta * s.decay + T::ZERO) - (m_hat / (v_hat.sqrt() + s.eps) * s.lr + T::ZERO)
+    let (m_hat, v_hat) = (m * s.scale_m + T::zero(), v * s.scale_v + T::zero());
+    (theta * s.decay + T::zero()) - (m_hat / (v_hat.sqrt() + s.eps) * s.lr + T::zero())
 }
 
 /// One step with a gradient.
 #[inline(always)]
 fn step_one<T: Real>(theta: T, m: &mut T, v: &mut T, g: T, s: &Step<T>) -> T {
-    *m = ((*m * s.beta1 + T::ZERO) + (g * s.one_minus_beta1 + T::ZERO)).above(s.floor);
-    *v = ((*v * s.beta2 + T::ZERO) + (g * g * s.one_minus_beta2 + T::ZERO)).above(s.floor);
+    *m = ((*m * s.beta1 + T::zero()) + (g * s.one_minus_beta1 + T::zero())).above(s.floor);
+    *v = ((*v * s.beta2 + T::zero()) + (g * g * s.one_minus_beta2 + T::zero())).above(s.floor);
     update(theta, *m, *v, s)
 }
 
@@ -67,9 +36,15 @@ fn skip_one(theta: f32, m: &mut f32, v: &mut f32, s: &Step) -> f32 {
     update(theta, *m, *v, s)
 }
 
+/// One step of gradient descent.
+#[inline(always)]
+pub(super) fn sgd_one<T: Real>(theta: T, g: T, lr: T) -> T {
+    theta - (g * lr + T::zero())
+}
+
 widest! {
     /// AdamW's step on equally long slices.
-    pub(super) fn step_f32(theta: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], s: &Step) {
+    pub(super) fn step<T: Real>(theta: &mut [T], m: &mut [T], v: &mut [T], g: &[T], s: &Step<T>) {
         let s = *s;
         for (((theta, m), v), g) in theta.iter_mut().zip(m).zip(v).zip(g) {
             *theta = step_one(*theta, m, v, *g, &s);
@@ -78,58 +53,18 @@ widest! {
 }
 
 widest! {
-    /// The same for f64 weights.
-    pub(super) fn step_f64(theta: &mut [f64], m: &mut [f64], v: &mut [f64], g: &[f64], s: &Step<f64>) {
-        let s = *s;
-        for (((theta, m), v), g) in theta.iter_mut().zip(m).zip(v).zip(g) {
-            *theta = step_one(*theta, m, v, *g, &s);
+    /// Replays entries `from + 1..=to` of the history on a row's weight and moments, in blocks, and in each block in two phases: full
+    /// steps until [`History`]'s bound holds for every element, then only the products that are left.
+    pub(super) fn replay<W: Weight>(row: [&mut [f32]; 3], history: &History, from: usize, to: usize) {
+        let [theta, m, v] = row;
+        for ((theta, m), v) in theta.chunks_mut(LANES).zip(m.chunks_mut(LANES)).zip(v.chunks_mut(LANES)) {
+            // A short last block is replayed inside a full one; zeros are settled at once.
+            let (len, row, mut block) = (theta.len(), [theta, m, v], [[0f32; LANES]; 3]);
+            block.iter_mut().zip(&row).for_each(|(block, values)| block[..len].copy_from_slice(values));
+            let [theta, m, v] = &mut block;
+            replay_block(theta, m, v, history, (from, to), W::round);
+            row.into_iter().zip(&block).for_each(|(values, block)| values.copy_from_slice(&block[..len]));
         }
-    }
-}
-
-widest! {
-    /// Replays entries `from + 1..=to` of the history on a row, in blocks, and in each block in two phases: full steps
-    /// until [`History`]'s bound holds for every element, then only the products that are left.
-    pub(super) fn replay_f32(theta: &mut [f32], m: &mut [f32], v: &mut [f32], history: &History, from: usize, to: usize) {
-        replay(theta, m, v, history, (from, to), |theta| theta);
-    }
-}
-
-widest! {
-    /// The same for weights that are stored as bf16: rounded after every step.
-    pub(super) fn replay_bf16(theta: &mut [f32], m: &mut [f32], v: &mut [f32], history: &History, from: usize, to: usize) {
-        replay(theta, m, v, history, (from, to), |theta| half::bf16::from_f32(theta).to_f32());
-    }
-}
-
-widest! {
-    /// The same for weights that are stored as f16.
-    pub(super) fn replay_f16(theta: &mut [f32], m: &mut [f32], v: &mut [f32], history: &History, from: usize, to: usize) {
-        replay(theta, m, v, history, (from, to), |theta| half::f16::from_f32(theta).to_f32());
-    }
-}
-
-#[inline(always)]
-fn replay(
-    theta: &mut [f32],
-    m: &mut [f32],
-    v: &mut [f32],
-    history: &History,
-    span: (usize, usize),
-    round: impl Fn(f32) -> f32 + Copy,
-) {
-    for ((theta, m), v) in theta.chunks_mut(LANES).zip(m.chunks_mut(LANES)).zip(v.chunks_mut(LANES)) {
-        // A short last block is replayed inside a full one; zeros are settled at once.
-        let len = theta.len();
-        let mut block = [[0f32; LANES]; 3];
-        block[0][..len].copy_from_slice(theta);
-        block[1][..len].copy_from_slice(m);
-        block[2][..len].copy_from_slice(v);
-        let [t, p, q] = &mut block;
-        replay_block(t, p, q, history, span, round);
-        theta.copy_from_slice(&block[0][..len]);
-        m.copy_from_slice(&block[1][..len]);
-        v.copy_from_slice(&block[2][..len]);
     }
 }
 
@@ -241,51 +176,5 @@ fn multiply(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::support::widest::same_with_every_body;
-
-    fn values(count: usize, seed: u64, scale: f32) -> Vec<f32> {
-        (0..count as u64)
-            .map(|i| ((tallow_text::support::mix(seed ^ i) >> 40) as f32 / 8_388_608.0 - 1.0) * scale)
-            .collect()
-    }
-
-    /// AVX-512, AVX2 and the baseline: the same bits, on lengths that fill no register.
-    #[test]
-    fn every_body_has_the_same_bits() {
-        let bits = |all: [&[f32]; 3]| all.map(|values| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>());
-        let params = candle_nn::ParamsAdamW { lr: 1e-2, weight_decay: 0.1, ..Default::default() };
-        let mut history = History::new();
-        (1..400).for_each(|step| history.push(Step::new(&params, step).to_f32()));
-        for count in [1, 7, 64, 65, 200] {
-            let start =
-                || (values(count, 1, 0.1), values(count, 2, 1e-3), values(count, 3, 1e-6), values(count, 4, 1.0));
-            let moments = |v: &mut Vec<f32>| v.iter_mut().for_each(|v| *v = v.abs());
-            let stepped = same_with_every_body(|| {
-                let (mut theta, mut m, mut v, g) = start();
-                moments(&mut v);
-                step_f32(&mut theta, &mut m, &mut v, &g, &Step::new(&params, 7).to_f32());
-                bits([&theta, &m, &v])
-            });
-            assert_ne!(stepped[0], bits([&start().0, &[], &[]])[0]);
-            same_with_every_body(|| {
-                let wide = |values: Vec<f32>| values.into_iter().map(f64::from).collect::<Vec<_>>();
-                let (theta, m, mut v, g) = start();
-                moments(&mut v);
-                let (mut theta, mut m, mut v) = (wide(theta), wide(m), wide(v));
-                step_f64(&mut theta, &mut m, &mut v, &wide(g), &Step::new(&params, 7));
-                [theta, m, v].map(|values| values.into_iter().map(f64::to_bits).collect::<Vec<_>>())
-            });
-            type Replay = fn(&mut [f32], &mut [f32], &mut [f32], &History, usize, usize);
-            for replay in [replay_f32 as Replay, replay_bf16, replay_f16] {
-                same_with_every_body(|| {
-                    let (mut theta, mut m, mut v, _) = start();
-                    moments(&mut v);
-                    replay(&mut theta, &mut m, &mut v, &history, 3, 390);
-                    bits([&theta, &m, &v])
-                });
-            }
-        }
-    }
-}
+#[path = "../../tests/kernels/bodies.rs"]
+mod tests;

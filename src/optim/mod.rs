@@ -11,7 +11,7 @@ mod kernel;
 mod place;
 mod rule;
 mod state;
-mod table;
+mod variable;
 
 use candle_nn::ParamsAdamW;
 
@@ -32,24 +32,9 @@ pub use state::Stateful;
 ///
 /// # Accumulation
 /// Row gradients belong to the `GradStore` of their backward, as dense ones do. To train on a batch in parts, add the stores
-/// (candle's `GradStore::extend`), then step once:
-/// ```
-/// # use candle_core::{DType, Device, Module, Tensor};
-/// # use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
-/// # use tallow::{Gradient, TokenEmbedding, TokenEmbeddingConfig, optim::AdamW};
-/// # let varmap = VarMap::new();
-/// # let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
-/// # let cfg = TokenEmbeddingConfig { vocab_size: 10, d_model: 4, gradient: Gradient::RowSparse, ..Default::default() };
-/// # let wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
-/// # let mut opt = AdamW::from_varmap(&varmap, ParamsAdamW::default())?;
-/// # let loss = |ids: &[u32]| wte.forward(&Tensor::new(ids, &Device::Cpu)?)?.sqr()?.mean_all();
-/// let mut total = tallow::backward(&(loss(&[1, 2])? / 2.0)?)?; // the mean over two parts of equal size
-/// total.extend(tallow::backward(&(loss(&[2, 3])? / 2.0)?)?)?;
-/// opt.step(&total)?;
-/// # Ok::<(), tallow::Error>(())
-/// ```
-/// A step with a store that lacks the rows of an earlier backward is an error: the table would train on them, and nothing else. So is
-/// a second step with one store, or with one that was added to after its step: the table has no rows of it left.
+/// (`total.extend(grads)?`), then step once: examples/accumulate.rs. A step with a store that lacks the rows of an earlier backward is
+/// [`Error::StaleGradients`](crate::Error::StaleGradients): the table would train on them, and nothing else. So is a second step with one
+/// store, or with one that was added to after its step: the table has no rows of it left.
 ///
 /// # Cost
 /// Dense: one pass that reads weight, gradient and both moments and writes all but the gradient, on all threads,

@@ -15,50 +15,46 @@ pub(super) enum Update {
 
 /// The parameters of a rule: `ParamsAdamW` of AdamW, the learning rate of gradient descent.
 #[allow(private_bounds)] // no other rules than these
-pub trait Rule: Numbers + Clone {
-    /// The learning rate.
-    fn learning_rate(&self) -> f64;
-    /// Sets it.
-    fn set_learning_rate(&mut self, lr: f64);
-}
+pub trait Rule: Numbers + Clone {}
+
+impl Rule for ParamsAdamW {}
+impl Rule for f64 {}
 
 pub(super) trait Numbers {
     /// Whether a weight has moments.
     const MOMENTS: bool;
+    fn lr(&self) -> f64;
+    fn set_lr(&mut self, lr: f64);
     /// The numbers of step `t`, from 1.
     fn update(&self, t: usize) -> Update;
 }
 
-impl Rule for ParamsAdamW {
-    fn learning_rate(&self) -> f64 {
+impl Numbers for ParamsAdamW {
+    const MOMENTS: bool = true;
+
+    fn lr(&self) -> f64 {
         self.lr
     }
 
-    fn set_learning_rate(&mut self, lr: f64) {
+    fn set_lr(&mut self, lr: f64) {
         self.lr = lr;
     }
-}
-
-impl Numbers for ParamsAdamW {
-    const MOMENTS: bool = true;
 
     fn update(&self, t: usize) -> Update {
         Update::AdamW(Step::new(self, t))
     }
 }
 
-impl Rule for f64 {
-    fn learning_rate(&self) -> f64 {
+impl Numbers for f64 {
+    const MOMENTS: bool = false;
+
+    fn lr(&self) -> f64 {
         *self
     }
 
-    fn set_learning_rate(&mut self, lr: f64) {
+    fn set_lr(&mut self, lr: f64) {
         *self = lr;
     }
-}
-
-impl Numbers for f64 {
-    const MOMENTS: bool = false;
 
     fn update(&self, _t: usize) -> Update {
         Update::Sgd { lr: *self }

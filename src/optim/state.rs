@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarMap;
 
-use super::engine::{Member, Optim, State};
+use super::engine::Optim;
 use super::rule::Rule;
+use super::variable::Variable;
+use crate::support::variables::variables;
 use crate::{Error, Result};
 
 /// An optimizer that a [`Checkpoint`](crate::Checkpoint) can hold: [`AdamW`](super::AdamW), [`Sgd`](super::Sgd).
@@ -18,7 +20,7 @@ impl<P: Rule> Stateful for Optim<P> {}
 /// What a checkpoint does with one.
 pub(crate) trait Parts {
     /// Its state, where it has no names by those of `varmap`.
-    fn state_by(&self, varmap: &VarMap) -> Result<HashMap<String, Tensor>>;
+    fn state_by(&self, varmap: Option<&VarMap>) -> Result<HashMap<String, Tensor>>;
     /// Takes the names of `varmap` where it has none.
     fn take_names(&mut self, varmap: &VarMap) -> Result<()>;
     /// Names and shapes of its state.
@@ -37,8 +39,15 @@ pub(crate) trait Parts {
 }
 
 impl<P: Rule> Parts for Optim<P> {
-    fn state_by(&self, varmap: &VarMap) -> Result<HashMap<String, Tensor>> {
-        self.named_state(Some(varmap))
+    fn state_by(&self, varmap: Option<&VarMap>) -> Result<HashMap<String, Tensor>> {
+        let mut state = HashMap::from([("step".to_string(), Tensor::new(&[self.step as i64], &Device::Cpu)?)]);
+        for (member, name) in self.members().zip(self.names(varmap)?) {
+            if let Some([m, v]) = member.moments()? {
+                state.insert(format!("{name}.m"), m);
+                state.insert(format!("{name}.v"), v);
+            }
+        }
+        Ok(state)
     }
 
     fn take_names(&mut self, varmap: &VarMap) -> Result<()> {
@@ -47,7 +56,7 @@ impl<P: Rule> Parts for Optim<P> {
 
     fn state_shapes(&self) -> BTreeMap<String, Vec<usize>> {
         let kinds: &[&str] = if P::MOMENTS { &["m", "v"] } else { &[] };
-        let of = |member: &Member| {
+        let of = |member: &Variable| {
             let (name, shape) = (member.name.clone(), member.var.dims().to_vec());
             kinds.iter().map(move |kind| (format!("{name}.{kind}"), shape.clone()))
         };
@@ -86,12 +95,10 @@ impl<P: Rule> Optim<P> {
                     .to_string(),
             ));
         };
-        let data = varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut by_id: HashMap<_, &String> = HashMap::new();
-        for (name, var) in data.iter() {
-            let known = by_id.entry(var.as_tensor().id()).or_insert(name);
-            *known = name.min(known); // of several names for one variable the first
-        }
+        let known = variables(varmap);
+        let mut by_id = HashMap::new();
+        // Of several names for one variable the first.
+        known.iter().for_each(|(name, var)| _ = by_id.entry(var.as_tensor().id()).or_insert(name));
         let mut names = Vec::new();
         for member in self.members() {
             let Some(name) = by_id.get(&member.var.as_tensor().id()) else {
@@ -118,7 +125,7 @@ impl<P: Rule> Optim<P> {
     /// # Errors
     /// [`Error::Config`] if the variables have no names (see [`name_by`](Self::name_by)); those of candle's operations.
     pub fn state(&self) -> Result<HashMap<String, Tensor>> {
-        self.named_state(None)
+        self.state_by(None)
     }
 
     /// Puts back what [`state`](Self::state) gave. Nothing is changed unless everything fits.
@@ -161,7 +168,7 @@ impl<P: Rule> Optim<P> {
     /// A copy of the moments of each variable that was replaced.
     pub fn follow(&mut self, varmap: &VarMap) -> Result<()> {
         self.names(None)?;
-        let data = varmap.data().lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let data: HashMap<String, Var> = variables(varmap).into_iter().collect();
         for member in self.members_mut() {
             let Some(var) = data.get(&member.name).filter(|var| var.as_tensor().id() != member.var.as_tensor().id())
             else {
@@ -182,43 +189,13 @@ impl<P: Rule> Optim<P> {
                 Ok(if new > old { kept.pad_with_zeros(0, 0, new - old)? } else { kept.contiguous()? })
             };
             let moments = member.moments()?;
-            let mut followed = Member::new(member.name.clone(), var.clone(), P::MOMENTS)?;
-            if let (State::Table(new), State::Table(old)) = (&followed.state, &member.state) {
-                new.set_replay(old.how())?;
-            }
+            let followed = Variable::new(member.name.clone(), var.clone(), P::MOMENTS)?;
+            followed.set_replay(member.how())?;
             if let Some([m, v]) = moments {
                 followed.set_moments([&fit(m)?, &fit(v)?])?;
             }
             *member = followed;
         }
         Ok(())
-    }
-
-    fn named_state(&self, varmap: Option<&VarMap>) -> Result<HashMap<String, Tensor>> {
-        let mut state = HashMap::from([("step".to_string(), Tensor::new(&[self.step as i64], &Device::Cpu)?)]);
-        for (member, name) in self.members().zip(self.names(varmap)?) {
-            if let Some([m, v]) = member.moments()? {
-                state.insert(format!("{name}.m"), m);
-                state.insert(format!("{name}.v"), v);
-            }
-        }
-        Ok(state)
-    }
-}
-
-impl Member {
-    /// Both moments in the variable's shape, on the CPU.
-    fn moments(&self) -> Result<Option<[Tensor; 2]>> {
-        match &self.state {
-            State::Dense(place) => place.moments(self.var.as_tensor()),
-            State::Table(attached) => attached.moments(),
-        }
-    }
-
-    fn set_moments(&mut self, moments: [&Tensor; 2]) -> Result<()> {
-        match &mut self.state {
-            State::Dense(place) => place.set_moments(moments),
-            State::Table(attached) => attached.set_moments(moments),
-        }
     }
 }

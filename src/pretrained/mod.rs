@@ -17,9 +17,8 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
-use crate::embedding::{nearest, queries_fit};
 use crate::tensors::{Gguf, single_header};
-use crate::{Error, Init, Neighbor, Result, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
+use crate::{Error, Init, Result, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 use tallow_text::support::files::{folder_of, persist, temporary};
 use tallow_text::support::same_file;
 
@@ -40,7 +39,7 @@ const BLOCK_VALUES: usize = 1 << 21;
 /// ```
 /// use candle_core::{DType, Device, Tensor};
 /// use candle_nn::{VarBuilder, VarMap};
-/// use tallow::{Gradient, PretrainedTable, TokenEmbedding, TokenEmbeddingConfig};
+/// use tallow::{Gradient, PretrainedTable, TokenEmbeddingConfig};
 ///
 /// // What somebody saved:
 /// let folder = tempfile::tempdir()?;
@@ -55,7 +54,7 @@ const BLOCK_VALUES: usize = 1 << 21;
 /// let varmap = VarMap::new();
 /// let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
 /// let cfg = TokenEmbeddingConfig { gradient: Gradient::RowSparse, ..table.config() };
-/// let wte = TokenEmbedding::from_pretrained(&table, &cfg, vb.pp("wte"))?;
+/// let wte = table.embedding(&cfg, vb.pp("wte"))?;
 /// assert_eq!(wte.lookup(&Tensor::new(&[3u32], &Device::Cpu)?)?.to_vec2::<f32>()?, [[9., 10., 11.]]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -132,8 +131,7 @@ impl PretrainedTable {
         self.dtype
     }
 
-    /// Whether the model has no output layer of its own: its head is this table ([`TokenEmbedding::attend`], or
-    /// [`head::cross_entropy`](crate::head::cross_entropy) over [`TokenEmbedding::weight`]).
+    /// Whether the model has no output layer of its own: its head is this table ([`Head::tied`](crate::Head::tied)).
     pub fn tied(&self) -> bool {
         self.tied
     }
@@ -227,50 +225,6 @@ impl PretrainedTable {
         persist(out, path).map_err(io)
     }
 
-    /// The `k` rows nearest to each of `ids` by cosine, as [`TokenEmbedding::neighbors`], without loading the table.
-    ///
-    /// # Errors
-    /// [`Error::IdOutOfRange`], and those of reading.
-    ///
-    /// # Cost
-    /// Reads the table once for all ids together, in some 16 MiB.
-    pub fn neighbors(&self, ids: &[u32], k: usize) -> Result<Vec<Vec<Neighbor>>> {
-        nearest(&self.rows(ids)?, ids, k, self.blocks())
-    }
-
-    /// The `k` rows nearest to each of `queries` (N, C), as [`TokenEmbedding::neighbors_of`].
-    ///
-    /// # Errors
-    /// [`Error::Config`] for another shape, and those of reading.
-    pub fn neighbors_of(&self, queries: &Tensor, k: usize) -> Result<Vec<Vec<Neighbor>>> {
-        queries_fit(queries, self.d_model())?;
-        nearest(queries, &[], k, self.blocks())
-    }
-
-    /// The `k` rows nearest to each word, which is the ids of its tokens: to the mean of their rows, without these rows themselves.
-    ///
-    /// # Errors
-    /// [`Error::Config`] for a word without tokens; [`Error::IdOutOfRange`]; those of reading.
-    ///
-    /// # Cost
-    /// One pass for all words together.
-    pub fn neighbors_of_words(&self, words: &[Vec<u32>], k: usize) -> Result<Vec<Vec<Neighbor>>> {
-        if words.iter().any(Vec::is_empty) {
-            return Err(Error::Config("an empty word has no neighbours".to_string()));
-        }
-        if words.is_empty() {
-            return Ok(Vec::new());
-        }
-        let means = words.iter().map(|ids| Ok(self.rows(ids)?.to_dtype(DType::F32)?.mean_keepdim(0)?));
-        let queries = Tensor::cat(&means.collect::<Result<Vec<_>>>()?, 0)?;
-        let most = words.iter().map(Vec::len).max().unwrap_or(0);
-        let found = self.neighbors_of(&queries, k.saturating_add(most))?;
-        let own = |(near, ids): (Vec<Neighbor>, &Vec<u32>)| {
-            near.into_iter().filter(|near| !ids.contains(&near.id)).take(k).collect()
-        };
-        Ok(found.into_iter().zip(words).map(own).collect())
-    }
-
     /// Whether this tokenizer can be the table's: the table has a row for every ordinary token, and at most 5 % or 1024 rows more than
     /// the tokenizer has ids. (Models pad their tables: DeepSeek-V2 by 2.4 %, Phi-2 by 905 rows.)
     ///
@@ -296,43 +250,37 @@ impl PretrainedTable {
         let step = (BLOCK_VALUES / columns).max(1);
         (0..count).step_by(step).map(move |from| Ok((from, self.block(from..count.min(from + step))?)))
     }
-}
 
-// Here, because an embedding does not know files.
-impl TokenEmbedding {
-    /// Makes the variable `weight` of `vb` out of a pretrained table, in the dtype and on the device of `vb`. Begin with
-    /// `table.config()`. Where `cfg.vocab_size` is larger than the table, the rows beyond are drawn from `cfg.init` and
-    /// `cfg.seed`; [`resize`](Self::resize) has better ways to fill rows.
+    /// Makes the variable `weight` of `vb` out of this table, in the dtype and on the device of `vb`, and a layer over it. Begin with
+    /// [`config`](Self::config). Where `cfg.vocab_size` is larger than the table, the rows beyond are drawn from `cfg.init` and
+    /// `cfg.seed`; [`TokenEmbedding::resize`] has better ways to fill rows.
     ///
-    /// A weight that the VarBuilder already has (a run that goes on) is used as it is, as in [`new`](Self::new).
+    /// A weight that the VarBuilder already has (a run that goes on) is used as it is, as in [`TokenEmbedding::new`].
     ///
     /// # Errors
     /// - [`Error::Config`]: `cfg` is of another width, or has fewer rows than the table.
-    /// - those of [`new`](Self::new) and of reading.
+    /// - those of [`TokenEmbedding::new`] and of reading.
     ///
     /// # Cost
     /// One pass over the table; a few MiB beside it.
-    pub fn from_pretrained(table: &PretrainedTable, cfg: &TokenEmbeddingConfig, vb: VarBuilder) -> Result<Self> {
-        let (rows, columns) = table.shape;
+    pub fn embedding(&self, cfg: &TokenEmbeddingConfig, vb: VarBuilder) -> Result<TokenEmbedding> {
+        let (rows, columns) = self.shape;
         if cfg.d_model != columns || cfg.vocab_size < rows {
             return Err(Error::Config(format!(
                 "{} is {rows} x {columns}, the config says {} x {}: begin with `table.config()`",
-                table.name, cfg.vocab_size, cfg.d_model
+                self.name, cfg.vocab_size, cfg.d_model
             )));
         }
         if vb.contains_tensor("weight") {
-            return Self::new(cfg, vb);
+            return TokenEmbedding::new(cfg, vb);
         }
         // Rows that are overwritten anyway are not drawn.
         let init = if cfg.vocab_size == rows { Init::Constant(0.0) } else { cfg.init };
-        let layer = Self::new(&TokenEmbeddingConfig { init, ..cfg.clone() }, vb)?;
-        for block in table.blocks() {
+        let layer = TokenEmbedding::new(&TokenEmbeddingConfig { init, ..cfg.clone() }, vb)?;
+        let weight = layer.flushed_weight()?;
+        for block in self.blocks() {
             let (from, block) = block?;
-            layer.weight()?.slice_set(
-                &block.to_dtype(layer.dtype())?.to_device(layer.device())?.contiguous()?,
-                0,
-                from,
-            )?;
+            weight.slice_set(&block.to_dtype(weight.dtype())?.to_device(weight.device())?.contiguous()?, 0, from)?;
         }
         Ok(layer)
     }

@@ -5,7 +5,7 @@ use candle_nn::{VarBuilder, VarMap};
 use super::PretrainedTable;
 use crate::{Error, Fill, Init, Result, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 
-/// What [`TokenEmbedding::transplant`] carried over.
+/// What [`PretrainedTable::transplant`] carried over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transplanted {
     /// Tokens of the new tokenizer.
@@ -59,26 +59,28 @@ impl TokenEmbedding {
         *tokenizer = grown;
         Ok(ids)
     }
+}
 
-    /// Makes the variable `weight` of `vb` out of a pretrained table for another tokenizer: row i is the old row of the token with
+impl PretrainedTable {
+    /// Makes the variable `weight` of `vb` out of this table for another tokenizer: row i is the old row of the token with
     /// the same bytes as token i of `to`, or else what `fill` says. `cfg` gives gradient, scale and padding; its sizes must be
     /// those of `to` and the table.
     ///
     /// # Errors
     /// - [`Error::Config`]: another width than the table's, or fewer rows than `to.vocab_size()`; or `vb` has the weight already.
-    /// - those of [`new`](Self::new) and of reading.
+    /// - those of [`TokenEmbedding::new`] and of reading.
     ///
     /// # Cost
     /// One pass over the table, and what [`Fill`] says for the ids without an old row.
     pub fn transplant(
-        table: &PretrainedTable,
+        &self,
         from: &Tokenizer,
         to: &Tokenizer,
         fill: Fill,
         cfg: &TokenEmbeddingConfig,
         vb: VarBuilder,
-    ) -> Result<(Self, Transplanted)> {
-        let (rows, columns) = (cfg.vocab_size, table.d_model());
+    ) -> Result<(TokenEmbedding, Transplanted)> {
+        let (rows, columns) = (cfg.vocab_size, self.d_model());
         if cfg.d_model != columns || rows < to.vocab_size() {
             return Err(Error::Config(format!(
                 "the config says {rows} x {}: this table for {} is {} x {columns}, or has more rows",
@@ -96,18 +98,18 @@ impl TokenEmbedding {
             let bytes = to.token_bytes(id);
             tokens += usize::from(bytes.is_some());
             let old =
-                bytes.and_then(|bytes| from.token_to_id(&bytes)).filter(|old| (*old as usize) < table.vocab_size());
+                bytes.and_then(|bytes| from.token_to_id(&bytes)).filter(|old| (*old as usize) < self.vocab_size());
             match old {
                 Some(old) => pairs.push((old as usize, id as usize)),
                 None => filled.push(id),
             }
         }
         pairs.sort_unstable();
-        let layer = Self::new(&TokenEmbeddingConfig { init: Init::Constant(0.0), ..cfg.clone() }, vb)?;
-        let weight = layer.weight()?.clone();
+        let layer = TokenEmbedding::new(&TokenEmbeddingConfig { init: Init::Constant(0.0), ..cfg.clone() }, vb)?;
+        let weight = layer.flushed_weight()?.clone();
         let here = |rows: candle_core::Tensor| rows.to_dtype(weight.dtype())?.to_device(weight.device());
         let mut left = &pairs[..];
-        for block in table.blocks() {
+        for block in self.blocks() {
             let (first, block) = block?;
             let block = here(block)?;
             let (now, later) = left.split_at(left.partition_point(|(old, _)| *old < first + block.dims()[0]));
@@ -117,7 +119,7 @@ impl TokenEmbedding {
             left = later;
         }
         if !filled.is_empty() {
-            let values = here(fill.rows(&filled, columns, || table.blocks())?)?;
+            let values = here(fill.rows(&filled, columns, || self.blocks())?)?;
             for (i, id) in filled.iter().enumerate() {
                 weight.slice_set(&values.narrow(0, i, 1)?.contiguous()?, 0, *id as usize)?;
             }

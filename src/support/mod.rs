@@ -1,7 +1,8 @@
-//! What hot code stands on: memory, threads, wide registers.
+//! What other modules stand on: memory, threads, wide registers, the variables of a VarMap.
 
 mod memory;
 pub(crate) mod parallel;
+pub(crate) mod variables;
 pub(crate) mod widest;
 
 pub(crate) use memory::advise_huge_pages;

@@ -188,7 +188,7 @@ fn twice(device: &Device) -> Result<String> {
             let loss = layer.forward(&list)?.sqr()?.sum_all()?;
             optimizer.backward_step(&loss)?;
         }
-        bits(layer.weight()?)
+        bits(layer.flushed_weight()?)
     };
     ensure!(run()? == run()?, "the second run has other bits");
     Ok("5 steps, 4096 ids, the commonest in 500 positions".to_string())
@@ -234,7 +234,9 @@ fn train<O: Optimizer>(
             let loss = (layer.forward(&list)? * upstream)?.sum_all()?;
             optimizer.step(&tallow::backward(&loss)?)?;
         }
-        tables.push(layer.weight()?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
+        tables.push(
+            layer.flushed_weight()?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?,
+        );
         drop(optimizer);
     }
     let moved = table.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
@@ -287,7 +289,7 @@ fn mixed(device: &Device) -> Result<String> {
             optimizer.step(&grads)?;
         }
         ensure!(bits(&layer.lookup(&Tensor::new(&[7u32], &Device::Cpu)?)?)? == frozen, "the frozen row moved");
-        both.push(layer.weight()?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?);
+        both.push(layer.flushed_weight()?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?);
         drop(optimizer);
     }
     let largest = both[0].iter().zip(&both[1]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -317,7 +319,7 @@ fn often(device: &Device) -> Result<String> {
                 optimizers.0.step(&grads)?;
                 optimizers.1.step(&grads)?;
             }
-            let weights = layer.weight()?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+            let weights = layer.flushed_weight()?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
             if replay.is_some() { adamw.push(weights) } else { sgd.push(weights) }
         }
     }
@@ -339,7 +341,7 @@ fn long(device: &Device) -> Result<String> {
             let loss = layer.forward(&Tensor::new(&[row as u32], &Device::Cpu)?)?.sqr()?.sum_all()?;
             optimizer.backward_step(&loss)?;
         }
-        both.push(bits(layer.weight()?)?);
+        both.push(bits(layer.flushed_weight()?)?);
     }
     ensure!(both[0] == both[1], "other bits than the CPU's");
     Ok("2300 steps, one row seen every 1000th, one never: the CPU's bits".to_string())
@@ -367,7 +369,7 @@ fn edges(device: &Device) -> Result<String> {
         }
         optimizer.load_state(&state)?;
         step(&mut optimizer, [4, 5])?;
-        let weights = of_rows.weight()?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+        let weights = of_rows.flushed_weight()?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
 
         let wide = Var::from_tensor(&numbers(&[7, 3], DType::F64, 5)?.to_device(device)?)?;
         let mut optimizer = AdamW::new(vec![wide.clone()], ParamsAdamW::default())?;
@@ -400,7 +402,7 @@ fn edges(device: &Device) -> Result<String> {
                 grads.remove(&var);
                 optimizer.step(&grads)?;
             }
-            all.extend(bits(of_odd.weight()?)?);
+            all.extend(bits(of_odd.flushed_weight()?)?);
         }
 
         let long = Tensor::arange(0u32, 1 << 20, &Device::Cpu)?;

@@ -3,9 +3,9 @@
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{Module, Optimizer, ParamsAdamW, VarBuilder, VarMap};
 use proptest::prelude::*;
-use tallow::head::{self, CrossEntropyConfig, Reduction};
+use tallow::head::{CrossEntropyConfig, Reduction};
 use tallow::optim::AdamW;
-use tallow::{Gradient, NO_TOKEN, TokenEmbedding, TokenEmbeddingConfig};
+use tallow::{Gradient, Head, NO_TOKEN, TokenEmbedding, TokenEmbeddingConfig};
 
 type Out = anyhow::Result<()>;
 
@@ -29,6 +29,7 @@ struct Case {
     weight: Vec<f64>,
     bias: Option<Vec<f64>>,
     targets: Vec<u32>,
+    soft_cap: Option<f64>,
     cfg: CrossEntropyConfig,
 }
 
@@ -48,8 +49,18 @@ impl Case {
             weight: scaled(seed + 1, v * c),
             bias: biased.then(|| scaled(seed + 2, v)),
             targets: targets.collect(),
+            soft_cap: None,
             cfg,
         }
+    }
+
+    fn capped(self, soft_cap: Option<f64>) -> Self {
+        Case { soft_cap, ..self }
+    }
+
+    fn head(&self, weight: &Tensor, bias: Option<&Tensor>) -> tallow::Result<Head> {
+        let head = Head::new(weight, bias)?;
+        self.soft_cap.map_or(Ok(head.clone()), |cap| head.with_soft_cap(cap))
     }
 
     /// The naive twin: losses of all positions, straight from the definition.
@@ -65,7 +76,7 @@ impl Case {
             .map(|j| {
                 let dot: f64 = (0..self.c).map(|k| self.hidden[i * self.c + k] * self.weight[j * self.c + k]).sum();
                 let u = dot + self.bias.as_ref().map_or(0.0, |bias| bias[j]);
-                self.cfg.soft_cap.map_or(u, |cap| cap * (u / cap).tanh())
+                self.soft_cap.map_or(u, |cap| cap * (u / cap).tanh())
             })
             .collect();
         let max = z.iter().copied().fold(f64::MIN, f64::max);
@@ -93,7 +104,7 @@ impl Case {
                 .map(|j| {
                     let dot: f64 = h.iter().zip(&self.weight[j * c..]).map(|(a, b)| a * b).sum();
                     let u = dot + self.bias.as_ref().map_or(0.0, |bias| bias[j]);
-                    self.cfg.soft_cap.map_or(u, |cap| cap * (u / cap).tanh())
+                    self.soft_cap.map_or(u, |cap| cap * (u / cap).tanh())
                 })
                 .collect();
             let max = z.iter().copied().fold(f64::MIN, f64::max);
@@ -105,7 +116,7 @@ impl Case {
                 if self.targets[i] as usize == j {
                     g -= 1.0 - self.cfg.label_smoothing;
                 }
-                if let Some(cap) = self.cfg.soft_cap {
+                if let Some(cap) = self.soft_cap {
                     g *= 1.0 - (z[j] / cap).powi(2);
                 }
                 let g = g * scale;
@@ -134,7 +145,7 @@ impl Case {
     /// Value and gradients by tallow, in f64 for comparison.
     fn ours(&self, dtype: DType) -> anyhow::Result<(Vec<f64>, [Vec<f64>; 3])> {
         let (hidden, weight, bias, targets) = self.vars(dtype)?;
-        let loss = head::cross_entropy(&hidden, &weight, bias.as_deref(), &targets, &self.cfg)?;
+        let loss = self.head(&weight, bias.as_deref())?.loss(&hidden, &targets, &self.cfg)?;
         let grads = tallow::backward(&loss.sum_all()?)?;
         let flat = |t: &Tensor| t.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>();
         let of = |var: &Tensor| flat(grads.get(var).expect("a gradient"));
@@ -174,23 +185,24 @@ fn itertools(ours: [Vec<f64>; 3], want: [Vec<f64>; 3]) -> impl Iterator<Item = (
     ["hidden", "weight", "bias"].into_iter().zip(ours).zip(want).map(|((name, a), b)| (name, a, b))
 }
 
-fn options() -> Vec<CrossEntropyConfig> {
+/// Options, and a soft cap.
+fn options() -> Vec<(CrossEntropyConfig, Option<f64>)> {
     let plain = CrossEntropyConfig::default();
     vec![
-        plain.clone(),
-        CrossEntropyConfig { reduction: Reduction::Sum, label_smoothing: 0.1, ..plain.clone() },
-        CrossEntropyConfig { z_loss: 1e-2, ..plain.clone() },
-        CrossEntropyConfig { soft_cap: Some(3.0), ..plain.clone() },
-        CrossEntropyConfig { reduction: Reduction::None, label_smoothing: 0.2, z_loss: 1e-3, soft_cap: Some(5.0) },
+        (plain, None),
+        (CrossEntropyConfig { reduction: Reduction::Sum, label_smoothing: 0.1, ..plain }, None),
+        (CrossEntropyConfig { z_loss: 1e-2, ..plain }, None),
+        (plain, Some(3.0)),
+        (CrossEntropyConfig { reduction: Reduction::None, label_smoothing: 0.2, z_loss: 1e-3 }, Some(5.0)),
     ]
 }
 
 /// Several chunks of tokens, several blocks and spans of the vocabulary, lanes that do not fill registers.
 #[test]
 fn loss_and_gradients_are_those_of_f64() -> Out {
-    for (i, cfg) in options().into_iter().enumerate() {
+    for (i, (cfg, soft_cap)) in options().into_iter().enumerate() {
         for (n, c, v) in [(1, 1, 2), (3, 8, 50), (70, 16, 513), (300, 24, 5000), (64, 64, 20_000)] {
-            let case = Case::new(n, c, v, i % 2 == 0, i as u64 * 100 + n as u64, 0.5, cfg.clone());
+            let case = Case::new(n, c, v, i % 2 == 0, i as u64 * 100 + n as u64, 0.5, cfg).capped(soft_cap);
             assert_close(&case, DType::F32, 1e-6)?;
             if v <= 5000 {
                 assert_close(&case, DType::F64, 1e-12)?;
@@ -210,8 +222,8 @@ proptest! {
         cap in prop_oneof![Just(None), (0.5..50.0f64).prop_map(Some)],
         reduction in prop_oneof![Just(Reduction::Mean), Just(Reduction::Sum), Just(Reduction::None)],
     ) {
-        let cfg = CrossEntropyConfig { reduction, label_smoothing: smooth, z_loss, soft_cap: cap };
-        let case = Case::new(n, c, v, biased, seed, 0.5, cfg);
+        let cfg = CrossEntropyConfig { reduction, label_smoothing: smooth, z_loss };
+        let case = Case::new(n, c, v, biased, seed, 0.5, cfg).capped(cap);
         assert_close(&case, DType::F32, 1e-6).unwrap();
     }
 }
@@ -219,8 +231,8 @@ proptest! {
 /// The formula of the twin's gradients is itself checked: nudging each input moves the loss as it says.
 #[test]
 fn finite_differences_in_f64_agree() -> Out {
-    for cfg in options() {
-        let case = Case::new(6, 5, 17, true, 42, 1.0, cfg);
+    for (cfg, soft_cap) in options() {
+        let case = Case::new(6, 5, 17, true, 42, 1.0, cfg).capped(soft_cap);
         let (_, grads) = case.ours(DType::F64)?;
         let step = 1e-5;
         let nudged = |at: usize, which: usize, by: f64| {
@@ -288,8 +300,8 @@ fn equal_to_pytorch() -> Out {
                 reduction,
                 label_smoothing: golden["label_smoothing"].as_f64().unwrap_or(0.0),
                 z_loss: golden["z_loss"].as_f64().unwrap_or(0.0),
-                soft_cap: golden["soft_cap"].as_f64(),
             },
+            soft_cap: golden["soft_cap"].as_f64(),
         };
         for dtype in [DType::F32, DType::F64] {
             let (value, grads) = case.ours(dtype)?;
@@ -327,9 +339,9 @@ fn half_precision_inputs() -> Out {
 
 #[test]
 fn only_padding_is_zero_with_zero_gradients() -> Out {
-    for cfg in options() {
+    for (cfg, soft_cap) in options() {
         for dtype in [DType::F32, DType::F64] {
-            let mut case = Case::new(5, 4, 30, true, 1, 1.0, cfg.clone());
+            let mut case = Case::new(5, 4, 30, true, 1, 1.0, cfg).capped(soft_cap);
             case.targets.fill(NO_TOKEN);
             case.hidden[3] = f64::NAN; // nobody looks at a padded position
             let (value, grads) = case.ours(dtype)?;
@@ -348,7 +360,7 @@ fn large_logits_are_stable() -> Out {
     let weight = Var::from_tensor(&Tensor::new(&[[1f32, 0.0], [-1.0, 0.0], [0.0, 0.0]], &Device::Cpu)?)?;
     let targets = Tensor::new(&[0u32, 1], &Device::Cpu)?;
     let cfg = CrossEntropyConfig { reduction: Reduction::None, ..Default::default() };
-    let loss = head::cross_entropy(&hidden, &weight, None, &targets, &cfg)?;
+    let loss = Head::new(&weight, None)?.loss(&hidden, &targets, &cfg)?;
     assert_eq!(loss.to_vec1::<f32>()?, [0.0, 2e4]);
     let grad = tallow::backward(&loss.sum_all()?)?.get(&weight).expect("a gradient").to_vec2::<f32>()?;
     assert_eq!(grad, [[1e4, 0.0], [-1e4, 0.0], [0.0, 0.0]]);
@@ -356,10 +368,10 @@ fn large_logits_are_stable() -> Out {
     let bias = Tensor::new(&[0f32, f32::NEG_INFINITY, 0.0], &Device::Cpu)?;
     let first = Tensor::new(&[0u32], &Device::Cpu)?;
     let small = Tensor::new(&[[0f32, 0.0]], &Device::Cpu)?;
-    let loss = head::cross_entropy(&small, &weight, Some(&bias), &first, &Default::default())?;
+    let loss = Head::new(&weight, Some(&bias))?.loss(&small, &first, &Default::default())?;
     assert!((loss.to_scalar::<f32>()? - 2f32.ln()).abs() < 1e-6);
     let nan = Tensor::new(&[[f32::NAN, 0.0]], &Device::Cpu)?;
-    assert!(head::cross_entropy(&nan, &weight, None, &first, &Default::default())?.to_scalar::<f32>()?.is_nan());
+    assert!(Head::new(&weight, None)?.loss(&nan, &first, &Default::default())?.to_scalar::<f32>()?.is_nan());
     Ok(())
 }
 
@@ -370,13 +382,13 @@ fn wrong_input_is_named() -> Out {
     let targets = Tensor::new(&[[1u32, 2, 3], [4, 10, NO_TOKEN]], &Device::Cpu)?;
     let plain = CrossEntropyConfig::default();
     let said = |result: tallow::Result<Tensor>| result.unwrap_err().to_string();
-    let error = said(head::cross_entropy(&hidden, &weight, None, &targets, &plain));
+    let error = said(Head::new(&weight, None)?.loss(&hidden, &targets, &plain));
     assert!(
         error.starts_with("target 10 at position [1, 1] of the targets is outside the 10 rows of the head"),
         "{error}"
     );
     let negative = Tensor::new(&[[1i64, 2, 3], [4, -100, 5]], &Device::Cpu)?;
-    let error = said(head::cross_entropy(&hidden, &weight, None, &negative, &plain));
+    let error = said(Head::new(&weight, None)?.loss(&hidden, &negative, &plain));
     assert!(error.starts_with("target -100 at position [1, 1]"), "{error}");
     let good = Tensor::zeros((2, 3), DType::U32, &Device::Cpu)?;
     for (hidden, weight, bias, targets, what) in [
@@ -388,22 +400,21 @@ fn wrong_input_is_named() -> Out {
         (&hidden, &weight.to_dtype(DType::F64)?, None, &good, "they must have one dtype"),
         (&hidden, &weight, None, &good.to_dtype(DType::F32)?, "use u8, u32 or i64"),
     ] {
-        let error = said(head::cross_entropy(hidden, weight, bias.as_ref(), targets, &plain));
+        let error = said(Head::new(weight, bias.as_ref()).and_then(|head| head.loss(hidden, targets, &plain)));
         assert!(error.contains(what), "{error}");
     }
     for cfg in [
-        CrossEntropyConfig { label_smoothing: 1.1, ..plain.clone() },
-        CrossEntropyConfig { label_smoothing: f64::NAN, ..plain.clone() },
-        CrossEntropyConfig { z_loss: -1.0, ..plain.clone() },
-        CrossEntropyConfig { soft_cap: Some(0.0), ..plain.clone() },
+        CrossEntropyConfig { label_smoothing: 1.1, ..plain },
+        CrossEntropyConfig { label_smoothing: f64::NAN, ..plain },
+        CrossEntropyConfig { z_loss: -1.0, ..plain },
     ] {
         assert!(
-            matches!(head::cross_entropy(&hidden, &weight, None, &good, &cfg), Err(tallow::Error::Config(_))),
+            matches!(Head::new(&weight, None)?.loss(&hidden, &good, &cfg), Err(tallow::Error::Config(_))),
             "{cfg:?}"
         );
     }
-    assert!(said(head::top_k(&hidden, &weight, None, 11, None).map(|(values, _)| values)).contains("ask for 1 to 10"));
-    assert!(said(head::logits(&tensor(&[4])?, &weight, None, None)).contains("no last position"));
+    assert!(said(Head::new(&weight, None)?.top_k(&hidden, 11).map(|(values, _)| values)).contains("ask for 1 to 10"));
+    assert!(matches!(Head::new(&weight, None)?.with_soft_cap(0.0), Err(tallow::Error::Config(_))));
     Ok(())
 }
 
@@ -413,12 +424,12 @@ fn shapes_strides_and_a_second_backward() -> Out {
     let case =
         Case::new(24, 8, 40, false, 9, 0.7, CrossEntropyConfig { reduction: Reduction::Sum, ..Default::default() });
     let (hidden, weight, _, targets) = case.vars(DType::F32)?;
-    let want = tallow::backward(&head::cross_entropy(&hidden, &weight, None, &targets, &case.cfg)?)?;
+    let want = tallow::backward(&Head::new(&weight, None)?.loss(&hidden, &targets, &case.cfg)?)?;
     let hidden_t = Var::from_tensor(&hidden.t()?.contiguous()?)?;
     let weight_t = Var::from_tensor(&weight.t()?.contiguous()?)?;
     let shaped = hidden_t.t()?.reshape((2, 3, 4, 8))?;
     let targets = targets.to_dtype(DType::I64)?.reshape((2, 3, 4))?;
-    let loss = head::cross_entropy(&shaped, &weight_t.t()?, None, &targets, &case.cfg)?;
+    let loss = Head::new(&weight_t.t()?, None)?.loss(&shaped, &targets, &case.cfg)?;
     // Twice as much upstream, through candle's own backward, twice.
     let loss = (loss * 2.0)?;
     for grads in [loss.backward()?, loss.backward()?, tallow::backward(&loss)?] {
@@ -476,14 +487,14 @@ fn tied_to_the_table() -> Out {
             let hidden = wte.forward(&Tensor::from_vec(ids, 32, &Device::Cpu)?)?;
             let hidden = (hidden * 3.0)?;
             if theirs {
-                let loss = candle_nn::loss::cross_entropy(&hidden.matmul(&wte.weight()?.t()?)?, &targets)?;
+                let loss = candle_nn::loss::cross_entropy(&hidden.matmul(&wte.flushed_weight()?.t()?)?, &targets)?;
                 stock.backward_step(&loss)?;
             } else {
-                let loss = head::cross_entropy(&hidden, wte.weight()?, None, &targets, &Default::default())?;
+                let loss = Head::tied(&wte).loss(&hidden, &targets, &Default::default())?;
                 ours.backward_step(&loss)?;
             }
         }
-        Ok(wte.weight()?.flatten_all()?.to_vec1()?)
+        Ok(wte.flushed_weight()?.flatten_all()?.to_vec1()?)
     };
     let [sparse, dense, stock] = [(Gradient::RowSparse, false), (Gradient::Dense, false), (Gradient::Dense, true)]
         .map(|(gradient, theirs)| train(gradient, theirs).map(|w| w.iter().map(|x| f64::from(*x)).collect::<Vec<_>>()));
@@ -495,10 +506,11 @@ fn tied_to_the_table() -> Out {
 
 #[test]
 fn log_probs_logits_and_the_best_ids() -> Out {
-    let case = Case::new(12, 8, 3000, true, 11, 0.8, CrossEntropyConfig { soft_cap: Some(4.0), ..Default::default() });
+    let case = Case::new(12, 8, 3000, true, 11, 0.8, CrossEntropyConfig::default()).capped(Some(4.0));
     let (hidden, weight, bias, targets) = case.vars(DType::F32)?;
     let bias = bias.expect("a bias");
-    let probs = head::log_probs(&hidden, &weight, Some(&bias), &targets, Some(4.0))?;
+    let head = case.head(&weight, Some(&bias))?;
+    let probs = head.log_probs(&hidden, &targets)?;
     assert!(!probs.track_op());
     let probs = probs.to_dtype(DType::F64)?.to_vec1::<f64>()?;
     assert!(distance(&probs, &case.losses().iter().map(|x| -x).collect::<Vec<_>>()) < 1e-6);
@@ -506,15 +518,14 @@ fn log_probs_logits_and_the_best_ids() -> Out {
     // Every logit, by candle.
     let all = ((hidden.matmul(&weight.t()?)?.broadcast_add(&bias)? / 4.0)?.tanh()? * 4.0)?;
     let shaped = hidden.reshape((3, 4, 8))?;
-    let last = head::logits(&shaped, &weight, Some(&bias), Some(4.0))?;
-    assert_eq!(last.dims(), [3, 3000]);
-    let rows = Tensor::new(&[3u32, 7, 11], &Device::Cpu)?;
-    let want = all.index_select(&rows, 0)?;
-    assert!((last.sub(&want)?.abs()?.max_all()?.to_scalar::<f32>()?) < 1e-5);
-    assert!(tallow::backward(&last.sum_all()?)?.get(&weight).is_some());
+    let logits = head.logits(&shaped)?;
+    assert_eq!(logits.dims(), [3, 4, 3000]);
+    assert_eq!(head.forward(&shaped)?.dims(), [3, 4, 3000]);
+    assert!((logits.reshape((12, 3000))?.sub(&all)?.abs()?.max_all()?.to_scalar::<f32>()?) < 1e-5);
+    assert!(tallow::backward(&logits.sum_all()?)?.get(&weight).is_some());
 
     for k in [1, 5, 3000] {
-        let (values, ids) = head::top_k(&shaped, &weight, Some(&bias), k, Some(4.0))?;
+        let (values, ids) = head.top_k(&shaped, k)?;
         assert_eq!((values.dims(), ids.dims()), (&[3, 4, k][..], &[3, 4, k][..]));
         let (values, ids) = (values.reshape((12, k))?.to_vec2::<f32>()?, ids.reshape((12, k))?.to_vec2::<u32>()?);
         for (row, (values, ids)) in all.to_vec2::<f32>()?.iter().zip(values.iter().zip(&ids)) {
@@ -527,7 +538,7 @@ fn log_probs_logits_and_the_best_ids() -> Out {
     }
     // Equal logits: the lower id first.
     let flat = Tensor::zeros((5, 2), DType::F32, &Device::Cpu)?;
-    let (_, ids) = head::top_k(&Tensor::zeros((1, 2), DType::F32, &Device::Cpu)?, &flat, None, 3, None)?;
+    let (_, ids) = Head::new(&flat, None)?.top_k(&Tensor::zeros((1, 2), DType::F32, &Device::Cpu)?, 3)?;
     assert_eq!(ids.to_vec2::<u32>()?, [[0, 1, 2]]);
     Ok(())
 }
@@ -538,8 +549,8 @@ fn backward_is_candles() -> Out {
     let case = Case::new(10, 6, 90, false, 2, 0.5, CrossEntropyConfig::default());
     let (hidden, weight, _, targets) = case.vars(DType::F32)?;
     let loss = || -> anyhow::Result<Tensor> {
-        let a = head::cross_entropy(&hidden, &weight, None, &targets, &case.cfg)?;
-        let b = head::cross_entropy(&(hidden.as_tensor() * 0.5)?, &weight, None, &targets, &case.cfg)?;
+        let a = Head::new(&weight, None)?.loss(&hidden, &targets, &case.cfg)?;
+        let b = Head::new(&weight, None)?.loss(&(hidden.as_tensor() * 0.5)?, &targets, &case.cfg)?;
         Ok(((a + b)? + weight.sqr()?.sum_all()?)?)
     };
     let (ours, theirs) = (tallow::backward(&loss()?)?, loss()?.backward()?);
@@ -560,7 +571,7 @@ fn odd_shapes() -> Out {
     let bias = bias.expect("a bias");
     let of = |hidden: &Tensor, targets: &Tensor, reduction| -> anyhow::Result<Tensor> {
         let cfg = CrossEntropyConfig { reduction, ..Default::default() };
-        Ok(head::cross_entropy(hidden, &weight, Some(&bias), targets, &cfg)?)
+        Ok(Head::new(&weight, Some(&bias))?.loss(hidden, targets, &cfg)?)
     };
     for reduction in [Reduction::Mean, Reduction::Sum, Reduction::None] {
         // Rows 1 to 3 of four, as a part of a larger tensor.
@@ -578,20 +589,18 @@ fn odd_shapes() -> Out {
     }
     // Rows of a larger weight: the gradient goes on to it.
     let targets = Tensor::new(&[0u32, 1, 99, 4], &Device::Cpu)?;
-    let loss = head::cross_entropy(&hidden, &weight.narrow(0, 600, 100)?, None, &targets, &Default::default())?;
+    let loss = Head::new(&weight.narrow(0, 600, 100)?, None)?.loss(&hidden, &targets, &Default::default())?;
     let grads = tallow::backward(&loss)?;
     let of_weight = grads.get(&weight).expect("a gradient").to_vec2::<f32>()?;
     assert!(of_weight[..600].iter().flatten().all(|x| *x == 0.0) && of_weight[699].iter().any(|x| *x != 0.0));
     // Certainty: a vocabulary of one costs nothing.
-    let sure = head::cross_entropy(
+    let sure = Head::new(&weight.narrow(0, 0, 1)?, None)?.loss(
         &hidden,
-        &weight.narrow(0, 0, 1)?,
-        None,
         &Tensor::zeros(4, DType::U32, &Device::Cpu)?,
         &Default::default(),
     )?;
     assert!(sure.to_scalar::<f32>()?.abs() < 1e-6);
-    let nothing = head::top_k(&Tensor::zeros((0, 6), DType::F32, &Device::Cpu)?, &weight, None, 3, None)?;
+    let nothing = Head::new(&weight, None)?.top_k(&Tensor::zeros((0, 6), DType::F32, &Device::Cpu)?, 3)?;
     assert_eq!(nothing.1.dims(), [0, 3]);
     Ok(())
 }
@@ -606,7 +615,7 @@ fn every_token_has_its_own_upstream() -> Out {
         let (hidden, weight, bias, targets) = case.vars(dtype)?;
         let bias = bias.expect("a bias");
         let shares: Vec<f64> = (0..9).map(|i| f64::from(i) - 3.5).collect();
-        let loss = head::cross_entropy(&hidden, &weight, Some(&bias), &targets, &case.cfg)?;
+        let loss = Head::new(&weight, Some(&bias))?.loss(&hidden, &targets, &case.cfg)?;
         let weighted = (loss * Tensor::from_slice(&shares, 9, &Device::Cpu)?.to_dtype(dtype)?)?.sum_all()?;
         let grads = tallow::backward(&weighted)?;
         // Token by token, each alone.
@@ -636,13 +645,13 @@ fn the_best_ids_across_blocks() -> Out {
         column[id] = value;
     }
     let weight = Tensor::from_vec(column, (v, 1), &Device::Cpu)?;
-    let (values, ids) = head::top_k(&hidden, &weight, None, 3, None)?;
+    let (values, ids) = Head::new(&weight, None)?.top_k(&hidden, 3)?;
     assert_eq!(ids.to_vec2::<u32>()?, vec![[5, 3990, 2500]; n]);
     assert_eq!(values.to_vec2::<f32>()?[599], [9.0, 9.0, 7.0]);
     for dtype in [DType::BF16, DType::F16, DType::F64] {
         let (hidden, weight) = (hidden.narrow(0, 0, 2)?.to_dtype(dtype)?, weight.to_dtype(dtype)?);
-        assert_eq!(head::top_k(&hidden, &weight, None, 3, None)?.1.to_vec2::<u32>()?, vec![[5, 3990, 2500]; 2]);
-        assert_eq!(head::logits(&hidden, &weight, None, None)?.dtype(), dtype);
+        assert_eq!(Head::new(&weight, None)?.top_k(&hidden, 3)?.1.to_vec2::<u32>()?, vec![[5, 3990, 2500]; 2]);
+        assert_eq!(Head::new(&weight, None)?.logits(&hidden)?.dtype(), dtype);
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Module, Tensor, Var};
 use candle_nn::{AdamW as Stock, Optimizer, ParamsAdamW, VarBuilder, VarMap};
 use tallow::Checkpoint;
 use tallow::optim::{AdamW, Replay, Sgd};
-use tallow::{Error, Gradient, NO_TOKEN, RowGradients, TokenEmbedding, TokenEmbeddingConfig};
+use tallow::{Error, Gradient, Head, NO_TOKEN, RowGradients, TokenEmbedding, TokenEmbeddingConfig};
 
 use crate::support::{Lcg, golden};
 
@@ -19,7 +19,7 @@ fn row_sparse(vocab_size: usize, d_model: usize, dtype: DType) -> (TokenEmbeddin
 
 /// candle's layer over a copy of the same weights.
 fn stock_twin(wte: &TokenEmbedding) -> (candle_nn::Embedding, Var) {
-    let var = Var::from_tensor(&wte.weight().unwrap().copy().unwrap()).unwrap();
+    let var = Var::from_tensor(&wte.flushed_weight().unwrap().copy().unwrap()).unwrap();
     (candle_nn::Embedding::new(var.as_tensor().clone(), wte.d_model()), var)
 }
 
@@ -79,7 +79,7 @@ fn equals_candle(
         }
     }
     let different =
-        bits(wte.weight().unwrap()).iter().zip(bits(stock_var.as_tensor())).filter(|(a, b)| **a != *b).count();
+        bits(wte.flushed_weight().unwrap()).iter().zip(bits(stock_var.as_tensor())).filter(|(a, b)| **a != *b).count();
     assert_eq!(different, 0, "weights that differ of {}", vocab * d_model);
 }
 
@@ -145,7 +145,7 @@ fn the_same_bits_for_any_number_of_threads() {
             let x = wte.forward(&Tensor::from_slice(&list, list.len(), &CPU).unwrap()).unwrap();
             opt.backward_step(&loss(&x, &mut rng)).unwrap();
         }
-        bits(wte.weight().unwrap())
+        bits(wte.flushed_weight().unwrap())
     };
     // In a pool tallow works alone, outside with all threads.
     let alone = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(train);
@@ -217,14 +217,17 @@ fn a_tied_head_trains_to_candles_bits() {
             true => candle_nn::loss::cross_entropy(&logits(&x), &ids).unwrap(),
             false => x.sqr().unwrap().mean_all().unwrap(),
         };
-        let x = run(wte.forward(&ids).unwrap(), &|x| wte.attend(x).unwrap());
+        let x = run(wte.forward(&ids).unwrap(), &|x| Head::tied(&wte).logits(x).unwrap());
         let y = run(stock.forward(&ids).unwrap(), &|x| x.matmul(&stock_var.as_tensor().t().unwrap()).unwrap());
         assert_eq!(bits(&x), bits(&y), "loss of step {step}");
         ours.backward_step(&x).unwrap();
         theirs.backward_step(&y).unwrap();
     }
-    assert_eq!(bits(wte.weight().unwrap()), bits(stock_var.as_tensor()));
-    assert_eq!(wte.attend(&Tensor::zeros((2, 3, 12), DType::F32, &CPU).unwrap()).unwrap().dims(), [2, 3, 200]);
+    assert_eq!(bits(wte.flushed_weight().unwrap()), bits(stock_var.as_tensor()));
+    assert_eq!(
+        Head::tied(&wte).logits(&Tensor::zeros((2, 3, 12), DType::F32, &CPU).unwrap()).unwrap().dims(),
+        [2, 3, 200]
+    );
 }
 
 #[test]
@@ -265,7 +268,7 @@ fn small_floats_by_row_equal_small_floats_dense() {
     for dtype in [DType::BF16, DType::F16] {
         for weight_decay in [0.0, 0.1] {
             let (by_row, map) = row_sparse(60, 5, dtype);
-            let var = Var::from_tensor(&by_row.weight().unwrap().copy().unwrap()).unwrap();
+            let var = Var::from_tensor(&by_row.flushed_weight().unwrap().copy().unwrap()).unwrap();
             let dense = TokenEmbedding::from_weight(var.as_tensor().clone()).unwrap();
             let mut a = AdamW::new(map.all_vars(), params(1e-2, weight_decay)).unwrap();
             let mut b = AdamW::new(vec![var.clone()], params(1e-2, weight_decay)).unwrap();
@@ -278,7 +281,7 @@ fn small_floats_by_row_equal_small_floats_dense() {
                     opt.backward_step(&(x - 0.3).unwrap().sqr().unwrap().sum_all().unwrap()).unwrap();
                 }
             }
-            assert_eq!(bits(by_row.weight().unwrap()), bits(var.as_tensor()), "{dtype:?} {weight_decay}");
+            assert_eq!(bits(by_row.flushed_weight().unwrap()), bits(var.as_tensor()), "{dtype:?} {weight_decay}");
         }
     }
 }
@@ -291,7 +294,7 @@ fn repeats_are_summed_in_f32() {
         let list = [vec![2u32; 1000], vec![NO_TOKEN, 1]].concat();
         let x = wte.forward(&Tensor::from_slice(&list, list.len(), &CPU).unwrap()).unwrap();
         let grads = x.sum_all().unwrap().backward().unwrap();
-        assert!(grads.get(wte.weight().unwrap()).is_none(), "a dense gradient was made");
+        assert!(grads.get(wte.flushed_weight().unwrap()).is_none(), "a dense gradient was made");
         let RowGradients { rows, values } = wte.take_row_gradients().unwrap().unwrap();
         assert_eq!((rows, values.to_vec2::<f32>().unwrap()), (vec![2, 1], vec![vec![1000.0; 2], vec![1.0; 2]]));
         assert!(wte.take_row_gradients().unwrap().is_none());
@@ -312,9 +315,8 @@ fn parts_of_a_batch_are_the_whole_batch() {
         };
         let loss = |wte: &TokenEmbedding, head: &Var, ids: &[u32]| {
             let x = wte.forward(&Tensor::new(ids, &CPU).unwrap()).unwrap();
-            let weight = if tied { wte.weight().unwrap() } else { head.as_tensor() };
-            let targets = Tensor::new(ids, &CPU).unwrap();
-            tallow::head::cross_entropy(&x, weight, None, &targets, &Default::default()).unwrap()
+            let head = if tied { Head::tied(wte) } else { Head::new(head, None).unwrap() };
+            head.loss(&x, &Tensor::new(ids, &CPU).unwrap(), &Default::default()).unwrap()
         };
         let (parts, parts_map, parts_head, mut by_parts) = make();
         let (whole, whole_map, whole_head, mut at_once) = make();
@@ -344,21 +346,21 @@ fn parts_of_a_batch_are_the_whole_batch() {
 fn a_backward_that_the_step_does_not_hold_is_an_error() {
     fn check<O: Optimizer>(mut opt: O, zero_grad: impl Fn(&O), wte: &TokenEmbedding) {
         let backward = |id: u32| wte.forward(&Tensor::new(&[id], &CPU).unwrap()).unwrap().sum_all().unwrap().backward();
-        let before = bits(wte.weight().unwrap());
+        let before = bits(wte.flushed_weight().unwrap());
         let first = backward(1).unwrap();
         let second = backward(2).unwrap();
         for grads in [&first, &second] {
             let refused = opt.step(grads).unwrap_err().to_string();
             assert!(refused.contains("total.extend(grads)?") && refused.contains("zero_grad"), "{refused}");
         }
-        assert_eq!(bits(wte.weight().unwrap()), before, "nothing was changed");
+        assert_eq!(bits(wte.flushed_weight().unwrap()), before, "nothing was changed");
         // A store of neither, the sum of both.
         let mut total = Tensor::zeros(1, DType::F32, &CPU).unwrap().sum_all().unwrap().backward().unwrap();
         assert!(opt.step(&total).is_err());
         total.extend(first).unwrap();
         total.extend(second).unwrap();
         opt.step(&total).unwrap();
-        let after = bits(wte.weight().unwrap());
+        let after = bits(wte.flushed_weight().unwrap());
         assert!((1..3).all(|row| after[row * 2..][..2] != before[row * 2..][..2]), "both rows moved");
         // The same loss backward twice.
         let loss = wte.forward(&Tensor::new(&[3u32], &CPU).unwrap()).unwrap().sum_all().unwrap();
@@ -371,7 +373,7 @@ fn a_backward_that_the_step_does_not_hold_is_an_error() {
         assert!(opt.step(&backward(5).unwrap()).is_err());
         zero_grad(&opt);
         opt.step(&backward(5).unwrap()).unwrap();
-        assert_eq!(bits(wte.weight().unwrap())[8..10], before[8..10], "row 4 has no decay and no gradient");
+        assert_eq!(bits(wte.flushed_weight().unwrap())[8..10], before[8..10], "row 4 has no decay and no gradient");
     }
     let (wte, varmap) = row_sparse(10, 2, DType::F32);
     let opt = AdamW::new(varmap.all_vars(), params(1e-2, 0.0)).unwrap();
@@ -399,7 +401,7 @@ fn gradients_that_were_clipped_belong_to_their_step() {
     let (wte, varmap) = row_sparse(10, 2, DType::F32);
     let backward = |id: u32| wte.forward(&Tensor::new(&[id], &CPU).unwrap()).unwrap().sum_all().unwrap().backward();
     let mut opt = AdamW::new(varmap.all_vars(), params(1e-2, 0.0)).unwrap();
-    let before = bits(wte.weight().unwrap());
+    let before = bits(wte.flushed_weight().unwrap());
     let refused = |result: candle_core::Result<()>, reason: &str| {
         let error = result.unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");
@@ -416,14 +418,14 @@ fn gradients_that_were_clipped_belong_to_their_step() {
     let rows = wte.take_row_gradients().unwrap().unwrap();
     wte.add_row_gradients(rows).unwrap();
     refused(opt.step(&backward(2).unwrap()), "zero_grad");
-    assert_eq!(bits(wte.weight().unwrap()), before);
+    assert_eq!(bits(wte.flushed_weight().unwrap()), before);
     // Left out in the right way.
     opt.zero_grad();
     let mut next = backward(2).unwrap();
     opt.clip_grad_norm(&mut next, 1.0).unwrap();
     opt.clip_grad_norm(&mut next, 0.5).unwrap();
     opt.step(&next).unwrap();
-    let after = bits(wte.weight().unwrap());
+    let after = bits(wte.flushed_weight().unwrap());
     assert!(after[2..4] == before[2..4] && after[4..6] != before[4..6]);
     // Once more, added to, or after they were forgotten: the rest would move, and the table would not.
     refused(opt.step(&next), "stepped or forgotten already");
@@ -431,7 +433,7 @@ fn gradients_that_were_clipped_belong_to_their_step() {
     refused(opt.step(&next), "stepped or forgotten already");
     opt.zero_grad();
     refused(opt.step(&next), "stepped or forgotten already");
-    assert_eq!(bits(wte.weight().unwrap()), after);
+    assert_eq!(bits(wte.flushed_weight().unwrap()), after);
     let mut sgd = {
         drop(opt);
         Sgd::new(varmap.all_vars(), 0.1).unwrap()
@@ -462,10 +464,10 @@ fn a_table_that_was_replaced_is_an_error_until_it_is_followed() {
         };
         let refused = step(&mut |loss| opt.backward_step(loss)).unwrap_err().to_string();
         assert!(refused.contains("follow(&varmap)"), "{refused}");
-        assert_eq!(bits(wte.weight().unwrap())[20..], [0, 0]);
+        assert_eq!(bits(wte.flushed_weight().unwrap())[20..], [0, 0]);
         opt.follow(&varmap).unwrap();
         step(&mut |loss| opt.backward_step(loss)).unwrap();
-        assert!(bits(wte.weight().unwrap())[20..].iter().all(|bits| *bits != 0));
+        assert!(bits(wte.flushed_weight().unwrap())[20..].iter().all(|bits| *bits != 0));
     }
     // Plain gradient descent has nothing to take along.
     let varmap = VarMap::new();
@@ -492,15 +494,50 @@ fn a_gradient_without_a_taker_is_an_error() {
     assert!(second.to_string().contains("has an optimizer already"), "{second}");
     drop(ours);
     assert!(backward().is_err());
-    // An optimizer that was made before the layer does not know it.
+    assert!(matches!(Error::of(&backward().err().unwrap()).as_deref(), Some(Error::NoOptimizer)));
+}
+
+/// The variable, its layer and its optimizer in any order: the same rows.
+#[test]
+fn an_optimizer_may_be_made_before_the_layer() {
+    let cfg = TokenEmbeddingConfig { vocab_size: 10, d_model: 2, gradient: Gradient::RowSparse, ..Default::default() };
+    let after = |steps_before: bool, early: bool| {
+        let varmap = VarMap::new();
+        let vb = VarBuilder::from_varmap(&varmap, DType::F32, &CPU);
+        let weight = vb.get_with_hints((10, 2), "weight", candle_nn::Init::Const(1.0)).unwrap();
+        let no_grad = TokenEmbedding::from_weight(weight.detach()).unwrap();
+        let late = (!early).then(|| TokenEmbedding::new(&cfg, vb.clone()).unwrap());
+        let mut opt = AdamW::from_varmap(&varmap, params(1e-2, 0.1)).unwrap();
+        let dense = TokenEmbedding::from_weight(weight.clone()).unwrap();
+        let step = |opt: &mut AdamW, layer: &TokenEmbedding, ids: &[u32]| {
+            let x = layer.forward(&Tensor::new(ids, &CPU).unwrap()).unwrap();
+            opt.backward_step(&x.sqr().unwrap().sum_all().unwrap()).unwrap();
+        };
+        if steps_before {
+            step(&mut opt, &dense, &[1, 5]); // moments are there already
+        }
+        let wte = late.unwrap_or_else(|| TokenEmbedding::new(&cfg, vb).unwrap());
+        for ids in [[1u32, 2], [3, 3], [1, 4]] {
+            step(&mut opt, &wte, &ids);
+        }
+        let read = bits(&no_grad.forward(&Tensor::new(&[2u32], &CPU).unwrap()).unwrap());
+        let all = bits(wte.flushed_weight().unwrap());
+        assert_eq!(read, all[4..6]);
+        all
+    };
+    for steps_before in [false, true] {
+        assert_eq!(after(steps_before, true), after(steps_before, false));
+    }
+    // Two optimizers of a dense variable are candle's habit, too; a row-sparse table has one.
     let varmap = VarMap::new();
     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &CPU);
     vb.get_with_hints((10, 2), "weight", candle_nn::Init::Const(1.0)).unwrap();
-    let _early = AdamW::from_varmap(&varmap, params(1e-3, 0.0)).unwrap();
-    let cfg = TokenEmbeddingConfig { vocab_size: 10, d_model: 2, gradient: Gradient::RowSparse, ..Default::default() };
+    let first = AdamW::new(varmap.all_vars(), params(1e-2, 0.1)).unwrap();
+    let _second = AdamW::new(varmap.all_vars(), params(1e-2, 0.1)).unwrap();
+    assert!(matches!(TokenEmbedding::new(&cfg, vb.clone()), Err(Error::SecondOptimizer)));
+    drop(first);
     let wte = TokenEmbedding::new(&cfg, vb).unwrap();
-    let x = wte.forward(&Tensor::new(&[1u32], &CPU).unwrap()).unwrap().sum_all().unwrap();
-    assert!(x.backward().err().unwrap().to_string().contains("make the layer first"));
+    assert!(wte.forward(&Tensor::new(&[1u32], &CPU).unwrap()).unwrap().sum_all().unwrap().backward().is_ok());
 }
 
 #[test]
@@ -521,10 +558,10 @@ fn nothing_stale_can_be_read() {
     let expected = || bits(stock_var.as_tensor());
     train(&mut ours);
     assert_ne!(raw(), expected(), "rows are behind between steps; if not, this test tests nothing");
-    assert_eq!(bits(wte.weight().unwrap()), expected());
+    assert_eq!(bits(wte.flushed_weight().unwrap()), expected());
     assert_eq!(raw(), expected());
     train(&mut ours);
-    wte.attend(&Tensor::zeros((1, 3), DType::F32, &CPU).unwrap()).unwrap();
+    Head::tied(&wte).logits(&Tensor::zeros((1, 3), DType::F32, &CPU).unwrap()).unwrap();
     assert_eq!(raw(), expected());
     train(&mut ours);
     ours.flush().unwrap();
@@ -543,22 +580,22 @@ fn frozen_rows_never_change() {
     let mut opt = AdamW::new(varmap.all_vars(), params(1e-2, 0.1)).unwrap();
     let step = |opt: &mut AdamW, tied: bool| {
         let x = wte.forward(&Tensor::new(&[1u32, 2, 3], &CPU).unwrap()).unwrap();
-        let loss = if tied { wte.attend(&x).unwrap().sqr().unwrap() } else { x.sqr().unwrap() };
+        let loss = if tied { Head::tied(&wte).logits(&x).unwrap().sqr().unwrap() } else { x.sqr().unwrap() };
         opt.backward_step(&loss.sum_all().unwrap()).unwrap();
     };
     step(&mut opt, false);
     wte.freeze_rows(&[2, 7]).unwrap();
-    let before = wte.weight().unwrap().to_vec2::<f32>().unwrap();
+    let before = wte.flushed_weight().unwrap().to_vec2::<f32>().unwrap();
     for tied in [false, true, false] {
         step(&mut opt, tied);
     }
-    let after = wte.weight().unwrap().to_vec2::<f32>().unwrap();
+    let after = wte.flushed_weight().unwrap().to_vec2::<f32>().unwrap();
     let changed: Vec<usize> = (0..10).filter(|row| before[*row] != after[*row]).collect();
     assert_eq!(changed, [0, 1, 3, 4, 5, 6, 8, 9]);
     wte.freeze_rows(&[]).unwrap();
     step(&mut opt, false);
-    assert_ne!(wte.weight().unwrap().to_vec2::<f32>().unwrap()[2], after[2]);
-    assert!(matches!(wte.freeze_rows(&[10]), Err(Error::Config(_))));
+    assert_ne!(wte.flushed_weight().unwrap().to_vec2::<f32>().unwrap()[2], after[2]);
+    assert!(matches!(wte.freeze_rows(&[10]), Err(Error::RowOutOfRange { row: 10, rows: 10, .. })));
 }
 
 #[test]
@@ -575,7 +612,7 @@ fn clipping_sees_the_norm_of_the_dense_gradient() {
             let main = if tied { x.matmul(&w.t().unwrap()).unwrap() } else { x };
             ((main * 100.0).unwrap().sqr().unwrap().sum_all().unwrap() + extra).unwrap()
         };
-        let mut grads = run(wte.forward(&ids).unwrap(), wte.weight().unwrap()).backward().unwrap();
+        let mut grads = run(wte.forward(&ids).unwrap(), wte.flushed_weight().unwrap()).backward().unwrap();
         let dense = run(stock.forward(&ids).unwrap(), stock_var.as_tensor()).backward().unwrap();
         let square =
             |v: &Var| dense.get(v.as_tensor()).unwrap().sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
@@ -616,20 +653,20 @@ fn what_is_common_to_the_rules_works_for_sgd() {
             let step = ((dense.get(var.as_tensor()).unwrap() * scale).unwrap() * lr).unwrap();
             var.set(&(var.as_tensor() - step).unwrap()).unwrap();
         }
-        assert_eq!(bits(wte.weight().unwrap()), bits(stock_var.as_tensor()));
+        assert_eq!(bits(wte.flushed_weight().unwrap()), bits(stock_var.as_tensor()));
         assert_eq!(bits(other.as_tensor()), bits(stock_other.as_tensor()));
     }
     assert_eq!(opt.state().unwrap().len(), 1, "only the number of steps");
 
     let folder = tempfile::tempdir().unwrap();
     Checkpoint { step: 5, ..Default::default() }.save(folder.path(), &varmap, Some(&opt), 1).unwrap();
-    let kept = bits(wte.weight().unwrap());
+    let kept = bits(wte.flushed_weight().unwrap());
     drop(opt);
     let mut opt = Sgd::new(varmap.all_vars(), 0.5).unwrap();
     opt.backward_step(&loss(wte.forward(&ids).unwrap(), &other)).unwrap();
-    assert_ne!(bits(wte.weight().unwrap()), kept);
+    assert_ne!(bits(wte.flushed_weight().unwrap()), kept);
     Checkpoint::load(folder.path(), &varmap, Some(&mut opt), &Default::default()).unwrap();
-    assert_eq!(bits(wte.weight().unwrap()), kept);
+    assert_eq!(bits(wte.flushed_weight().unwrap()), kept);
     assert_eq!(opt.state().unwrap()["step"].to_vec1::<i64>().unwrap(), [5]);
     // An AdamW has moments, which this checkpoint lacks.
     drop(opt);
@@ -642,7 +679,7 @@ fn what_is_common_to_the_rules_works_for_sgd() {
     wte.resize(&varmap, 24, tallow::Fill::Zero).unwrap();
     opt.follow(&varmap).unwrap();
     opt.backward_step(&wte.forward(&Tensor::new(&[23u32], &CPU).unwrap()).unwrap().sum_all().unwrap()).unwrap();
-    assert_eq!(wte.weight().unwrap().to_vec2::<f32>().unwrap()[23], [-0.5; 3]);
+    assert_eq!(wte.flushed_weight().unwrap().to_vec2::<f32>().unwrap()[23], [-0.5; 3]);
 }
 
 /// Frozen rows get no update, so they count in no norm: neither by row nor through a tied head.
@@ -658,7 +695,7 @@ fn clipping_leaves_frozen_rows_out() {
         let run = |x: Tensor, w: &Tensor| {
             if tied { x.matmul(&w.t().unwrap()).unwrap() } else { x }.sqr().unwrap().sum_all().unwrap()
         };
-        let mut grads = run(wte.forward(&ids).unwrap(), wte.weight().unwrap()).backward().unwrap();
+        let mut grads = run(wte.forward(&ids).unwrap(), wte.flushed_weight().unwrap()).backward().unwrap();
         let dense = run(stock.forward(&ids).unwrap(), stock_var.as_tensor()).backward().unwrap();
         let free = dense.get(stock_var.as_tensor()).unwrap().narrow(0, 5, 2).unwrap();
         let expected = f64::from(free.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()).sqrt();
@@ -680,17 +717,17 @@ fn groups_have_their_own_parameters() {
         (vec![("w".to_string(), other.clone())], params(0.1, 0.0)),
     ];
     let mut opt = AdamW::with_groups(groups).unwrap();
-    let before = bits(wte.weight().unwrap());
+    let before = bits(wte.flushed_weight().unwrap());
     let step = |opt: &mut AdamW| {
         let x = wte.forward(&Tensor::new(&[1u32], &CPU).unwrap()).unwrap().sum_all().unwrap();
         opt.backward_step(&(x + other.as_tensor().sum_all().unwrap()).unwrap()).unwrap();
     };
     step(&mut opt);
-    assert_eq!(bits(wte.weight().unwrap()), before);
+    assert_eq!(bits(wte.flushed_weight().unwrap()), before);
     assert!(other.as_tensor().to_vec1::<f32>().unwrap()[0] < 0.91);
     opt.groups_mut()[0].params.lr = 0.1;
     step(&mut opt);
-    assert_ne!(bits(wte.weight().unwrap()), before);
+    assert_ne!(bits(wte.flushed_weight().unwrap()), before);
 }
 
 #[test]
@@ -744,13 +781,13 @@ fn sgd_gives_candles_bits() {
         let mut x = wte.forward(&ids).unwrap();
         let mut y = stock.forward(&ids).unwrap();
         if step % 5 == 0 {
-            x = wte.attend(&x).unwrap();
+            x = Head::tied(&wte).logits(&x).unwrap();
             y = y.matmul(&stock_var.as_tensor().t().unwrap()).unwrap();
         }
         ours.backward_step(&loss(&x, &mut rng)).unwrap();
         theirs.backward_step(&loss(&y, &mut again)).unwrap();
     }
-    assert_eq!(bits(wte.weight().unwrap()), bits(stock_var.as_tensor()));
+    assert_eq!(bits(wte.flushed_weight().unwrap()), bits(stock_var.as_tensor()));
 }
 
 /// The largest difference after training under another rule than the exact one.
@@ -767,7 +804,7 @@ fn difference_under(replay: Replay) -> f32 {
         ours.backward_step(&loss(&wte.forward(&ids).unwrap(), &mut rng)).unwrap();
         theirs.backward_step(&loss(&stock.forward(&ids).unwrap(), &mut again)).unwrap();
     }
-    let difference = (wte.weight().unwrap() - stock_var.as_tensor()).unwrap().abs().unwrap();
+    let difference = (wte.flushed_weight().unwrap() - stock_var.as_tensor()).unwrap().abs().unwrap();
     difference.max_all().unwrap().to_scalar().unwrap()
 }
 
@@ -792,7 +829,7 @@ fn adamw_and_sparse_adam_are_pytorchs() {
             let loss = (x * t["grad"].get(step).unwrap()).unwrap().sum_all().unwrap();
             opt.backward_step(&loss).unwrap();
         }
-        let difference = (wte.weight().unwrap() - &t[name]).unwrap().abs().unwrap().max_all().unwrap();
+        let difference = (wte.flushed_weight().unwrap() - &t[name]).unwrap().abs().unwrap().max_all().unwrap();
         let difference = difference.to_scalar::<f32>().unwrap();
         assert!(difference < 1e-6, "{name}: {difference}");
     }
@@ -815,7 +852,7 @@ fn rows_given_twice_are_summed() {
     give(&twin, vec![3, 5], &[[1.5, 1.0], [1.0, 1.0]]).unwrap();
     a.step(&none).unwrap();
     b.step(&none).unwrap();
-    assert_eq!(bits(wte.weight().unwrap()), bits(twin.weight().unwrap()));
+    assert_eq!(bits(wte.flushed_weight().unwrap()), bits(twin.flushed_weight().unwrap()));
     assert!(give(&wte, vec![10], &[[0.0; 2]]).is_err() && give(&wte, vec![1, 2], &[[0.0; 2]]).is_err());
 }
 
@@ -824,19 +861,19 @@ fn gradients_do_not_outlive_their_step() {
     let (wte, varmap) = row_sparse(10, 2, DType::F32);
     let backward = || wte.forward(&Tensor::new(&[1u32], &CPU).unwrap()).unwrap().sum_all().unwrap().backward().unwrap();
     let first = AdamW::new(varmap.all_vars(), params(1e-2, 0.0)).unwrap();
-    let before = bits(wte.weight().unwrap());
+    let before = bits(wte.flushed_weight().unwrap());
     let grads = backward();
     drop(first);
     let mut opt = AdamW::new(varmap.all_vars(), params(1e-2, 0.0)).unwrap();
     assert!(opt.step(&grads).is_err());
-    assert_eq!(bits(wte.weight().unwrap()), before, "a gradient of another optimizer was applied");
+    assert_eq!(bits(wte.flushed_weight().unwrap()), before, "a gradient of another optimizer was applied");
     let grads = backward();
     opt.zero_grad();
     assert!(opt.step(&grads).is_err());
-    assert_eq!(bits(wte.weight().unwrap()), before, "a gradient that was given up was applied");
+    assert_eq!(bits(wte.flushed_weight().unwrap()), before, "a gradient that was given up was applied");
     let grads = backward();
     opt.step(&grads).unwrap();
-    assert_ne!(bits(wte.weight().unwrap()), before);
+    assert_ne!(bits(wte.flushed_weight().unwrap()), before);
 }
 
 #[test]
@@ -867,16 +904,16 @@ fn every_layer_over_the_variable_sees_current_rows() {
         let read = match reader {
             0 => row(&plain),
             1 => row(&candle_nn::Embedding::from(wte.clone())),
-            2 => bits(plain.weight().unwrap())[2..4].to_vec(),
+            2 => bits(plain.flushed_weight().unwrap())[2..4].to_vec(),
             3 => row(&detached),
-            4 => bits(detached.weight().unwrap())[2..4].to_vec(),
+            4 => bits(detached.flushed_weight().unwrap())[2..4].to_vec(),
             5 => look_up(&view, 0),
             // The row as the logits of a head: of the two unit vectors.
             6 => {
-                let logits = tallow::head::logits(&one.unsqueeze(1).unwrap(), &raw, None, None).unwrap();
+                let logits = Head::new(&raw, None).unwrap().logits(&one).unwrap();
                 bits(&logits.narrow(1, 1, 1).unwrap())
             }
-            _ => bits(&detached.attend(&one).unwrap().narrow(1, 1, 1).unwrap()),
+            _ => bits(&Head::tied(&detached).logits(&one).unwrap().narrow(1, 1, 1).unwrap()),
         };
         let stale = bits(&raw)[2..4].to_vec();
         assert_eq!(read, row(&wte), "reader {reader}");
@@ -996,13 +1033,13 @@ fn sgd_leaves_frozen_rows_alone() {
     let (wte, varmap) = row_sparse(6, 2, DType::F32);
     let mut opt = Sgd::new(varmap.all_vars(), 0.1).unwrap();
     wte.freeze_rows(&[2, 4]).unwrap();
-    let before = wte.weight().unwrap().to_vec2::<f32>().unwrap();
+    let before = wte.flushed_weight().unwrap().to_vec2::<f32>().unwrap();
     for tied in [true, false] {
         let x = wte.forward(&Tensor::new(&[1u32, 2], &CPU).unwrap()).unwrap();
-        let x = if tied { wte.attend(&x).unwrap() } else { x };
+        let x = if tied { Head::tied(&wte).logits(&x).unwrap() } else { x };
         opt.backward_step(&(x + 1.0).unwrap().sqr().unwrap().sum_all().unwrap()).unwrap();
     }
-    let after = wte.weight().unwrap().to_vec2::<f32>().unwrap();
+    let after = wte.flushed_weight().unwrap().to_vec2::<f32>().unwrap();
     let same: Vec<usize> = (0..6).filter(|row| before[*row] == after[*row]).collect();
     assert_eq!(same, [2, 4]);
 }
@@ -1026,7 +1063,8 @@ fn truncation_survives_settings_without_logarithms() {
             ours.backward_step(&wte.forward(&ids).unwrap().sqr().unwrap().sum_all().unwrap()).unwrap();
             theirs.backward_step(&stock.forward(&ids).unwrap().sqr().unwrap().sum_all().unwrap()).unwrap();
         }
-        let difference = (wte.weight().unwrap() - stock_var.as_tensor()).unwrap().abs().unwrap().max_all().unwrap();
+        let difference =
+            (wte.flushed_weight().unwrap() - stock_var.as_tensor()).unwrap().abs().unwrap().max_all().unwrap();
         let difference = difference.to_scalar::<f32>().unwrap();
         match odd_steps {
             1 => assert_eq!(difference, 0.0),
@@ -1051,7 +1089,7 @@ fn a_clipped_step_is_the_dense_optimizers_clipped_step() {
         ours.step(&grads).unwrap();
         theirs.step(&dense).unwrap();
     }
-    let difference = (wte.weight().unwrap() - stock_var.as_tensor()).unwrap().abs().unwrap().max_all().unwrap();
+    let difference = (wte.flushed_weight().unwrap() - stock_var.as_tensor()).unwrap().abs().unwrap().max_all().unwrap();
     assert!(difference.to_scalar::<f32>().unwrap() < 1e-6);
 }
 
@@ -1101,7 +1139,7 @@ fn every_device_trains_like_candle_on_it() {
             let ids = Tensor::from_slice(&list, list.len(), &device).unwrap();
             let (mut x, mut y) = (wte.forward(&ids).unwrap(), stock.forward(&ids).unwrap());
             if step % 20 == 19 {
-                x = wte.attend(&x).unwrap();
+                x = Head::tied(&wte).logits(&x).unwrap();
                 y = y.matmul(&stock_var.as_tensor().t().unwrap()).unwrap();
             }
             let mut grads = (x - 0.5).unwrap().sqr().unwrap().sum_all().unwrap().backward().unwrap();
@@ -1113,13 +1151,14 @@ fn every_device_trains_like_candle_on_it() {
                 ours.load_state(&state).unwrap();
             }
         }
-        let difference = (wte.weight().unwrap() - stock_var.as_tensor()).unwrap().abs().unwrap().max_all().unwrap();
+        let difference =
+            (wte.flushed_weight().unwrap() - stock_var.as_tensor()).unwrap().abs().unwrap().max_all().unwrap();
         let difference = difference.to_device(&CPU).unwrap().to_scalar::<f32>().unwrap();
         assert!(difference < 1e-5, "{:?}: {difference}", device.location());
         wte.freeze_rows(&[7]).unwrap();
-        let frozen = wte.weight().unwrap().get(7).unwrap().to_vec1::<f32>().unwrap();
+        let frozen = wte.flushed_weight().unwrap().get(7).unwrap().to_vec1::<f32>().unwrap();
         let loss = wte.forward(&Tensor::new(&[7u32, 8], &device).unwrap()).unwrap().sum_all().unwrap();
         ours.backward_step(&loss).unwrap();
-        assert_eq!(wte.weight().unwrap().get(7).unwrap().to_vec1::<f32>().unwrap(), frozen);
+        assert_eq!(wte.flushed_weight().unwrap().get(7).unwrap().to_vec1::<f32>().unwrap(), frozen);
     }
 }

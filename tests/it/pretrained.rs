@@ -3,14 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device, Module, Tensor};
+use candle_core::{DType, Device, Module, Tensor, Var};
 use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
 use proptest::prelude::*;
 use serde_json::Value;
 use tallow::optim::AdamW;
 use tallow::{
-    Checkpoint, Error, Fill, Gradient, Init, LoadOptions, PretrainedTable, TokenEmbedding, TokenEmbeddingConfig,
-    Tokenizer,
+    Checkpoint, Error, Fill, Gradient, Head, Init, LoadOptions, PretrainedTable, TokenEmbedding, TokenEmbeddingConfig,
+    Tokenizer, neighbors, neighbors_of,
 };
 
 use crate::support;
@@ -91,30 +91,33 @@ fn a_layer_takes_the_rows_in_its_own_dtype() {
     for dtype in [DType::F32, DType::BF16] {
         let varmap = VarMap::new();
         let vb = VarBuilder::from_varmap(&varmap, dtype, &CPU);
-        let wte = TokenEmbedding::from_pretrained(&table, &table.config(), vb.pp("wte")).unwrap();
-        assert_eq!(wte.dtype(), dtype);
+        let wte = table.embedding(&table.config(), vb.pp("wte")).unwrap();
+        assert_eq!(wte.flushed_weight().unwrap().dtype(), dtype);
         let x = wte.forward(&Tensor::new(&[0u32, 7, 63], &CPU).unwrap()).unwrap();
         assert_eq!(values(&x), floats(&golden()["rows"]["llama"]));
         assert_eq!(varmap.data().lock().unwrap()["wte.weight"].dims(), [64, 8]);
         // As a tied head: one logit a row.
-        let logits = values(&wte.attend(&x).unwrap());
-        let expected = values(&x.matmul(&wte.weight().unwrap().t().unwrap()).unwrap());
+        let logits = values(&Head::tied(&wte).logits(&x).unwrap());
+        let expected = values(&x.matmul(&wte.flushed_weight().unwrap().t().unwrap()).unwrap());
         assert_eq!((logits[0].len(), logits), (64, expected));
         // What the VarBuilder has is kept.
-        wte.var().unwrap().unwrap().set(&wte.weight().unwrap().zeros_like().unwrap()).unwrap();
-        let again = TokenEmbedding::from_pretrained(&table, &table.config(), vb.pp("wte")).unwrap();
+        Var::from_tensor(wte.flushed_weight().unwrap())
+            .unwrap()
+            .set(&wte.flushed_weight().unwrap().zeros_like().unwrap())
+            .unwrap();
+        let again = table.embedding(&table.config(), vb.pp("wte")).unwrap();
         assert_eq!(values(&again.lookup(&Tensor::new(&[7u32], &CPU).unwrap()).unwrap()), [[0.0; 8]]);
     }
     // More rows than the table has are drawn as always; fewer, or another width, are refused.
     let vb = || VarBuilder::from_varmap(&VarMap::new(), DType::F32, &CPU);
     let cfg = TokenEmbeddingConfig { vocab_size: 70, ..table.config() };
-    let wte = TokenEmbedding::from_pretrained(&table, &cfg, vb()).unwrap();
+    let wte = table.embedding(&cfg, vb()).unwrap();
     let drawn = Init::GPT2.rows(1337, 64, 6, 8);
-    assert_eq!(values(&wte.weight().unwrap().narrow(0, 64, 6).unwrap()).concat(), drawn);
-    assert_eq!(values(&wte.weight().unwrap().narrow(0, 0, 64).unwrap()), values(&table.block(0..64).unwrap()));
+    assert_eq!(values(&wte.flushed_weight().unwrap().narrow(0, 64, 6).unwrap()).concat(), drawn);
+    assert_eq!(values(&wte.flushed_weight().unwrap().narrow(0, 0, 64).unwrap()), values(&table.block(0..64).unwrap()));
     for (vocab_size, d_model) in [(63, 8), (64, 9)] {
         let cfg = TokenEmbeddingConfig { vocab_size, d_model, ..table.config() };
-        let refused = TokenEmbedding::from_pretrained(&table, &cfg, vb()).unwrap_err().to_string();
+        let refused = table.embedding(&cfg, vb()).unwrap_err().to_string();
         assert!(refused.contains("is 64 x 8"), "{refused}");
     }
 }
@@ -242,11 +245,11 @@ fn grown(rows: &[Vec<f32>], to: usize, fill: Fill) -> Vec<Vec<f32>> {
     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &CPU);
     let cfg = TokenEmbeddingConfig { vocab_size: rows.len(), d_model: width, ..Default::default() };
     let mut wte = TokenEmbedding::new(&cfg, vb.pp("wte")).unwrap();
-    wte.var().unwrap().unwrap().set(&old).unwrap();
+    Var::from_tensor(wte.flushed_weight().unwrap()).unwrap().set(&old).unwrap();
     wte.resize(&varmap, to, fill).unwrap();
     assert_eq!(wte.vocab_size(), to);
-    assert_eq!(varmap.data().lock().unwrap()["wte.weight"].as_tensor().id(), wte.weight().unwrap().id());
-    values(wte.weight().unwrap())
+    assert_eq!(varmap.data().lock().unwrap()["wte.weight"].as_tensor().id(), wte.flushed_weight().unwrap().id());
+    values(wte.flushed_weight().unwrap())
 }
 
 #[test]
@@ -323,7 +326,11 @@ fn moments_follow_a_table_that_grows_or_shrinks() {
         growing.wte.shrink(&growing.varmap, 40).unwrap();
         growing.opt.follow(&growing.varmap).unwrap();
         growing.train(3, 30);
-        assert_eq!(bits(growing.wte.weight().unwrap()), bits(plain.wte.weight().unwrap()), "{gradient:?}");
+        assert_eq!(
+            bits(growing.wte.flushed_weight().unwrap()),
+            bits(plain.wte.flushed_weight().unwrap()),
+            "{gradient:?}"
+        );
         let (a, b) = (plain.opt.state().unwrap(), growing.opt.state().unwrap());
         for name in ["wte.weight.m", "wte.weight.v"] {
             assert_eq!(bits(&a[name]), bits(&b[name]), "{gradient:?} {name}");
@@ -332,52 +339,54 @@ fn moments_follow_a_table_that_grows_or_shrinks() {
         growing.wte.resize(&growing.varmap, 41, Fill::Zero).unwrap();
         growing.opt.follow(&growing.varmap).unwrap();
         growing.train(40, 41);
-        assert!(values(growing.wte.weight().unwrap())[40].iter().all(|value| *value > 0.0));
+        assert!(values(growing.wte.flushed_weight().unwrap())[40].iter().all(|value| *value > 0.0));
     }
     let mut forgotten = Run::new(Gradient::RowSparse);
     forgotten.wte.resize(&forgotten.varmap, 41, Fill::Zero).unwrap();
     let x = forgotten.wte.forward(&Tensor::new(&[40u32], &CPU).unwrap()).unwrap();
     let untold = forgotten.opt.backward_step(&x.sum_all().unwrap()).unwrap_err().to_string();
-    assert!(untold.contains("no taker"), "{untold}");
+    assert!(untold.contains("follow(&varmap)"), "{untold}");
 }
 
 #[test]
 fn only_the_rows_that_are_not_frozen_change() {
     let mut run = Run::new(Gradient::RowSparse);
     run.train(5, 40);
-    let before = bits(run.wte.weight().unwrap());
+    let before = bits(run.wte.flushed_weight().unwrap());
     run.wte.resize(&run.varmap, 42, Fill::Mean).unwrap();
     run.opt.follow(&run.varmap).unwrap();
     run.wte.freeze_except(&[40, 41]).unwrap();
-    let new = bits(&run.wte.weight().unwrap().narrow(0, 40, 2).unwrap());
+    let new = bits(&run.wte.flushed_weight().unwrap().narrow(0, 40, 2).unwrap());
     run.train(60, 42);
-    let after = bits(run.wte.weight().unwrap());
+    let after = bits(run.wte.flushed_weight().unwrap());
     assert_eq!(after[..40], before[..]);
     assert!((0..2).all(|i| after[40 + i] != new[i]));
     // Frozen rows stay so through another growth; the newest are free.
     run.wte.resize(&run.varmap, 43, Fill::Zero).unwrap();
     run.opt.follow(&run.varmap).unwrap();
     run.train(60, 43);
-    let last = bits(run.wte.weight().unwrap());
+    let last = bits(run.wte.flushed_weight().unwrap());
     assert_eq!(last[..40], before[..]);
     assert_ne!(last[42], bits(&Tensor::zeros((1, 8), DType::F32, &CPU).unwrap())[0]);
-    assert!(matches!(run.wte.freeze_except(&[43]), Err(Error::Config(_))));
+    assert!(matches!(run.wte.freeze_except(&[43]), Err(Error::RowOutOfRange { row: 43, .. })));
 }
 
 #[test]
 fn sizes_that_make_no_sense_change_nothing() {
     let mut run = Run::new(Gradient::RowSparse);
-    let before = run.wte.weight().unwrap().id();
+    let before = run.wte.flushed_weight().unwrap().id();
     let reason = |result: tallow::Result<()>| result.unwrap_err().to_string();
     assert!(reason(run.wte.resize(&run.varmap, 39, Fill::Mean)).contains("`shrink` drops those from 39 on"));
-    assert!(reason(run.wte.resize(&run.varmap, 41, Fill::CopyOf(40))).contains("no such row"));
+    assert!(
+        reason(run.wte.resize(&run.varmap, 41, Fill::CopyOf(40))).contains("row 40 is not in the table of 40 rows")
+    );
     assert!(reason(run.wte.resize(&VarMap::new(), 41, Fill::Zero)).contains("no variable of the VarMap"));
     assert!(reason(run.wte.resize(&run.varmap, u32::MAX as usize + 1, Fill::Zero)).contains("more than u32 ids"));
     assert!(reason(run.wte.shrink(&run.varmap, 0)).contains("cannot shrink to 0"));
     assert!(reason(run.wte.shrink(&run.varmap, 41)).contains("cannot shrink to 41"));
-    assert_eq!((run.wte.vocab_size(), run.wte.weight().unwrap().id()), (40, before));
+    assert_eq!((run.wte.vocab_size(), run.wte.flushed_weight().unwrap().id()), (40, before));
     run.wte.resize(&run.varmap, 40, Fill::Mean).unwrap();
-    assert_eq!(run.wte.weight().unwrap().id(), before);
+    assert_eq!(run.wte.flushed_weight().unwrap().id(), before);
 }
 
 /// A rank file: all single bytes in reverse, then some words.
@@ -404,12 +413,12 @@ fn tokenizer_and_table_grow_together_or_not_at_all() {
         let rows = original.vocab_size() + 1; // one more than tokens, as models have
         let cfg = TokenEmbeddingConfig { vocab_size: rows, d_model: 4, ..Default::default() };
         let mut wte = TokenEmbedding::new(&cfg, vb.pp("wte")).unwrap();
-        let old = values(wte.weight().unwrap());
+        let old = values(wte.flushed_weight().unwrap());
         let mut tokenizer = original.clone(); // the default rule: what was added is found
         let ids = wte.add_tokens(&varmap, &mut tokenizer, &["<|user|>", "<|bot|>"], Fill::Mean).unwrap();
         let first = original.vocab_size() as u32;
         assert_eq!((ids.clone(), wte.vocab_size()), (vec![first, first + 1], rows + 1));
-        let new = values(wte.weight().unwrap());
+        let new = values(wte.flushed_weight().unwrap());
         assert_eq!(new[..rows - 1], old[..rows - 1]);
         for column in 0..4 {
             // Both are the mean of the same old rows, the one in a spare row and the one beyond them.
@@ -428,7 +437,7 @@ fn tokenizer_and_table_grow_together_or_not_at_all() {
             assert!(matches!(refused, Err(Error::Config(_))), "{bad:?}");
         }
         let refused = wte.add_tokens(&varmap, &mut tokenizer, &["<|new|>"], Fill::CopyOf(99_999_999));
-        assert!(matches!(refused, Err(Error::Config(_))));
+        assert!(matches!(refused, Err(Error::RowOutOfRange { row: 99_999_999, .. })));
         assert_eq!((tokenizer.vocab_size(), wte.vocab_size()), (rows + 1, rows + 1));
         // A checkpoint of the grown pair is not taken for one of the old tokenizer.
         let run = tempfile::tempdir().unwrap();
@@ -461,7 +470,7 @@ fn noise_differs_from_row_to_row_where_rows_are_to_spare() {
             ids.extend(wte.add_tokens(&varmap, &mut tokenizer, &["<|e|>"], fill).unwrap());
             pairs.extend([(0, 3), (0, 4), (3, 4)]);
         }
-        let new = values(&wte.weight().unwrap().index_select(&Tensor::new(ids, &CPU).unwrap(), 0).unwrap());
+        let new = values(&wte.flushed_weight().unwrap().index_select(&Tensor::new(ids, &CPU).unwrap(), 0).unwrap());
         // Columns of variance 1, noise of a billionth of it: two rows differ by √(2 · 10⁻⁹) = 4.5e-5 a column.
         for (a, b) in pairs {
             let squares: f64 = new[a].iter().zip(&new[b]).map(|(a, b)| f64::from(a - b).powi(2)).sum();
@@ -484,8 +493,8 @@ fn rows_move_to_the_ids_of_another_tokenizer() {
     let vb = || VarBuilder::from_varmap(&VarMap::new(), DType::F32, &CPU);
     let cfg = TokenEmbeddingConfig { vocab_size: 260, d_model: 2, ..Default::default() };
     let fill = Fill::CopyOf(7);
-    let (wte, report) = TokenEmbedding::transplant(&table, &from, &to, fill, &cfg, vb()).unwrap();
-    let moved = values(wte.weight().unwrap());
+    let (wte, report) = table.transplant(&from, &to, fill, &cfg, vb()).unwrap();
+    let moved = values(wte.flushed_weight().unwrap());
     for id in 0..258u32 {
         let old = from.token_to_id(to.token_bytes(id).unwrap()).unwrap();
         assert_eq!(moved[id as usize], [old as f32, 1.0]);
@@ -494,7 +503,7 @@ fn rows_move_to_the_ids_of_another_tokenizer() {
     assert_eq!((report.tokens, report.matched, report.filled), (259, 258, vec![258, 259]));
     for (vocab_size, d_model) in [(258, 2), (260, 3)] {
         let cfg = TokenEmbeddingConfig { vocab_size, d_model, ..cfg.clone() };
-        assert!(matches!(TokenEmbedding::transplant(&table, &from, &to, fill, &cfg, vb()), Err(Error::Config(_))));
+        assert!(matches!(table.transplant(&from, &to, fill, &cfg, vb()), Err(Error::Config(_))));
     }
 }
 
@@ -520,7 +529,7 @@ proptest! {
         let rows_naive: Vec<Vec<f32>> = values.chunks(columns).map(<[f32]>::to_vec).collect();
         let wte = TokenEmbedding::from_weight(Tensor::from_vec(values, (rows, columns), &CPU).unwrap()).unwrap();
         let ids = [0, rows as u32 - 1, rows as u32 / 2];
-        for (id, found) in ids.iter().zip(wte.neighbors(&ids, k).unwrap()) {
+        for (id, found) in ids.iter().zip(neighbors(&wte, &ids.iter().map(|id| [*id]).collect::<Vec<_>>(), k).unwrap()) {
             let naive = neighbors_naively(&rows_naive, &rows_naive[*id as usize], Some(*id));
             let expected = naive.clone();
             prop_assert_eq!(found.len(), k.min(rows - 1));
@@ -542,16 +551,16 @@ proptest! {
 fn neighbors_have_an_order_and_edges() {
     let rows = Tensor::new(&[[1f32, 0.], [2., 0.], [0., 1.], [f32::NAN, 1.], [0., 0.], [-1., 0.]], &CPU).unwrap();
     let wte = TokenEmbedding::from_weight(rows.clone()).unwrap();
-    let found = wte.neighbors(&[0, 4], 9).unwrap();
+    let found = neighbors(&wte, &[[0], [4]], 9).unwrap();
     let order = |found: &[tallow::Neighbor]| found.iter().map(|n| n.id).collect::<Vec<_>>();
     assert_eq!(order(&found[0]), [1, 2, 4, 5]); // equals by id; no row that is not a number; itself left out
     assert_eq!(found[0].iter().map(|n| n.cosine).collect::<Vec<_>>(), [1.0, 0.0, 0.0, -1.0]);
     assert!(found[1].iter().all(|n| n.cosine == 0.0));
     let query = Tensor::new(&[[0f32, 3.]], &CPU).unwrap();
-    assert_eq!(order(&wte.neighbors_of(&query, 1).unwrap()[0]), [2]);
-    assert!(matches!(wte.neighbors(&[6], 1), Err(Error::IdOutOfRange { id: 6, .. })));
-    assert!(matches!(wte.neighbors_of(&rows.t().unwrap(), 1), Err(Error::Config(_))));
-    assert!(wte.neighbors(&[], 3).unwrap().is_empty());
+    assert_eq!(order(&neighbors_of(&wte, &query, 1).unwrap()[0]), [2]);
+    assert!(matches!(neighbors(&wte, &[[6]], 1), Err(Error::IdOutOfRange { id: 6, .. })));
+    assert!(matches!(neighbors_of(&wte, &rows.t().unwrap(), 1), Err(Error::Config(_))));
+    assert!(neighbors(&wte, &[[0u32; 1]; 0], 3).unwrap().is_empty());
 }
 
 #[test]
@@ -559,7 +568,7 @@ fn a_word_s_neighbors_are_those_of_its_mean_without_its_parts() {
     let table = PretrainedTable::open(support::golden("pretrained/llama"), None).unwrap();
     let all = table.block(0..table.vocab_size()).unwrap().to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap();
     let words = [vec![3], vec![3, 7, 11]];
-    for (word, found) in words.iter().zip(table.neighbors_of_words(&words, 4).unwrap()) {
+    for (word, found) in words.iter().zip(neighbors(&table, &words, 4).unwrap()) {
         let column = |c: usize| word.iter().map(|id| all[*id as usize][c]).sum::<f32>() / word.len() as f32;
         let mean: Vec<f32> = (0..table.d_model()).map(column).collect();
         let mut naive = neighbors_naively(&all, &mean, None);
@@ -567,9 +576,9 @@ fn a_word_s_neighbors_are_those_of_its_mean_without_its_parts() {
         let expected: Vec<u32> = naive.iter().take(4).map(|(id, _)| *id).collect();
         assert_eq!(found.iter().map(|near| near.id).collect::<Vec<_>>(), expected);
     }
-    assert!(table.neighbors_of_words(&[], 4).unwrap().is_empty());
-    assert!(matches!(table.neighbors_of_words(&[vec![]], 4), Err(Error::Config(_))));
-    assert!(matches!(table.neighbors_of_words(&[vec![u32::MAX]], 4), Err(Error::IdOutOfRange { .. })));
+    assert!(neighbors(&table, &[[0u32; 1]; 0], 4).unwrap().is_empty());
+    assert!(matches!(neighbors(&table, &[[0u32; 0]], 4), Err(Error::Config(_))));
+    assert!(matches!(neighbors(&table, &[[u32::MAX]], 4), Err(Error::IdOutOfRange { .. })));
 }
 
 #[test]
@@ -628,7 +637,7 @@ fn needs_python_a_real_model_s_rows_and_neighbors() {
     }
     let id = |word: &str| tokenizer.token_to_id(word).unwrap();
     let words = ["king", "monday", "red", "paris"];
-    let near = table.neighbors(&words.map(id), 12).unwrap();
+    let near = neighbors(&table, &words.map(|word| [id(word)]), 12).unwrap();
     for (near, expected) in near.iter().zip(["queen", "tuesday", "blue", "london"]) {
         assert!(near.iter().any(|n| n.id == id(expected)), "{expected}: {near:?}");
     }

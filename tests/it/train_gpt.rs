@@ -161,7 +161,7 @@ fn where_operations_are_the_same_bits_are_stock_candle_s() {
     let ids: Vec<u32> = (0..3000u32).map(|i| i * i % 1009 + i % 900).collect();
     let losses = |ours: bool| -> (Vec<u32>, HashMap<String, Vec<f32>>) {
         let (varmap, gpt) = build(&cfg);
-        let stock_wte = candle_nn::Embedding::new(gpt.wte.weight().unwrap().clone(), cfg.d_model);
+        let stock_wte = candle_nn::Embedding::new(gpt.wte.flushed_weight().unwrap().clone(), cfg.d_model);
         let mut stock_opt = candle_nn::AdamW::new(varmap.all_vars(), params(&cfg)).unwrap();
         let mut opt = ours.then(|| AdamW::from_varmap(&varmap, params(&cfg)).unwrap());
         let mut losses = Vec::new();
@@ -171,7 +171,7 @@ fn where_operations_are_the_same_bits_are_stock_candle_s() {
                 false => (stock_wte.forward(&batch.inputs).unwrap() * 8.0).unwrap(), // sqrt(64)
             };
             let hidden = gpt.body.forward(&rows, Some(step)).unwrap();
-            let logits = hidden.flatten(0, 1).unwrap().matmul(&gpt.head.t().unwrap()).unwrap();
+            let logits = gpt.head.logits(&hidden.flatten(0, 1).unwrap()).unwrap();
             let loss = candle_nn::loss::cross_entropy(&logits, &batch.targets.flatten_all().unwrap()).unwrap();
             match &mut opt {
                 Some(opt) => opt.backward_step(&loss).unwrap(),
@@ -200,7 +200,7 @@ fn the_fused_loss_trains_as_candle_s_does() {
                 gpt.loss(&batch, None).unwrap()
             } else {
                 let hidden = gpt.body.forward(&gpt.wte.forward(&batch.inputs).unwrap(), None).unwrap();
-                let logits = hidden.flatten(0, 1).unwrap().matmul(&gpt.head.t().unwrap()).unwrap();
+                let logits = gpt.head.logits(&hidden.flatten(0, 1).unwrap()).unwrap();
                 candle_nn::loss::cross_entropy(&logits, &batch.targets.flatten_all().unwrap()).unwrap()
             };
             opt.backward_step(&loss).unwrap();

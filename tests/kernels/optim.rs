@@ -9,7 +9,9 @@ use crate::cuda::on_host::{Kernels, Named, kernels, numbers, shapes, sum};
 use crate::cuda::plan::{LONGEST_RUN, Threads, pack, unit_bytes};
 use crate::grouping::Grouping;
 use crate::optim::history::{History, Step};
-use crate::optim::place::host::{self, Weight, jump};
+use crate::optim::place::Place;
+use crate::optim::place::host::{Host, Weight, change_rows, jump};
+use crate::optim::rule::Numbers;
 use crate::optim::{Replay, kernel};
 use crate::rows::Grouped;
 
@@ -34,7 +36,7 @@ fn state<W: Named>(count: usize) -> (Vec<W>, Vec<f32>, Vec<f32>) {
     (numbers(count, 5), numbers(count, 6), v)
 }
 
-fn dense<W: Named + Weight>() {
+fn dense<W: Named + Weight<Wide = f32>>() {
     let Some(kernels) = kernels() else { return };
     for count in [1, 63, 64, 4100] {
         let (w, mut m, mut v) = state::<W>(count);
@@ -43,9 +45,11 @@ fn dense<W: Named + Weight>() {
         (m[count / 2], v[count / 2], grad[count / 2]) = (f32::MIN_POSITIVE, f32::MIN_POSITIVE, W::zero());
         let on_host = Tensor::from_slice(&w, count, &Device::Cpu).unwrap();
         let grad_on_host = Tensor::from_slice(&grad, count, &Device::Cpu).unwrap();
+        let update = params(70).update(70);
         let step = Step::new(&params(70), 70).to_f32();
-        let (mut expected_m, mut expected_v) = (m.clone(), v.clone());
-        host::step_dense(&on_host, &grad_on_host, &mut expected_m, &mut expected_v, &step).unwrap();
+        let mut host = Host::<W> { m: m.clone(), v: v.clone() };
+        host.dense(&on_host, &grad_on_host, &update).unwrap();
+        let (expected_m, expected_v) = (host.m, host.v);
         let expected: Vec<W> = on_host.to_vec1().unwrap();
 
         let (mut w, mut m, mut v) = (w, m, v);
@@ -58,7 +62,7 @@ fn dense<W: Named + Weight>() {
         kernels.launch(threads, || adamw(w_at, grad_at, m_at, v_at, count as u64, step));
         assert_eq!((bits(&w), bits(&m), bits(&v)), (bits(&expected), bits(&expected_m), bits(&expected_v)));
 
-        host::sgd_dense(&on_host, &grad_on_host, 0.3).unwrap();
+        Host::<W>::new(&on_host, false).dense(&on_host, &grad_on_host, &0.3.update(1)).unwrap();
         type Sgd<W> = extern "C" fn(*mut W, *const W, u64, f32);
         // SAFETY: the kernel's type.
         let sgd: Sgd<W> = unsafe { kernels.function(&format!("sgd_dense_{}_{pack}", W::NAME)) };
@@ -75,7 +79,7 @@ fn dense_steps_have_the_cpus_bits() {
 }
 
 /// Sums and updates at once, against sums and then updates.
-fn by_rows<W: Named + Weight, G: Named>() {
+fn by_rows<W: Named + Weight<Wide = f32>, G: Named>() {
     let Some(kernels) = kernels() else { return };
     let known = [(40, 64, 50, 40), (7, 3, 200, 4), (5, 8, 120, 1), (30, 33, 1, 9), (9, 4, 900, 3), (3, 5, 300, 1)];
     for (rows, columns, count, few) in shapes(&known) {
@@ -112,7 +116,7 @@ fn by_rows<W: Named + Weight, G: Named>() {
         for (row, g) in touched.iter().zip(sums.chunks(columns)) {
             let at = *row as usize * columns..(*row as usize + 1) * columns;
             let (m, v) = (&mut expected_m[at.clone()], &mut expected_v[at.clone()]);
-            W::with_f32(&mut expected[at], &mut buffer, |theta| kernel::step_f32(theta, m, v, g, &step));
+            W::change(&mut expected[at], &mut buffer, |theta| kernel::step(theta, m, v, g, &step));
         }
 
         let pack = pack(&[columns]);
@@ -130,7 +134,8 @@ fn by_rows<W: Named + Weight, G: Named>() {
         assert_eq!((bits(&w), bits(&m), bits(&v)), (bits(&expected), bits(&expected_m), bits(&expected_v)));
 
         let on_host = Tensor::from_slice(&expected, (rows, columns), &Device::Cpu).unwrap();
-        host::change_rows(&on_host, &touched, &sums, |x, g| x - (g * 0.3 + 0.0)).unwrap();
+        let sums = Tensor::from_vec(sums, (touched.len(), columns), &Device::Cpu).unwrap();
+        change_rows::<W>(&on_host, &touched, &sums, |x, g| x - (g * 0.3 + 0.0)).unwrap();
         // SAFETY: the kernel's type.
         let sgd: SgdRows<W, G> = unsafe { kernels.function(&format!("sgd_rows_{}_{}_{pack}", W::NAME, G::NAME)) };
         kernels.launch(threads, || {
@@ -150,7 +155,7 @@ fn steps_on_rows_have_the_cpus_bits() {
     by_rows::<f16, f32>();
 }
 
-fn replays<W: Named + Weight>(kernels: &Kernels, replay: Replay, odd: bool) {
+fn replays<W: Named + Weight<Wide = f32>>(kernels: &Kernels, replay: Replay, odd: bool) {
     let (rows, columns) = (23, 70);
     let mut history = History::new();
     for t in 1..=900 {
@@ -173,12 +178,12 @@ fn replays<W: Named + Weight>(kernels: &Kernels, replay: Replay, odd: bool) {
     for (row, last) in &due {
         let at = *row as usize * columns..(*row as usize + 1) * columns;
         let (m, v, last) = (&mut expected_m[at.clone()], &mut expected_v[at.clone()], *last as usize);
-        W::with_f32(&mut expected[at], &mut buffer, |theta| match replay {
+        W::change(&mut expected[at], &mut buffer, |theta| match replay {
             Replay::Truncated { steps } if history.can_jump(last + steps, now) => {
-                W::replay(theta, m, v, &history, last, last + steps);
-                jump(theta, m, v, &history, last + steps, now);
+                kernel::replay::<W>([theta, m, v], &history, last, last + steps);
+                jump([theta, m, v], &history, last + steps, now);
             }
-            _ => W::replay(theta, m, v, &history, last, now),
+            _ => kernel::replay::<W>([theta, m, v], &history, last, now),
         });
     }
     let deferred = Due::all(&due, &history, replay, W::DTYPE != DType::F32);
@@ -216,7 +221,12 @@ fn deferred_steps_have_the_cpus_bits() {
 /// Three rows of a table of 2^22 + 5 rows and 1024 or 1025 columns, of whose memory only they exist, and of a table of three.
 #[test]
 fn rows_beyond_2_to_the_32_elements_are_where_they_are() {
-    fn rows_of<W: Named + Weight>(kernels: &Kernels, rows: usize, ids: [u32; 3], columns: usize) -> Option<Vec<u64>> {
+    fn rows_of<W: Named + Weight<Wide = f32>>(
+        kernels: &Kernels,
+        rows: usize,
+        ids: [u32; 3],
+        columns: usize,
+    ) -> Option<Vec<u64>> {
         fn zeros<T>(len: usize) -> Option<memmap2::MmapMut> {
             let pages = memmap2::MmapOptions::new().len(len * size_of::<T>()).no_reserve_swap().map_anon();
             pages.inspect_err(|error| eprintln!("SKIPPED: no address space for large tables ({error})")).ok()
@@ -274,7 +284,7 @@ fn rows_beyond_2_to_the_32_elements_are_where_they_are() {
         }
         Some(found)
     }
-    fn compare<W: Named + Weight>(columns: usize) {
+    fn compare<W: Named + Weight<Wide = f32>>(columns: usize) {
         let Some(kernels) = kernels() else { return };
         let rows = (1 << 22) + 5;
         let Some(many) = rows_of::<W>(kernels, rows, [0, 1 << 22, rows as u32 - 1], columns) else { return };

@@ -171,11 +171,12 @@ impl TableArgs {
 }
 
 /// One line about a table whose values have this origin.
-pub fn describe(table: &TokenEmbedding, origin: &str) -> String {
+pub fn describe(table: &TokenEmbedding, origin: &str) -> tallow::Result<String> {
+    let weight = table.flushed_weight()?;
     let (rows, columns) = (table.vocab_size(), table.d_model());
-    let mib = (rows * columns * table.dtype().size_in_bytes()) as f64 / f64::from(1 << 20);
-    let (dtype, device) = (table.dtype().as_str(), device_name(table.device()));
-    format!("{rows} rows x {columns} columns, {dtype} on {device}, {origin}, {mib:.1} MiB")
+    let mib = (rows * columns * weight.dtype().size_in_bytes()) as f64 / f64::from(1 << 20);
+    let (dtype, device) = (weight.dtype().as_str(), device_name(weight.device()));
+    Ok(format!("{rows} rows x {columns} columns, {dtype} on {device}, {origin}, {mib:.1} MiB"))
 }
 
 pub fn device_name(device: &candle_core::Device) -> String {

@@ -3,20 +3,16 @@
 use std::marker::PhantomData;
 use std::sync::Mutex;
 
-use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor};
+use candle_core::{CpuStorage, InplaceOp1, Layout, Tensor, WithDType};
 use half::{bf16, f16};
 
 use crate::Result;
-use crate::optim::history::History;
-use crate::optim::kernel;
+use crate::optim::history::Step;
 
-/// Gives `change` the storage of a contiguous tensor. Everything that shares it sees the change.
-pub(in crate::optim) fn in_place(
-    tensor: &Tensor,
-    change: impl FnOnce(&mut CpuStorage) -> candle_core::Result<()> + Send,
-) -> Result<()> {
-    struct Op<F>(Mutex<Option<F>>);
-    impl<F: FnOnce(&mut CpuStorage) -> candle_core::Result<()>> InplaceOp1 for Op<F> {
+/// Gives `change` the elements of a contiguous tensor. Everything that shares them sees the change.
+pub(in crate::optim) fn in_place<W: Weight>(tensor: &Tensor, change: impl FnOnce(&mut [W]) + Send) -> Result<()> {
+    struct Op<F, W>(Mutex<Option<F>>, PhantomData<fn(W)>);
+    impl<W: Weight, F: FnOnce(&mut [W])> InplaceOp1 for Op<F, W> {
         fn name(&self) -> &'static str {
             "optimizer step"
         }
@@ -24,54 +20,119 @@ pub(in crate::optim) fn in_place(
             if layout.start_offset() != 0 || !layout.is_contiguous() {
                 candle_core::bail!("an optimizer's variable must be contiguous and whole")
             }
-            match self.0.lock().ok().and_then(|mut change| change.take()) {
-                Some(change) => change(storage),
-                None => Ok(()),
+            let Some(elements) = W::of(storage) else {
+                candle_core::bail!("this weight is no {} tensor", W::DTYPE.as_str())
+            };
+            if let Some(change) = self.0.lock().ok().and_then(|mut change| change.take()) {
+                change(elements);
             }
+            Ok(())
         }
     }
-    Ok(tensor.inplace_op1(&Op(Mutex::new(Some(change))))?)
+    Ok(tensor.inplace_op1(&Op(Mutex::new(Some(change)), PhantomData))?)
 }
 
-/// The dtypes of weights; bf16 and f16 are computed in f32 and rounded once a step.
-pub(in crate::optim) trait Weight: Copy + Send + Sync {
-    fn with_f32(row: &mut [Self], buffer: &mut Vec<f32>, f: impl FnOnce(&mut [f32]));
-    fn to_f32(self) -> f32;
-    fn replay(theta: &mut [f32], m: &mut [f32], v: &mut [f32], history: &History, from: usize, to: usize);
+/// The float types of the arithmetic.
+pub(in crate::optim) trait Real: WithDType {
+    fn sqrt(self) -> Self;
+    /// Zero for what is closer to zero than `floor`.
+    fn above(self, floor: Self) -> Self;
 }
 
-impl Weight for f32 {
-    fn with_f32(row: &mut [f32], _buffer: &mut Vec<f32>, f: impl FnOnce(&mut [f32])) {
-        f(row);
-    }
-    fn to_f32(self) -> f32 {
-        self
-    }
-    fn replay(theta: &mut [f32], m: &mut [f32], v: &mut [f32], history: &History, from: usize, to: usize) {
-        kernel::replay_f32(theta, m, v, history, from, to);
-    }
+macro_rules! real {
+    ($($type:ty),*) => {$(
+        impl Real for $type {
+            #[inline(always)]
+            fn sqrt(self) -> Self {
+                <$type>::sqrt(self)
+            }
+            #[inline(always)]
+            fn above(self, floor: Self) -> Self {
+                if self.abs() < floor { 0.0 } else { self }
+            }
+        }
+    )*};
+}
+real!(f32, f64);
+
+/// The dtypes of weights, and the type that they are computed in: bf16 and f16 in f32, rounded once a step.
+pub(in crate::optim) trait Weight: WithDType + Send + Sync {
+    type Wide: Real;
+    fn of(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+    /// Lends these elements in the wide type, and takes them back.
+    fn change(row: &mut [Self], buffer: &mut Vec<Self::Wide>, f: impl FnOnce(&mut [Self::Wide]));
+    /// These elements in the wide type.
+    fn wide<'a>(row: &'a [Self], buffer: &'a mut Vec<Self::Wide>) -> &'a [Self::Wide];
+    /// The step's numbers in the wide type.
+    fn step(step: &Step<f64>) -> Step<Self::Wide>;
+    /// Rounds as a weight of this dtype is rounded after each step.
+    fn round(x: f32) -> f32;
+    /// A row's weight and moments, if it can be replayed: no f64 table is row-sparse.
+    fn f32(row: [&mut [Self::Wide]; 3]) -> Option<[&mut [f32]; 3]>;
 }
 
-macro_rules! small_float {
-    ($type:ty, $replay:path) => {
+macro_rules! weight {
+    ($type:ty, $variant:ident, $wide:ty, $step:expr, $f32:expr, $($rest:item)*) => {
         impl Weight for $type {
-            fn with_f32(row: &mut [$type], buffer: &mut Vec<f32>, f: impl FnOnce(&mut [f32])) {
-                buffer.clear();
-                buffer.extend(row.iter().map(|x| x.to_f32()));
-                f(buffer);
-                row.iter_mut().zip(buffer).for_each(|(x, new)| *x = <$type>::from_f32(*new));
+            type Wide = $wide;
+            fn of(storage: &mut CpuStorage) -> Option<&mut [$type]> {
+                match storage {
+                    CpuStorage::$variant(elements) => Some(elements),
+                    _ => None,
+                }
             }
-            fn to_f32(self) -> f32 {
-                <$type>::to_f32(self)
+            fn step(step: &Step<f64>) -> Step<$wide> {
+                $step(*step)
             }
-            fn replay(theta: &mut [f32], m: &mut [f32], v: &mut [f32], history: &History, from: usize, to: usize) {
-                $replay(theta, m, v, history, from, to);
+            fn f32(row: [&mut [$wide]; 3]) -> Option<[&mut [f32]; 3]> {
+                $f32(row)
+            }
+            $($rest)*
+        }
+    };
+}
+
+macro_rules! as_it_is {
+    ($type:ty, $variant:ident, $step:expr, $f32:expr) => {
+        weight! { $type, $variant, $type, $step, $f32,
+            fn change(row: &mut [$type], _buffer: &mut Vec<$type>, f: impl FnOnce(&mut [$type])) {
+                f(row);
+            }
+            fn wide<'a>(row: &'a [$type], _buffer: &'a mut Vec<$type>) -> &'a [$type] {
+                row
+            }
+            #[inline(always)]
+            fn round(x: f32) -> f32 {
+                x
             }
         }
     };
 }
-small_float!(bf16, kernel::replay_bf16);
-small_float!(f16, kernel::replay_f16);
+as_it_is!(f32, F32, Step::to_f32, Some);
+as_it_is!(f64, F64, std::convert::identity, |_| None);
+
+macro_rules! rounded {
+    ($type:ty, $variant:ident) => {
+        weight! { $type, $variant, f32, Step::to_f32, Some,
+            fn change(row: &mut [$type], buffer: &mut Vec<f32>, f: impl FnOnce(&mut [f32])) {
+                Self::wide(row, buffer);
+                f(buffer);
+                row.iter_mut().zip(buffer).for_each(|(x, new)| *x = <$type>::from_f32(*new));
+            }
+            fn wide<'a>(row: &'a [$type], buffer: &'a mut Vec<f32>) -> &'a [f32] {
+                buffer.clear();
+                buffer.extend(row.iter().map(|x| x.to_f32()));
+                buffer
+            }
+            #[inline(always)]
+            fn round(x: f32) -> f32 {
+                <$type>::from_f32(x).to_f32()
+            }
+        }
+    };
+}
+rounded!(bf16, BF16);
+rounded!(f16, F16);
 
 /// Rows of one slice, handed to several threads.
 pub(in crate::optim) struct Disjoint<'a, T> {

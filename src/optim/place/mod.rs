@@ -6,13 +6,14 @@ pub(super) mod host;
 mod memory;
 mod operations;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
+use half::{bf16, f16};
 
 use super::Replay;
 use super::history::{History, MAX_ENTRIES};
 use super::rule::Update;
+use crate::Result;
 use crate::rows::{Grouped, RowTable};
-use crate::{Error, Result};
 use host::Host;
 pub(super) use operations::Operations;
 
@@ -28,7 +29,8 @@ pub(super) trait Place: Send + Sync {
     fn replay(&mut self, weight: &Tensor, due: &[(u32, u32)], history: &mut History, replay: Replay) -> Result<()>;
 
     /// Adds the row gradients that wait to a dense gradient of the same table, in place. In f32 in the order of candle's own
-    /// sum, look-up by look-up, position by position; bf16 and f16 rows, and those on CUDA, are summed in f32 first.
+    /// sum, look-up by look-up, position by position; bf16 and f16 rows, and those on CUDA, are summed in f32 first. `dense` is
+    /// contiguous.
     fn add(&self, dense: &Tensor, table: &RowTable) -> Result<()>;
 
     /// Both moments in the weight's shape, on the CPU; none where the rule has none.
@@ -45,32 +47,47 @@ pub(super) trait Place: Send + Sync {
 
 /// The place of this weight.
 pub(super) fn of(weight: &Tensor, moments: bool) -> Result<Box<dyn Place>> {
-    if weight.device().is_cpu() {
-        return Ok(Box::new(Host::new(weight, moments)));
+    if let Some(place) = cuda::place(weight, moments)? {
+        return Ok(place);
     }
-    match cuda::place(weight, moments)? {
-        Some(place) => Ok(place),
-        None => Ok(Box::new(Operations::new(weight, moments)?)),
+    Ok(match (weight.device(), weight.dtype()) {
+        (Device::Cpu, DType::F32) => Box::new(Host::<f32>::new(weight, moments)),
+        (Device::Cpu, DType::F64) => Box::new(Host::<f64>::new(weight, moments)),
+        (Device::Cpu, DType::BF16) => Box::new(Host::<bf16>::new(weight, moments)),
+        (Device::Cpu, DType::F16) => Box::new(Host::<f16>::new(weight, moments)),
+        _ => Box::new(Operations::new(weight, moments)?),
+    })
+}
+
+/// Moments as tensors on the weight's device; none where the rule has none.
+pub(super) struct Moments(Option<[Tensor; 2]>);
+
+impl Moments {
+    fn new(weight: &Tensor, dtype: DType, wanted: bool) -> Result<Self> {
+        let zeros = || Tensor::zeros(weight.shape(), dtype, weight.device());
+        Ok(Moments(if wanted { Some([zeros()?, zeros()?]) } else { None }))
+    }
+
+    fn on_host(&self) -> Result<Option<[Tensor; 2]>> {
+        let Some([m, v]) = &self.0 else { return Ok(None) };
+        Ok(Some([m.to_device(&Device::Cpu)?, v.to_device(&Device::Cpu)?]))
+    }
+
+    fn set(&mut self, new: [&Tensor; 2]) -> Result<()> {
+        let Some([m, v]) = &mut self.0 else { return Ok(()) };
+        // Copies: rows of these are changed in place.
+        let copy = |new: &Tensor| new.to_dtype(m.dtype())?.to_device(m.device())?.force_contiguous();
+        let (new_m, new_v) = (copy(new[0])?, copy(new[1])?);
+        (*m, *v) = (new_m, new_v);
+        Ok(())
     }
 }
 
 /// What is added to a dense gradient, as (ids, gradients).
 fn waiting(dense: &Tensor, table: &RowTable) -> Result<Vec<(Vec<u32>, Tensor)>> {
-    contiguous(dense)?;
-    match dense.dtype() {
-        DType::F32 => table.take_lookups(),
-        _ => match table.take_grouped_with_frozen()? {
-            None => Ok(Vec::new()),
-            Some(grouped) => grouped.sum().map(|gradients| vec![(gradients.rows, gradients.values)]),
-        },
+    if dense.dtype() == DType::F32 {
+        return table.take_lookups();
     }
-}
-
-fn contiguous(dense: &Tensor) -> Result<()> {
-    match dense.is_contiguous() {
-        true => Ok(()),
-        false => Err(Error::Config(
-            "the gradient of a row-sparse table must be contiguous: rows are added to it in place".to_string(),
-        )),
-    }
+    let sums = table.take_grouped_with_frozen()?.into_iter().map(Grouped::sum);
+    sums.map(|sum| sum.map(|gradients| (gradients.rows, gradients.values))).collect()
 }

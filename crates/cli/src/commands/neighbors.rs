@@ -48,7 +48,7 @@ impl Neighbors {
         };
         let words: Vec<Vec<u32>> =
             self.words.iter().map(|word| self.ids_of(word, tokenizer.as_ref())).collect::<Result<_>>()?;
-        let found = table.neighbors_of_words(&words, self.k)?;
+        let found = tallow::neighbors(&table, &words, self.k)?;
         let name = |id: u32| tokenizer.as_ref().and_then(|tokenizer| token(tokenizer, id as usize));
         let mut out = anstream::AutoStream::auto(std::io::stdout()).lock();
         for (i, ((word, ids), near)) in self.words.iter().zip(&words).zip(found).enumerate() {

@@ -132,8 +132,8 @@ impl Show {
             seed: self.fresh().map(|args| args.seed),
             init: self.fresh().map(|args| args.init.to_string()),
             origin: &origin,
-            dtype: table.dtype().as_str(),
-            device: crate::args::device_name(table.device()),
+            dtype: table.flushed_weight()?.dtype().as_str(),
+            device: crate::args::device_name(table.flushed_weight()?.device()),
             mean,
             std,
             values,
@@ -175,7 +175,7 @@ impl Show {
         let tokenizer = self.specials.apply(tokenizer);
         let varmap = VarMap::new();
         let vb = VarBuilder::from_varmap(&varmap, rows.dtype(), &device);
-        let table = TokenEmbedding::from_pretrained(&rows, &rows.config(), vb)?;
+        let table = rows.embedding(&rows.config(), vb)?;
         let origin = format!("{} of {}", rows.name(), path.display());
         Ok((table.with_token_names(tokenizer.names()), origin, tokenizer))
     }
@@ -260,7 +260,7 @@ impl Show {
             plain(tokenizer.name()),
             tokenizer.ordinary_tokens()
         )?;
-        writeln!(out, "table      {}\n", plain(describe(table, report.origin)))?;
+        writeln!(out, "table      {}\n", plain(describe(table, report.origin)?))?;
         self.print_matrix(&mut out, report, pieces)?;
         writeln!(out, "\nshape      {bold}batch {batch} x context {context} x d_model {d_model}{bold:#}")?;
         let split: Vec<&Piece> = pieces.iter().filter(|piece| piece.of > 1 && piece.part == 1).collect();
@@ -341,7 +341,7 @@ fn piece_report(piece: &Piece) -> PieceReport<'_> {
 /// Whether each of `values` is, bit for bit, the row of the table that its id names.
 fn is_rows(table: &TokenEmbedding, ids: &[u32], values: &[Vec<f32>]) -> Result<bool> {
     for (id, values) in ids.iter().zip(values) {
-        let row = table.weight()?.get(*id as usize)?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+        let row = table.flushed_weight()?.get(*id as usize)?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
         if !row.iter().zip(values).all(|(a, b)| a.to_bits() == b.to_bits()) {
             return Ok(false);
         }

@@ -66,11 +66,18 @@ impl Table {
         let ranges = self.ranges(table.vocab_size())?;
         if let Some(path) = &self.out {
             self.outputs.reads(self.tokenizer.files());
-            crate::rows::save(&self.outputs, path, &[("wte.weight", table.weight()?)], &tokenizer, Some(&self.table))?;
+            crate::rows::save(
+                &self.outputs,
+                path,
+                &[("wte.weight", table.flushed_weight()?)],
+                &tokenizer,
+                Some(&self.table),
+            )?;
         }
         let mut rows = Vec::new();
         for range in &ranges {
-            let values = table.weight()?.narrow(0, range.start, range.len())?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+            let values =
+                table.flushed_weight()?.narrow(0, range.start, range.len())?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
             let row = |(row, values)| Row { row, token: token(&tokenizer, row), values };
             rows.extend(range.clone().zip(values).map(row));
         }
@@ -81,15 +88,15 @@ impl Table {
                 d_model: table.d_model(),
                 seed: self.table.seed,
                 init: self.table.init.to_string(),
-                dtype: table.dtype().as_str(),
-                device: crate::args::device_name(table.device()),
+                dtype: table.flushed_weight()?.dtype().as_str(),
+                device: crate::args::device_name(table.flushed_weight()?.device()),
                 rows,
             };
             serde_json::to_writer(&mut out, &report)?;
             writeln!(out)?;
             return Ok(());
         }
-        writeln!(out, "embedding look-up table: {}", describe(&table, &self.table.origin()))?;
+        writeln!(out, "embedding look-up table: {}", describe(&table, &self.table.origin())?)?;
         writeln!(out, "vocab_size = {} rows, d_model = {} columns\n", table.vocab_size(), table.d_model())?;
         let shown = shown_columns(table.d_model(), 3);
         let mut columns = vec![Column::new("row", Align::Right), Column::new("token", Align::Left)];

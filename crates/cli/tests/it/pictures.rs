@@ -52,8 +52,11 @@ fn what_moved_is_what_was_moved() {
     assert!(printed.contains("trained    0 rows; 0 only shrank by weight decay, 1 000 are equal"), "{printed}");
     // A table that grew: the rows that are in both.
     let grown = folder.path().join("grown.safetensors");
-    candle_core::safetensors::save(&[("wte.weight", table(1200, 16).weight().unwrap().copy().unwrap())].into(), &grown)
-        .unwrap();
+    candle_core::safetensors::save(
+        &[("wte.weight", table(1200, 16).flushed_weight().unwrap().copy().unwrap())].into(),
+        &grown,
+    )
+    .unwrap();
     let grown = PretrainedTable::open(&grown, None).unwrap();
     assert_eq!(grown.changes_since(&old).unwrap().count(RowChange::Equal), 1000, "the same seed");
     let plot = TablePlot::new(&grown, Some(&old), &[1100, 3], 0, |_| None).unwrap();
@@ -135,8 +138,11 @@ fn what_cannot_be_drawn_is_refused_in_one_line() {
     refused(&["plot", &after, "--tokenizer", golden("byte_level.json").to_str().unwrap(), "--tokens", ""], "1 to 1000");
     refused(&["plot", &after, "--top", "5000"], "1..=1000");
     let narrow = path("narrow.safetensors");
-    candle_core::safetensors::save(&[("wte.weight", table(10, 3).weight().unwrap().copy().unwrap())].into(), &narrow)
-        .unwrap();
+    candle_core::safetensors::save(
+        &[("wte.weight", table(10, 3).flushed_weight().unwrap().copy().unwrap())].into(),
+        &narrow,
+    )
+    .unwrap();
     refused(&["plot", &after, "--before", &narrow], "has 16 columns and");
     let torn = path("torn.safetensors");
     std::fs::write(&torn, &std::fs::read(&after).unwrap()[..1000]).unwrap();

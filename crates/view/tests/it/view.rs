@@ -136,7 +136,7 @@ fn a_page_of_many_values_says_what_it_leaves_out() {
 #[test]
 fn tables_of_every_kind_draw() {
     let folder = tempfile::tempdir().unwrap();
-    let normal = |scale: f32| (table(300, 8).weight().unwrap().copy().unwrap() * f64::from(scale)).unwrap();
+    let normal = |scale: f32| (table(300, 8).flushed_weight().unwrap().copy().unwrap() * f64::from(scale)).unwrap();
     let mut odd = normal(1.0).to_vec2::<f32>().unwrap();
     (odd[5][3], odd[7][0], odd[9]) = (f32::NAN, f32::INFINITY, vec![0.0; 8]);
     let tables = [

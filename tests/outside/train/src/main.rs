@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Module};
 use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
 use tallow::optim::AdamW;
 use tallow::prepare::{PrepareConfig, prepare};
-use tallow::{DataLoader, DataLoaderConfig, Dataset, Gradient, TokenEmbedding, TokenEmbeddingConfig, Tokenizer, head};
+use tallow::{DataLoader, DataLoaderConfig, Dataset, Gradient, Head, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
@@ -22,13 +22,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let cfg = TokenEmbeddingConfig { vocab_size: split.id_bound(), d_model: 32, gradient, ..Default::default() };
     let wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
     let layer = candle_nn::linear(32, 32, vb.pp("layer"))?;
-    let lm_head = vb.get_with_hints((split.id_bound(), 32), "lm_head", candle_nn::Init::Const(0.0))?;
+    let head = Head::tied(&wte);
     let mut opt = AdamW::from_varmap(&varmap, ParamsAdamW { lr: 1e-2, ..Default::default() })?;
     let (mut first, mut last) = (None, 0.0);
     for _ in 0..60 {
         let batch = loader.next().ok_or("it never ends")??;
         let x = layer.forward(&wte.forward(&batch.inputs)?)?.gelu()?;
-        let loss = head::cross_entropy(&x, &lm_head, None, &batch.targets, &Default::default())?;
+        let loss = head.loss(&x, &batch.targets, &Default::default())?;
         opt.backward_step(&loss)?;
         last = loss.to_scalar::<f32>()?;
         first.get_or_insert(last);

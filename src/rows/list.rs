@@ -1,0 +1,52 @@
+//! The list of all tables of the process, so that an optimizer that is made from variables alone meets the layers over them.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use candle_core::Tensor;
+
+use super::{RowTable, lock};
+
+/// By the address of the storage, which a detached tensor and a view share with their variable. A table keeps its storage alive, so
+/// that no other tensor can have the same address meanwhile.
+static TABLES: Mutex<Option<HashMap<usize, Weak<RowTable>>>> = Mutex::new(None);
+
+/// The number of row-sparse ones, so that programs without one do not look.
+static ROW_SPARSE: AtomicUsize = AtomicUsize::new(0);
+
+fn address(tensor: &Tensor) -> usize {
+    &raw const *tensor.storage_and_layout().0 as usize
+}
+
+/// The table over this tensor's memory, shared by all layers, heads and optimizers over it. They ask once, when they are made.
+pub(super) fn table_of(tensor: &Tensor) -> Arc<RowTable> {
+    let mut tables = lock(&TABLES);
+    let tables = tables.get_or_insert_default();
+    if tables.len() == tables.capacity() {
+        tables.retain(|_, table| table.strong_count() > 0);
+    }
+    let known = tables.get(&address(tensor)).and_then(Weak::upgrade);
+    known.unwrap_or_else(|| {
+        let table = Arc::new(RowTable::new(tensor.clone()));
+        tables.insert(address(tensor), Arc::downgrade(&table));
+        table
+    })
+}
+
+/// The row-sparse table over this tensor's memory, for what has a VarMap and no layer.
+pub(super) fn row_sparse_table_of(tensor: &Tensor) -> Option<Arc<RowTable>> {
+    if ROW_SPARSE.load(Ordering::Relaxed) == 0 {
+        return None;
+    }
+    let known = lock(&TABLES).as_ref().and_then(|tables| tables.get(&address(tensor)).and_then(Weak::upgrade));
+    known.filter(|table| table.is_row_sparse())
+}
+
+pub(super) fn count_row_sparse() {
+    ROW_SPARSE.fetch_add(1, Ordering::Relaxed);
+}
+
+pub(super) fn forget_row_sparse() {
+    ROW_SPARSE.fetch_sub(1, Ordering::Relaxed);
+}

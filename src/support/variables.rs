@@ -1,0 +1,19 @@
+//! The variables of a VarMap.
+
+use std::sync::PoisonError;
+
+use candle_core::Var;
+use candle_nn::VarMap;
+
+/// All of them by name, in alphabetical order: a VarMap's own order is another in every process.
+pub(crate) fn variables(varmap: &VarMap) -> Vec<(String, Var)> {
+    let data = varmap.data().lock().unwrap_or_else(PoisonError::into_inner);
+    let mut named: Vec<_> = data.iter().map(|(name, var)| (name.clone(), var.clone())).collect();
+    named.sort_by(|a, b| a.0.cmp(&b.0));
+    named
+}
+
+/// Puts variables under these names, in the place of others.
+pub(crate) fn insert(varmap: &VarMap, named: impl IntoIterator<Item = (String, Var)>) {
+    varmap.data().lock().unwrap_or_else(PoisonError::into_inner).extend(named);
+}
