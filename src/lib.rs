@@ -75,7 +75,7 @@ mod support;
 mod tensors;
 
 pub use batch::{PaddedBatch, Padding, Side};
-pub use checkpoint::{Checkpoint, LoadOptions, Skipped, load_weights};
+pub use checkpoint::{Checkpoint, IncompatibleKeys, LoadOptions, load_weights};
 pub use embedding::{Fill, Gradient, Init, Scale, TokenEmbedding, TokenEmbeddingConfig};
 pub use error::{Error, Result};
 pub use gradients::{backward, no_grad};

@@ -96,7 +96,7 @@ fn main() -> Result<()> {
     let tokenizer = args.tokenizer.as_ref().map_or_else(|| Ok(Tokenizer::cl100k()), Tokenizer::from_file)?;
     let cfg = Config { vocab_size: tokenizer.vocab_size(), ..args.model.clone() };
     let story = || Dataset::from_text(&tokenizer, include_str!("../../assets/story.txt"), 0.1);
-    let data = args.data.as_ref().map_or_else(story, |path| Dataset::from_path(path, &tokenizer, 0.1))?;
+    let data = args.data.as_ref().map_or_else(story, |path| Dataset::from_path(&tokenizer, path, 0.1))?;
     let (train, val) = (data.split("train")?, data.split("val")?);
     ensure!(val.tokens() > 0, "no document is for validation: `tallow prepare --val 0.1` takes every tenth or so");
     let &Config { batch: batch_size, context: context_length, seed, .. } = &cfg;

@@ -27,7 +27,7 @@ use crate::{Error, Result};
 use folder::{Draft, Finished};
 use weights::Weights;
 
-pub use weights::{Skipped, load_weights};
+pub use weights::{IncompatibleKeys, load_weights};
 
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -180,7 +180,7 @@ impl Checkpoint {
         varmap: &VarMap,
         mut optimizer: Option<&mut dyn Stateful>,
         options: &LoadOptions,
-    ) -> Result<(Checkpoint, Skipped)> {
+    ) -> Result<(Checkpoint, IncompatibleKeys)> {
         let folder = folder.as_ref();
         let Some(finished) = Finished::find(folder)? else {
             std::fs::metadata(folder).map_err(|e| Error::io(folder, e))?;

@@ -11,9 +11,9 @@ use crate::rows::{RowTable, Rows};
 use crate::support::variables::{insert, variables};
 use crate::tensors::{TensorFile, dtype_of, wrong};
 
-/// What a load with [`LoadOptions::partial`] left out; empty after any other.
+/// What a load with [`LoadOptions::partial`] left out; empty after any other. (The name is PyTorch's.)
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Skipped {
+pub struct IncompatibleKeys {
     /// Variables that the file does not have: they keep their values.
     pub missing: Vec<String>,
     /// Tensors of the file that are no variables here.
@@ -48,7 +48,7 @@ pub struct Skipped {
 /// assert_eq!(varmap.all_vars()[0].to_vec2::<f32>()?, [[1., 2.], [3., 4.]]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn load_weights(path: impl AsRef<Path>, varmap: &VarMap, options: &LoadOptions) -> Result<Skipped> {
+pub fn load_weights(path: impl AsRef<Path>, varmap: &VarMap, options: &LoadOptions) -> Result<IncompatibleKeys> {
     let file = TensorFile::open(path.as_ref())?;
     let weights = Weights::of(varmap);
     let (mut misfits, skipped) = weights.compare(&file, options);
@@ -99,8 +99,8 @@ impl Weights {
     }
 
     /// Everything that does not fit, and what a partial load leaves out.
-    pub(super) fn compare(&self, file: &TensorFile, options: &LoadOptions) -> (Vec<String>, Skipped) {
-        let (mut misfits, mut skipped) = (Vec::new(), Skipped::default());
+    pub(super) fn compare(&self, file: &TensorFile, options: &LoadOptions) -> (Vec<String>, IncompatibleKeys) {
+        let (mut misfits, mut skipped) = (Vec::new(), IncompatibleKeys::default());
         if self.is_empty() {
             let unusable = file.header.names().into_iter().filter_map(|name| {
                 file.header.info(&name).and_then(|info| dtype_of(info).err()).map(|reason| format!("{name:?} {reason}"))
@@ -129,7 +129,7 @@ impl Weights {
         skipped.unexpected = file.header.names().into_iter().filter(|name| !here(name)).collect();
         if !options.partial {
             let advice = "(`partial: true` goes without)";
-            let Skipped { missing, unexpected } = std::mem::take(&mut skipped);
+            let IncompatibleKeys { missing, unexpected } = std::mem::take(&mut skipped);
             misfits.extend(missing.iter().map(|name| format!("{name:?} is missing there {advice}")));
             misfits.extend(unexpected.iter().map(|name| format!("{name:?} is unknown here {advice}")));
         }

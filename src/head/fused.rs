@@ -64,14 +64,15 @@ impl Problem<'_> {
             let h = Matrix::new(&self.hidden[first * columns..(first + n) * columns], n, columns);
             let small = n * vocab_size * columns < PARALLEL;
             // 1. Logits and their statistics.
-            let spaces = chunks_or_none(&mut logits[..sized(upstream.is_some(), vocab_size * n)], span_rows * n);
-            let tasks = (0..vocab_size)
-                .step_by(span_rows)
-                .zip(statistics[..blocks * 4 * n].chunks_mut(span_rows / BLOCK * 4 * n))
-                .zip(spaces);
-            each(small, tasks, |((row, statistics), space)| {
-                self.describe(h, targets, row, statistics, space);
+            // (Of what is not wanted there are no chunks.)
+            let mut spaces = logits[..sized(upstream.is_some(), vocab_size * n)].chunks_mut(span_rows * n);
+            let statistics_of_spans = statistics[..blocks * 4 * n].chunks_mut(span_rows / BLOCK * 4 * n);
+            let spans = statistics_of_spans.enumerate().map(|(i, statistics)| Described {
+                first_row: i * span_rows,
+                statistics,
+                logits: spaces.next(),
             });
+            each(small, spans, |span| self.describe(h, targets, span));
             // 2. Losses.
             let tokens = self.combine(n, &statistics[..blocks * 4 * n], upstream.map(|u| &u[first..first + n]));
             losses.extend_from_slice(&tokens.losses);
@@ -81,22 +82,23 @@ impl Problem<'_> {
             // 3. Gradients.
             // SAFETY: step 1 has written the logits of all V rows.
             let logits = unsafe { logits[..vocab_size * n].assume_init_mut() };
-            let tasks = (0..)
-                .step_by(span_rows)
-                .zip(logits.chunks_mut(span_rows * n))
-                .zip(chunks_or_none(&mut weight, span_rows * columns))
-                .zip(chunks_or_none(&mut bias, span_rows))
-                .zip(chunks_or_none(&mut partial, chunk * columns));
-            each(small, tasks, |((((row, logits), weight), bias), partial)| {
-                let partial = partial.map(|partial| &mut partial[..n * columns]);
-                self.differentiate(h, targets, &tokens, (row, first == 0), logits, weight, bias, partial);
+            let mut weights = weight.chunks_mut(span_rows * columns);
+            let mut biases = bias.chunks_mut(span_rows);
+            let mut partials = partial.chunks_mut(chunk * columns);
+            let spans = logits.chunks_mut(span_rows * n).enumerate().map(|(i, logits)| Differentiated {
+                first_row: i * span_rows,
+                logits,
+                weight: weights.next(),
+                bias: biases.next(),
+                hidden: partials.next().map(|partial| &mut partial[..n * columns]),
             });
+            each(small, spans, |span| self.differentiate(h, targets, &tokens, first == 0, span));
             // Partial sums in the order of the vocabulary.
-            let mut partials = partial.chunks_exact(chunk * columns).map(|partial| &partial[..n * columns]);
-            if let Some(start) = partials.next() {
+            let mut sums = partial.chunks_exact(chunk * columns).map(|partial| &partial[..n * columns]);
+            if let Some(start) = sums.next() {
                 let at = hidden.len();
                 hidden.extend_from_slice(start);
-                for partial in partials {
+                for partial in sums {
                     hidden[at..].iter_mut().zip(partial).for_each(|(sum, value)| *sum += *value);
                 }
             }
@@ -107,21 +109,13 @@ impl Problem<'_> {
     }
 
     /// Blocks of one span: logits and, for each block, four rows of statistics: maximum, Σ exp, Σ z, the target's z.
-    /// The logits stay in `space`, if there is one.
-    fn describe(
-        &self,
-        h: Matrix,
-        targets: &[u32],
-        first_row: usize,
-        statistics: &mut [f32],
-        mut space: Option<&mut [MaybeUninit<f32>]>,
-    ) {
+    fn describe(&self, h: Matrix, targets: &[u32], mut span: Described) {
         let n = targets.len();
-        let mut own = product::space(if space.is_none() { BLOCK * n } else { 0 });
-        for (i, of) in statistics.chunks_exact_mut(4 * n).enumerate() {
-            let row = first_row + i * BLOCK;
+        let mut own = product::space(if span.logits.is_none() { BLOCK * n } else { 0 });
+        for (i, of) in span.statistics.chunks_exact_mut(4 * n).enumerate() {
+            let row = span.first_row + i * BLOCK;
             let rows = BLOCK.min(self.vocab_size - row);
-            let z = match &mut space {
+            let z = match &mut span.logits {
                 Some(space) => &mut space[i * BLOCK * n..][..rows * n],
                 None => &mut own[..rows * n],
             };
@@ -164,27 +158,16 @@ impl Problem<'_> {
     }
 
     /// Blocks of one span: logits → gradients.
-    #[allow(clippy::too_many_arguments)]
-    fn differentiate(
-        &self,
-        h: Matrix,
-        targets: &[u32],
-        tokens: &Tokens,
-        (first_row, first_chunk): (usize, bool),
-        logits: &mut [f32],
-        mut weight: Option<&mut [MaybeUninit<f32>]>,
-        mut bias: Option<&mut [f32]>,
-        mut partial: Option<&mut [f32]>,
-    ) {
-        let n = targets.len();
-        for (i, z) in logits.chunks_mut(BLOCK * n).enumerate() {
+    fn differentiate(&self, h: Matrix, targets: &[u32], tokens: &Tokens, first_chunk: bool, mut span: Differentiated) {
+        let (n, first_row) = (targets.len(), span.first_row);
+        for (i, z) in span.logits.chunks_mut(BLOCK * n).enumerate() {
             let (at, rows) = (i * BLOCK, z.len() / n);
             kernel::differentiate(z, self.cap(), &tokens.max, &tokens.factor, &tokens.even);
             for (token, y) in in_block(targets, first_row + at, rows) {
                 z[y * n + token] -= tokens.target[token];
             }
             let dz = Matrix::new(z, rows, n);
-            if let Some(weight) = &mut weight {
+            if let Some(weight) = &mut span.weight {
                 let out = &mut weight[at * self.columns..(at + rows) * self.columns];
                 if first_chunk {
                     product::fill(out, dz, h);
@@ -193,13 +176,13 @@ impl Problem<'_> {
                     product::add(unsafe { out.assume_init_mut() }, dz, h);
                 }
             }
-            if let Some(partial) = &mut partial {
+            if let Some(hidden) = &mut span.hidden {
                 if at == 0 {
-                    partial.fill(0.0);
+                    hidden.fill(0.0);
                 }
-                product::add(partial, dz.t(), self.rows(first_row + at, rows));
+                product::add(hidden, dz.t(), self.rows(first_row + at, rows));
             }
-            if let Some(bias) = &mut bias {
+            if let Some(bias) = &mut span.bias {
                 kernel::add_row_sums(z, &mut bias[at..at + rows]);
             }
         }
@@ -221,6 +204,22 @@ impl Problem<'_> {
     }
 }
 
+/// What step 1 writes of a span: statistics by block, and the logits (rows, n), if they are wanted again.
+struct Described<'a> {
+    first_row: usize,
+    statistics: &'a mut [f32],
+    logits: Option<&'a mut [MaybeUninit<f32>]>,
+}
+
+/// What step 3 reads and writes of a span: logits, and the gradients that are wanted, of its rows and its share of the hidden states'.
+struct Differentiated<'a> {
+    first_row: usize,
+    logits: &'a mut [f32],
+    weight: Option<&'a mut [MaybeUninit<f32>]>,
+    bias: Option<&'a mut [f32]>,
+    hidden: Option<&'a mut [f32]>,
+}
+
 /// What the tokens of a chunk have come to.
 #[derive(Default)]
 struct Tokens {
@@ -238,12 +237,6 @@ struct Tokens {
 fn in_block(targets: &[u32], first: usize, rows: usize) -> impl Iterator<Item = (usize, usize)> {
     let place = move |(token, y): (usize, &u32)| Some((token, (*y as usize).checked_sub(first)?));
     targets.iter().enumerate().filter_map(place).filter(move |(_, row)| *row < rows)
-}
-
-/// Parts of what is wanted; for ever none of what is not.
-fn chunks_or_none<T>(all: &mut [T], len: usize) -> impl Iterator<Item = Option<&mut [T]>> {
-    let endless = if all.is_empty() { usize::MAX } else { 0 };
-    all.chunks_mut(len).map(Some).chain((0..endless).map(|_| None))
 }
 
 fn each<I: Iterator + Send>(small: bool, tasks: I, work: impl Fn(I::Item) + Sync) {

@@ -109,7 +109,7 @@ impl Dataset {
     /// # Errors
     /// As [`open`](Self::open) and [`from_text`](Self::from_text); [`Error::Config`] if the folder's ids are of another tokenizer;
     /// [`TextError::InvalidUtf8`](crate::TextError::InvalidUtf8).
-    pub fn from_path(path: impl AsRef<Path>, tokenizer: &Tokenizer, val: f64) -> Result<Self> {
+    pub fn from_path(tokenizer: &Tokenizer, path: impl AsRef<Path>, val: f64) -> Result<Self> {
         let path = path.as_ref();
         if !path.is_dir() {
             let text = String::from_utf8(std::fs::read(path).map_err(|e| Error::io(path, e))?)

@@ -13,13 +13,13 @@ use crate::{Error, Result};
 use tallow_text::support::files::open_regular;
 
 /// What a file of weights is, by its first bytes.
-pub(super) enum Format {
+pub(super) enum Kind {
     Safetensors,
     Gguf,
     Pth,
 }
 
-impl Format {
+impl Kind {
     pub(super) fn of(path: &Path) -> Result<Self> {
         let mut first = Vec::new();
         open_regular(path).and_then(|f| f.take(512).read_to_end(&mut first)).map_err(|e| Error::io(path, e))?;
@@ -39,18 +39,18 @@ impl Format {
             ));
         }
         Ok(match &first[..] {
-            [b'G', b'G', b'U', b'F', ..] => Format::Gguf,
-            first if !safetensors && is_pth(first) => Format::Pth,
-            _ => Format::Safetensors,
+            [b'G', b'G', b'U', b'F', ..] => Kind::Gguf,
+            first if !safetensors && is_pth(first) => Kind::Pth,
+            _ => Kind::Safetensors,
         })
     }
 }
 
 pub(super) fn file(path: &Path, tensor: Option<&str>) -> Result<PretrainedTable> {
-    let (name, shape, dtype, tied, source) = match Format::of(path)? {
-        Format::Gguf => gguf(path, tensor)?,
-        Format::Pth => pth(path, tensor)?,
-        Format::Safetensors => safetensors(path, tensor)?,
+    let (name, shape, dtype, tied, source) = match Kind::of(path)? {
+        Kind::Gguf => gguf(path, tensor)?,
+        Kind::Pth => pth(path, tensor)?,
+        Kind::Safetensors => safetensors(path, tensor)?,
     };
     match *shape {
         [rows, columns] if rows > 0 && columns > 0 && rows <= u32::MAX as usize => {

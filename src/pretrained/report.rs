@@ -7,7 +7,7 @@ use candle_core::DType;
 use serde::Serialize;
 
 use super::PretrainedTable;
-use super::open::Format;
+use super::open::Kind;
 use crate::Result;
 use crate::tensors::{Gguf, Pth, TensorFile, type_name};
 
@@ -29,8 +29,8 @@ pub struct TensorInfo {
 pub fn list_tensors(path: impl AsRef<Path>) -> Result<Vec<TensorInfo>> {
     let path = path.as_ref();
     let info = |name: String, shape: &[usize], dtype: String| TensorInfo { name, shape: shape.to_vec(), dtype };
-    let mut tensors: Vec<TensorInfo> = match Format::of(path)? {
-        Format::Gguf => {
+    let mut tensors: Vec<TensorInfo> = match Kind::of(path)? {
+        Kind::Gguf => {
             let file = Gguf::open(path)?;
             let infos = file.names().into_iter().filter_map(|name| Some((file.info(&name)?, name)));
             let word = |dtype| match dtype {
@@ -39,12 +39,12 @@ pub fn list_tensors(path: impl AsRef<Path>) -> Result<Vec<TensorInfo>> {
             };
             infos.map(|(found, name)| info(name, &found.shape, word(found.dtype))).collect()
         }
-        Format::Pth => {
+        Kind::Pth => {
             let infos = Pth::open(path)?.tensors.into_iter();
             let word = |dtype: std::result::Result<DType, String>| dtype.map(|dtype| dtype.as_str().to_uppercase());
             infos.map(|(name, t)| info(name, &t.shape, word(t.dtype).unwrap_or_else(|word| word))).collect()
         }
-        Format::Safetensors => {
+        Kind::Safetensors => {
             let file = TensorFile::open(path)?;
             let infos = file.header.names().into_iter().filter_map(|name| Some((file.header.info(&name)?, name)));
             infos.map(|(found, name)| info(name, &found.shape, found.dtype.to_string())).collect()
