@@ -253,13 +253,9 @@ impl Show {
             text.chars().count(),
             text.len()
         )?;
-        let specials = tokenizer.special_ids().len();
-        writeln!(
-            out,
-            "tokenizer  {}: {} tokens, and {specials} special ones",
-            plain(tokenizer.name()),
-            tokenizer.ordinary_tokens()
-        )?;
+        let (rows, specials) = (tokenizer.ordinary_vocab_size(), tokenizer.special_ids());
+        let tokens = rows - specials.iter().filter(|(_, id)| (*id as usize) < rows).count();
+        writeln!(out, "tokenizer  {}: {tokens} tokens, and {} special ones", plain(tokenizer.name()), specials.len())?;
         writeln!(out, "table      {}\n", plain(describe(table, report.origin)))?;
         self.print_matrix(&mut out, report, pieces)?;
         writeln!(out, "\nshape      {bold}batch {batch} x context {context} x d_model {d_model}{bold:#}")?;

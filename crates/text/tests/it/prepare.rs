@@ -15,7 +15,7 @@ use tallow_text::prepare::{
 use tallow_text::shard::{IdType, Io, Manifest, document, verify};
 use tallow_text::{Error, Specials, Tokenizer};
 
-use crate::support::{PIECES, contents, golden, golden_json, text};
+use crate::support::{contents, golden, golden_json, text};
 
 const SEPARATOR: u32 = 100_257;
 
@@ -169,37 +169,6 @@ fn a_document_that_is_cut_has_the_ids_of_the_whole() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
-    /// Wherever `cuts` allows it, a text may be cut.
-    #[test]
-    fn cuts_change_no_ids(picks in prop::collection::vec(0usize..40, 0..60), which in 0usize..3) {
-        static TOKENIZERS: std::sync::LazyLock<Vec<Tokenizer>> = std::sync::LazyLock::new(|| {
-            let folder = tempfile::tempdir().unwrap();
-            let mut all = vec![Tokenizer::cl100k()];
-            let o200k = bpe_openai::o200k_base();
-            let r50k = tiktoken_rs::r50k_base().unwrap();
-            let path = folder.path().join("x.tiktoken");
-            crate::support::rank_file(&path, 199_998, |id| Some(o200k.bpe.token_bytes(id).to_vec()));
-            all.push(Tokenizer::from_file(&path).unwrap());
-            crate::support::rank_file(&path, 50_256, |id| r50k.decode_bytes(&[id]).ok());
-            all.push(Tokenizer::from_file(&path).unwrap());
-            assert_eq!((all[1].name(), all[2].name()), ("o200k_base", "r50k_base"));
-            all
-        });
-        let more = ["\n", "\n", "/", "\n/", "!\n", " \n", "\u{85}", "\u{1680}", "\u{2028}", "\u{0B}", "\r", "A", "数", "\n\n \n"];
-        let text: String = picks.iter().map(|i| PIECES.get(*i).copied().unwrap_or_else(|| more[i - 26])).collect();
-        let tokenizer = TOKENIZERS[which].clone().with_specials(if picks.len() % 2 == 0 { Specials::Text } else { Specials::Allow });
-        let whole = tokenizer.encode(&text).unwrap();
-        let cuts = tokenizer.cuts().unwrap();
-        let bytes = text.as_bytes();
-        for at in 2..bytes.len().max(2) {
-            if cuts([bytes[at - 2], bytes[at - 1], bytes[at]]) {
-                prop_assert!(text.is_char_boundary(at));
-                let parts = [tokenizer.encode(&text[..at]).unwrap(), tokenizer.encode(&text[at..]).unwrap()].concat();
-                prop_assert_eq!(&parts, &whole, "{:?} cut at {}", &text, at);
-            }
-        }
-    }
-
     /// Documents between separator lines, against a split of the whole text.
     #[test]
     fn separator_lines_split_a_text(picks in prop::collection::vec(0usize..7, 0..40), unit_bytes in 1u64..60) {

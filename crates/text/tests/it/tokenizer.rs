@@ -45,10 +45,7 @@ fn the_lesson() {
     assert_eq!(tokenizer.token_bytes(31106).unwrap().as_ref(), [0xE6, 0xB2]);
     assert_eq!(tokenizer.token_to_id([0xE6, 0xB2]), Some(31106));
     assert_eq!(tokenizer.token_bytes(100_256), None);
-    assert_eq!(
-        (tokenizer.ordinary_tokens(), tokenizer.ordinary_vocab_size(), tokenizer.vocab_size()),
-        (100_256, 100_256, 100_277)
-    );
+    assert_eq!((tokenizer.ordinary_vocab_size(), tokenizer.vocab_size()), (100_256, 100_277));
 }
 
 /// One test a group of texts would hide nothing, but this way the generator's order of draws is kept.
