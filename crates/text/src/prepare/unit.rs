@@ -92,7 +92,7 @@ pub(super) fn encode(
 /// Ids of a document, or of about so many bytes of it: for estimates.
 pub(super) fn count(tokenizer: &Tokenizer, document: Document, bytes: u64) -> Result<u64> {
     match document.body {
-        Body::Text(text) => Ok(tokenizer.count(text)? as u64 + 1),
+        Body::Text(text) => Ok(crate::count_tokens(tokenizer, text)? as u64 + 1),
         Body::Stream(reader) => {
             let mut tokens = 0;
             for ids in tokenizer.encode_reader(std::io::Read::take(reader, bytes.max(1 << 20)), true) {

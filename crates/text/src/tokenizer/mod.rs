@@ -2,6 +2,7 @@
 //!
 //! This module knows nothing about tensors or tables.
 
+mod count;
 mod engine;
 mod file;
 mod merge;
@@ -12,7 +13,7 @@ mod stream;
 mod vocab;
 
 use std::borrow::Cow;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ use file::File;
 use ranks::Ranks;
 use specials::SpecialTokens;
 
+pub use count::{count_tokens, truncate_to_tokens};
 pub use specials::Specials;
 pub use stream::EncodeReader;
 
@@ -106,11 +108,6 @@ impl Tokenizer {
         self
     }
 
-    /// The rule for text that spells a special token.
-    pub fn specials(&self) -> Specials {
-        self.specials.rule
-    }
-
     /// Adds special tokens, which are found in text from then on: "`<|user|>`" becomes one id wherever it stands. Gives the ids of
     /// all of `tokens`.
     ///
@@ -181,20 +178,17 @@ impl Tokenizer {
     /// - [`Error::SpecialForbidden`] under [`Specials::Forbid`].
     /// - [`Error::Tokenize`] if the rules of a `tokenizer.json` refuse the text. The bundled encoding and rank
     ///   files accept every text.
+    ///
+    /// # Cost
+    /// Linear in the text for the bundled encoding, whatever the text; see the README for figures.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = Vec::with_capacity(text.len() / 3);
         self.encode_into(text, &mut ids)?;
         Ok(ids)
     }
 
-    /// Appends the ids of `text` to `out`: the primitive behind every other way to encode.
-    ///
-    /// # Errors
-    /// As [`encode`](Self::encode); `out` is then as it was before.
-    ///
-    /// # Cost
-    /// Linear in the text for the bundled encoding, whatever the text; see the README for figures.
-    pub fn encode_into(&self, text: &str, out: &mut Vec<u32>) -> Result<()> {
+    /// Appends the ids of `text` to `out`, which after an error is as it was before.
+    pub(crate) fn encode_into(&self, text: &str, out: &mut Vec<u32>) -> Result<()> {
         self.specials.refuse(text, 0)?;
         self.engine.encode_into(text, &self.specials, out)
     }
@@ -218,69 +212,6 @@ impl Tokenizer {
     pub fn encode_with_offsets(&self, text: &str) -> Result<(Vec<u32>, Vec<Range<usize>>)> {
         self.specials.refuse(text, 0)?;
         self.engine.encode_with_offsets(text, &self.specials)
-    }
-
-    /// Number of tokens of `text`.
-    ///
-    /// # Errors
-    /// As [`encode`](Self::encode).
-    pub fn count(&self, text: &str) -> Result<usize> {
-        Ok(self.encode(text)?.len())
-    }
-
-    /// A prefix of `text` that has at most `max_tokens` tokens and ends between two characters.
-    ///
-    /// It is the text of the first `max_tokens` tokens, less a character that the last of them begins but
-    /// does not end.
-    ///
-    /// # Errors
-    /// As [`encode`](Self::encode).
-    ///
-    /// # Cost
-    /// The bundled encoding and rank files read no further than the cut.
-    pub fn truncate<'t>(&self, text: &'t str, max_tokens: usize) -> Result<&'t str> {
-        let mut budget = max_tokens;
-        loop {
-            let prefix = self.prefix(text, budget)?;
-            // Cutting a token back to a whole character can change how its piece is merged.
-            if prefix.is_empty() || prefix.len() == text.len() || self.count(prefix)? <= max_tokens {
-                return Ok(prefix);
-            }
-            budget -= 1;
-        }
-    }
-
-    /// The text of the first `tokens` tokens, back to a whole character.
-    fn prefix<'t>(&self, text: &'t str, tokens: usize) -> Result<&'t str> {
-        let Some(ranks) = self.engine.by_pieces() else {
-            let (_, offsets) = self.encode_with_offsets(text)?;
-            let end = offsets.get(tokens).map_or(text.len(), |range| range.start);
-            return Ok(&text[..text.floor_char_boundary(end)]);
-        };
-        self.specials.refuse(text, 0)?;
-        let (mut end, mut left) = (0, tokens);
-        let ordinary = |start: usize, stop: usize, end: &mut usize, left: &mut usize| {
-            ranks.pieces(&text[start..stop], |_, ids| {
-                for id in ids {
-                    if *left == 0 {
-                        return ControlFlow::Break(());
-                    }
-                    *end += ranks.token_bytes(*id).map_or(0, |bytes| bytes.len());
-                    *left -= 1;
-                }
-                ControlFlow::Continue(())
-            });
-            *left > 0
-        };
-        let mut start = 0;
-        for (range, _) in self.specials.find(text) {
-            if !ordinary(start, range.start, &mut end, &mut left) {
-                return Ok(&text[..text.floor_char_boundary(end)]);
-            }
-            (start, end, left) = (range.end, range.end, left - 1);
-        }
-        ordinary(start, text.len(), &mut end, &mut left);
-        Ok(&text[..text.floor_char_boundary(end)])
     }
 
     /// The text of `ids`, for people: bytes that are not UTF-8 (half a character) become U+FFFD.
