@@ -12,7 +12,7 @@ const FLAGS: [(&str, &str); 24] = [
     ("(`world_size`)", "(--world-size)"),
     ("(`SeparatorChoice::Token`)", "(--separator)"),
     ("`SeparatorChoice::None`", "--separator none"),
-    ("`ForeignFile::dtype`", "--dtype"),
+    ("`ForeignFile::id_type`", "--dtype"),
     ("`ForeignFile::table_rows`", "--rows (or --tokenizer)"),
     ("take another name for it, or another folder", "give another --split or folder"),
     ("(`TokenEmbeddingConfig::vocab_size`; `Tokenizer::vocab_size` says how many its ids need)", "(--rows)"),

@@ -30,9 +30,13 @@ pub fn describe(out: &mut impl Write, manifest: &Manifest) -> Result<()> {
         )?;
     }
     let tokenizer = manifest.tokenizer.as_ref().map_or("unknown", |tokenizer| &tokenizer.name);
-    let dtype = if manifest.dtype == IdType::U16 { "u16" } else { "u32" };
+    let id_type = if manifest.id_type == IdType::U16 { "u16" } else { "u32" };
     let tokenizer = plain(tokenizer);
-    writeln!(out, "tokenizer  {tokenizer}; ids are {dtype}; a table for all of them has {} rows", manifest.table_rows)?;
+    writeln!(
+        out,
+        "tokenizer  {tokenizer}; ids are {id_type}; a table for all of them has {} rows",
+        manifest.table_rows
+    )?;
     match &manifest.separator {
         Some(separator) => {
             let token = plain(separator.token.as_deref().unwrap_or("a token"));

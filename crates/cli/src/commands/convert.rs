@@ -88,7 +88,7 @@ impl Convert {
             let manifest = Manifest::read(folder)?;
             let fits = match format {
                 Foreign::Llama2C => IdType::U16,
-                _ => manifest.dtype,
+                _ => manifest.id_type,
             };
             self.outputs.reads([folder.clone()]);
             self.outputs.seal(folder);
@@ -114,7 +114,7 @@ impl Convert {
         };
         let about = ForeignFile {
             format: foreign(format),
-            dtype: dtype.unwrap_or(IdType::for_rows(table_rows)),
+            id_type: dtype.unwrap_or(IdType::for_rows(table_rows)),
             separator: self.separator,
             table_rows,
             tokenizer,
@@ -125,7 +125,7 @@ impl Convert {
         }
         interrupt::temporaries_in(self.out.clone());
         interrupt::temporaries_in(folder);
-        let manifest = import(&self.inputs, &about, &self.out, &self.split)?;
+        let manifest = import(&self.inputs, &about, &self.split, &self.out)?;
         describe(&mut out, &manifest)?;
         if manifest.separator.is_none() && about.format != Foreign::Datatrove {
             writeln!(out, "note       each file is one document: --separator ID tells them apart")?;

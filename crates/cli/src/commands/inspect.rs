@@ -53,8 +53,8 @@ impl Inspect {
             Ok(()) => crate::rows::token(&tokenizer, id as usize),
             Err(_) => None,
         };
-        let progress = bar(split.tokens.saturating_mul(manifest.dtype.bytes() as u64));
-        let width = manifest.dtype.bytes() as u64;
+        let progress = bar(split.tokens.saturating_mul(manifest.id_type.bytes() as u64));
+        let width = manifest.id_type.bytes() as u64;
         let statistics = Statistics::read(&self.folder, &self.split, self.top, |read| progress.inc(read * width))?;
         progress.finish_and_clear();
         let frequent = statistics.most_frequent(self.top);

@@ -126,7 +126,7 @@ impl Plot {
         self.pictures.reads([folder.to_path_buf()]);
         let manifest = Manifest::read(folder)?;
         let split = split_of(&manifest, &self.split, folder)?;
-        let width = manifest.dtype.bytes() as u64;
+        let width = manifest.id_type.bytes() as u64;
         let progress = bar(split.tokens.saturating_mul(width));
         let statistics = Statistics::read(folder, &self.split, 0, |read| progress.inc(read * width))?;
         progress.finish_and_clear();

@@ -24,7 +24,7 @@ impl Verify {
     pub fn run(self) -> Result<()> {
         let manifest = Manifest::read(&self.folder)?;
         let tokens: u64 = manifest.splits.values().fold(0, |sum, split| split.tokens.saturating_add(sum));
-        let progress = bar(tokens.saturating_mul(manifest.dtype.bytes() as u64));
+        let progress = bar(tokens.saturating_mul(manifest.id_type.bytes() as u64));
         let mut read = 0;
         let findings = verify(&self.folder, |more| {
             read += more;

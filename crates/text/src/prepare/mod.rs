@@ -221,7 +221,7 @@ pub fn prepare(tokenizer: &Tokenizer, cfg: &PrepareConfig, watch: &(dyn Fn(Event
 /// Units of `rank` that are not done; of the only rank, all that are not.
 fn missing(plan: &Plan, out: &Path, rank: Rank) -> Vec<usize> {
     let mine = (0..plan.units.len()).filter(|unit| unit % rank.world_size == rank.rank);
-    mine.filter(|unit| unit::done(out, *unit, plan.dtype).is_none()).collect()
+    mine.filter(|unit| unit::done(out, *unit, plan.id_type).is_none()).collect()
 }
 
 fn is_full(error: &std::io::Error) -> bool {
@@ -259,7 +259,7 @@ fn manifest(plan: &Plan, out: &Path) -> Result<Manifest> {
     for unit in 0..plan.units.len() {
         let path = out.to_path_buf();
         let reason = || format!("unit {unit} is not done any more");
-        let report = unit::done(out, unit, plan.dtype).ok_or_else(|| Error::Folder { path, reason: reason() })?;
+        let report = unit::done(out, unit, plan.id_type).ok_or_else(|| Error::Folder { path, reason: reason() })?;
         train.add(report.train);
         val.add(report.val);
         skipped.count += report.skipped.count;
@@ -272,7 +272,7 @@ fn manifest(plan: &Plan, out: &Path) -> Result<Manifest> {
         table_rows: plan.table_rows,
         largest_id: train.shards.iter().chain(&val.shards).filter_map(|shard| shard.largest_id).max(),
         separator: plan.separator.clone(),
-        dtype: plan.dtype,
+        id_type: plan.id_type,
         val: plan.val,
         seed: plan.seed,
         skipped,
@@ -348,6 +348,6 @@ pub fn estimate(tokenizer: &Tokenizer, cfg: &PrepareConfig) -> Result<Estimate> 
         bytes,
         units: plan.units.len(),
         tokens,
-        shard_bytes: tokens * plan.dtype.bytes() as u64,
+        shard_bytes: tokens * plan.id_type.bytes() as u64,
     })
 }

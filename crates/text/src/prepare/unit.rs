@@ -20,12 +20,12 @@ fn marker(out: &Path, unit: usize) -> PathBuf {
 }
 
 /// The report of a unit that is done: its file is there, and so are its shards, in full length.
-pub(super) fn done(out: &Path, unit: usize, dtype: IdType) -> Option<UnitReport> {
+pub(super) fn done(out: &Path, unit: usize, id_type: IdType) -> Option<UnitReport> {
     let report: UnitReport = serde_json::from_slice(&read_regular(&marker(out, unit)).ok()?).ok()?;
     let there = |split: &str, tokens: u64, stem: &str| {
         let bytes =
             |ending| std::fs::metadata(out.join(split).join(format!("{stem}.{ending}"))).map(|about| about.len());
-        let full = bytes("bin").is_ok_and(|bytes| Some(bytes) == tokens.checked_mul(dtype.bytes() as u64));
+        let full = bytes("bin").is_ok_and(|bytes| Some(bytes) == tokens.checked_mul(id_type.bytes() as u64));
         tokens == 0 || (full && bytes("idx").is_ok())
     };
     let whole =
@@ -42,7 +42,7 @@ pub(super) fn encode(
     watch: &(dyn Fn(Event) + Sync),
     stop: &AtomicBool,
 ) -> Result<UnitReport> {
-    let create = |split: &str| ShardWriter::create(out.join(split).join(format!("{unit:06}")), plan.dtype);
+    let create = |split: &str| ShardWriter::create(out.join(split).join(format!("{unit:06}")), plan.id_type);
     let mut encoder = Encoder {
         tokenizer,
         plan,

@@ -2,6 +2,9 @@
 //!
 //! Every byte of the format stands in `docs/format.md`. This module knows nothing of text: of the tokenizer it
 //! keeps a name, a fingerprint and a number of rows.
+//!
+//! Arguments stand in one order: what is read (a folder and its split, or files), what it is, where it goes, and last who hears of
+//! the progress.
 
 mod foreign;
 mod index;

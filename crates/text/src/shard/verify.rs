@@ -52,7 +52,7 @@ fn shard(
     next_continues: bool,
     progress: &mut impl FnMut(u64),
 ) -> Result<()> {
-    let shard = Shard::open(stem, info, manifest.dtype, Io::Pread)?;
+    let shard = Shard::open(stem, info, manifest.id_type, Io::Pread)?;
     for (ending, expected) in [(".bin", info.crc32), (".idx", info.index_crc32)] {
         let path = with_suffix(stem, ending);
         let found = crc_of(&path, progress)?;

@@ -110,7 +110,7 @@ fn ids_are_tiktokens_however_the_corpus_is_stored() {
             assert_eq!(sha256(lengths), expected["lengths_sha256"].as_str().unwrap(), "{name}");
             assert_eq!(verify(out.path(), |_| ()).unwrap(), [""; 0], "{name}");
             assert_eq!(
-                (manifest.table_rows, manifest.dtype, manifest.largest_id),
+                (manifest.table_rows, manifest.id_type, manifest.largest_id),
                 (100_277, IdType::U32, Some(SEPARATOR))
             );
         }
@@ -493,7 +493,7 @@ fn separators_are_chosen_and_recorded() {
     let byte_level = Tokenizer::from_file(golden("byte_level.json")).unwrap();
     let out = folder.path().join("u16");
     let manifest = prepare(&byte_level, &config(&[&input], &out), &|_| ()).unwrap().unwrap();
-    assert_eq!(manifest.dtype, IdType::U16);
+    assert_eq!(manifest.id_type, IdType::U16);
     assert_eq!(self::ids(&out, "train"), [byte_level.encode("a<|endoftext|>b").unwrap(), vec![0]].concat());
     assert_eq!(verify(&out, |_| ()).unwrap(), [""; 0]);
 }
