@@ -37,7 +37,18 @@ pub fn in_flags(message: &str) -> String {
 mod tests {
     use std::path::Path;
 
+    use tallow::prepare::{PrepareConfig, prepare};
+
     use super::*;
+
+    /// What `prepare` says of a file with this content.
+    fn refused(content: &[u8]) -> tallow::Error {
+        let folder = tempfile::tempdir().unwrap();
+        let input = folder.path().join("a.jsonl");
+        std::fs::write(&input, content).unwrap();
+        let cfg = PrepareConfig { inputs: vec![input], out: folder.path().join("tokens"), ..Default::default() };
+        prepare(&tallow::Tokenizer::cl100k(), &cfg, &|_| ()).unwrap_err().into()
+    }
 
     #[test]
     fn what_the_library_names_becomes_a_flag() {
@@ -46,14 +57,8 @@ mod tests {
                 tallow::TextError::SpecialForbidden { token: "<x>".to_string(), byte: 3 }.into(),
                 &["--specials text", "--specials allow"],
             ),
-            (
-                tallow::TextError::Document { place: "a".to_string(), reason: "invalid UTF-8".to_string() }.into(),
-                &["--on-error skip", "--on-error replace"],
-            ),
-            (
-                tallow::TextError::Document { place: "a".to_string(), reason: "no field \"text\"".to_string() }.into(),
-                &["--field names", "--on-error skip"],
-            ),
+            (refused(b"{\"text\": \"\xFF\"}"), &["--on-error skip", "--on-error replace"]),
+            (refused(b"{}"), &["--field names", "--on-error skip"]),
             (
                 tallow::Error::IdOutOfRange { id: 9, position: vec![0], rows: 4, token: None },
                 &["at least 10 rows (--rows)"],

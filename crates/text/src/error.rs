@@ -73,12 +73,14 @@ pub enum Error {
     },
 
     /// A document of a corpus that cannot be used.
-    #[error("{place}: {reason} ({}`OnError::Skip` leaves such documents out{})", field_advice(.reason), utf8_advice(.reason))]
+    #[error("{place}: {reason} ({advice})")]
     Document {
         /// The file, and the line, byte or row where the document begins.
         place: String,
         /// What is wrong with it.
         reason: String,
+        /// What to do.
+        advice: &'static str,
     },
 
     /// A file of shards that is not what it should be.
@@ -143,13 +145,4 @@ impl Error {
         let reason = reason.to_string();
         Error::TokenizerFile { path: path.to_path_buf(), reason }
     }
-}
-
-fn utf8_advice(reason: &str) -> &'static str {
-    if reason.starts_with("invalid UTF-8") { ", `OnError::Replace` reads bad bytes as U+FFFD" } else { "" }
-}
-
-fn field_advice(reason: &str) -> &'static str {
-    let missing = ["no field ", "no column "].iter().any(|what| reason.starts_with(what));
-    if missing { "`PrepareConfig::field` names the one that is the text; " } else { "" }
 }

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::corpus::{Bad, Document, Source, documents};
+use crate::corpus::{Bad, Document, End, Source, documents};
 use crate::shard::{FORMAT, MANIFEST, Manifest, ShardInfo, Skipped, SplitInfo, VERSION};
 use crate::support::files::remove_temporaries;
 use crate::{Error, Result, Tokenizer};
@@ -187,7 +187,8 @@ pub fn prepare(tokenizer: &Tokenizer, cfg: &PrepareConfig, watch: &(dyn Fn(Event
         while !failed.load(Ordering::Relaxed) {
             let Some(unit) = to_do.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
             match unit::encode(tokenizer, &plan, *unit, &cfg.out, watch, &failed) {
-                Ok(report) => watch(Event::Unit(&report)),
+                Ok(Some(report)) => watch(Event::Unit(&report)),
+                Ok(None) => return,
                 Err(error) => {
                     // In this order: who sees `failed` comes too late to be the first.
                     first_error.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
@@ -331,12 +332,9 @@ pub fn estimate(tokenizer: &Tokenizer, cfg: &PrepareConfig) -> Result<Estimate> 
                 found.1 += unit::count(tokenizer, document, SAMPLE_BYTES).unwrap_or(0);
                 found.0 = read.load(Ordering::Relaxed);
             }
-            if found.0 >= SAMPLE_BYTES { Err(Error::Config(String::new())) } else { Ok(()) }
+            if found.0 >= SAMPLE_BYTES { Err(End::Enough) } else { Ok(()) }
         };
-        match documents(Source { file, piece, rules: &rules, read: &read }, &mut each) {
-            Err(Error::Config(end)) if end.is_empty() => (),
-            result => result?,
-        }
+        _ = documents(Source { file, piece, rules: &rules, read: &read }, &mut each)?;
         read_bytes += found.0;
         tokens += found.1;
     }

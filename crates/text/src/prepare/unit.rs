@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::plan::Plan;
 use super::{Event, OnError, UnitReport};
-use crate::corpus::{Bad, Body, Counted, Document, Source, documents, of_the_machine, reason};
+use crate::corpus::{Bad, Body, Counted, Document, End, Flaw, Source, documents, of_the_machine, reason};
 use crate::shard::{IdType, ShardWriter, Skipped};
 use crate::support::files::{read_regular, write_whole};
 use crate::{Error, Result, Tokenizer};
@@ -33,7 +33,7 @@ pub(super) fn done(out: &Path, unit: usize, id_type: IdType) -> Option<UnitRepor
     whole.then_some(report)
 }
 
-/// Encodes a unit. `stop` is set when another thread has failed.
+/// Encodes a unit. `None`: it was given up because another thread has failed, as `stop` says.
 pub(super) fn encode(
     tokenizer: &Tokenizer,
     plan: &Plan,
@@ -41,7 +41,7 @@ pub(super) fn encode(
     out: &Path,
     watch: &(dyn Fn(Event) + Sync),
     stop: &AtomicBool,
-) -> Result<UnitReport> {
+) -> Result<Option<UnitReport>> {
     let create = |split: &str| ShardWriter::create(out.join(split).join(format!("{unit:06}")), plan.id_type);
     let mut encoder = Encoder {
         tokenizer,
@@ -57,13 +57,13 @@ pub(super) fn encode(
     let rules = plan.rules(cuts.as_ref().map(|cuts| cuts as _));
     for piece in &plan.units[unit] {
         let source = Source { file: &plan.files[piece.file], piece, rules: &rules, read: &read };
-        documents(source, &mut |document| {
+        let read_to = documents(source, &mut |document| {
             match document {
                 Ok(document) => encoder.document(document)?,
                 Err(Bad::Last) => encoder.retract()?,
-                Err(Bad::New { place, reason }) => {
+                Err(Bad::New { place, flaw }) => {
                     encoder.settle()?;
-                    encoder.skip(place.to_string(), reason)?;
+                    encoder.skip(place.to_string(), flaw)?;
                 }
             }
             let bytes = read.load(Ordering::Relaxed);
@@ -72,11 +72,11 @@ pub(super) fn encode(
                 watch(Event::Progress { bytes: bytes - said.0, tokens: tokens.saturating_sub(said.1) });
                 said = (bytes, tokens);
             }
-            match stop.load(Ordering::Relaxed) {
-                true => Err(Error::Config("stopped".to_string())), // nobody sees it: the first error counts
-                false => Ok(()),
-            }
+            if stop.load(Ordering::Relaxed) { Err(End::Enough) } else { Ok(()) }
         })?;
+        if read_to.is_break() {
+            return Ok(None);
+        }
     }
     encoder.settle()?;
     watch(Event::Progress {
@@ -86,7 +86,7 @@ pub(super) fn encode(
     let Encoder { shards: [train, val], skipped, .. } = encoder;
     let report = UnitReport { unit, train: train.finish()?, val: val.finish()?, skipped };
     write_whole(&marker(out, unit), &serde_json::to_vec(&report).expect("a report is JSON"))?;
-    Ok(report)
+    Ok(Some(report))
 }
 
 /// Ids of a document, or of about so many bytes of it: for estimates.
@@ -118,7 +118,7 @@ enum Last {
     /// It was written to this split, with so many bytes of text.
     Written { split: usize, bytes: u64 },
     /// It cannot be used.
-    Bad { place: String, reason: String },
+    Bad { place: String, flaw: Flaw },
 }
 
 struct Split {
@@ -152,7 +152,7 @@ impl Encoder<'_> {
             Body::Text(text) => {
                 self.ids.clear();
                 if let Err(error) = self.tokenizer.encode_into(text, &mut self.ids) {
-                    self.last = Some(Last::Bad { place, reason: error.to_string() });
+                    self.last = Some(Last::Bad { place, flaw: Flaw::new(error.to_string()) });
                     return Ok(());
                 }
                 writer.push(&self.ids)?;
@@ -171,13 +171,15 @@ impl Encoder<'_> {
                 }
                 if let Some(error) = bad {
                     writer.undo_document()?;
-                    let why = match error {
+                    let flaw = match error {
                         Error::Io { cause, .. } if of_the_machine(&cause) => return Err(Error::io(&place, cause)),
-                        Error::Io { cause, .. } => reason(&cause),
-                        Error::InvalidUtf8 { byte } => format!("invalid UTF-8 at byte {byte} of the document"),
-                        other => other.to_string(),
+                        Error::Io { cause, .. } => Flaw::new(reason(&cause)),
+                        Error::InvalidUtf8 { byte } => {
+                            Flaw::not_utf8(format!("invalid UTF-8 at byte {byte} of the document"))
+                        }
+                        other => Flaw::new(other.to_string()),
                     };
-                    self.last = Some(Last::Bad { place, reason: why });
+                    self.last = Some(Last::Bad { place, flaw });
                     return Ok(());
                 }
                 read.into_inner()
@@ -199,7 +201,7 @@ impl Encoder<'_> {
     fn settle(&mut self) -> Result<()> {
         match self.last.take() {
             Some(Last::Written { split, .. }) => self.shards[split].writer.end_document(),
-            Some(Last::Bad { place, reason }) => self.skip(place, reason),
+            Some(Last::Bad { place, flaw }) => self.skip(place, flaw),
             None => Ok(()),
         }
     }
@@ -212,9 +214,10 @@ impl Encoder<'_> {
     }
 
     /// What happens to a document that cannot be used.
-    fn skip(&mut self, place: String, reason: String) -> Result<()> {
+    fn skip(&mut self, place: String, flaw: Flaw) -> Result<()> {
+        let Flaw { reason, advice } = flaw;
         if self.plan.on_error != OnError::Skip {
-            return Err(Error::Document { place, reason });
+            return Err(Error::Document { place, reason, advice });
         }
         self.skipped.count += 1;
         if self.skipped.count <= LISTED {

@@ -564,7 +564,7 @@ fn bad_input_is_named_skipped_or_replaced() {
         let out = tempfile::tempdir().unwrap();
         let cfg = config(&[&path(name)], out.path());
         match prepare(&tokenizer, &cfg, &|_| ()).unwrap_err() {
-            Error::Document { place, reason } => {
+            Error::Document { place, reason, .. } => {
                 let message = format!("{place}: {reason}");
                 assert!(message.contains(expected), "{message}, not {expected}");
             }
