@@ -13,7 +13,7 @@ impl PretrainedTable {
     /// cache, and the second call asks nobody.
     ///
     /// # Errors
-    /// - [`Error::Config`](crate::Error::Config): no such file or folder, and a build without the feature `hub`.
+    /// - [`TextError::FeatureMissing`](crate::TextError::FeatureMissing): no such file or folder, and a build without the feature `hub`.
     /// - [`Error::Text`](crate::Error::Text) of the Hub: what was asked, what came back, what to do.
     /// - those of [`open`](Self::open).
     ///

@@ -114,6 +114,33 @@ pub enum Error {
         reason: String,
     },
 
+    /// A pattern of inputs that no file has.
+    #[error("no file matches {pattern}")]
+    NoInput {
+        /// The pattern.
+        pattern: String,
+    },
+
+    /// Something that only a build with a cargo feature can do.
+    #[error("{what} needs the feature `{feature}`")]
+    FeatureMissing {
+        /// What.
+        what: String,
+        /// The feature.
+        feature: &'static str,
+    },
+
+    /// A token to be added that is an ordinary token already.
+    #[error("{token:?} is an ordinary token of {tokenizer} already: {id}")]
+    TokenExists {
+        /// The token.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Name of the tokenizer.
+        tokenizer: String,
+    },
+
     /// A value that makes no sense.
     #[error("{0}")]
     Config(String),
@@ -133,7 +160,8 @@ impl Error {
     /// A name that is neither here nor, in a build without the feature `hub`, looked for elsewhere.
     #[doc(hidden)]
     pub fn not_here(name: &str) -> Self {
-        Error::Config(format!("{name:?} is no file or folder here, and the Hugging Face Hub needs the feature `hub`"))
+        let what = format!("{name:?} is no file or folder here, and the Hugging Face Hub");
+        Error::FeatureMissing { what, feature: "hub" }
     }
 
     pub(crate) fn io(path: impl AsRef<Path>, cause: io::Error) -> Self {

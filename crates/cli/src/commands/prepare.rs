@@ -146,7 +146,11 @@ impl Prepare {
         let outcome = prepare(&tokenizer, &cfg, &watch);
         progress.finish_and_clear();
         let manifest = outcome.map_err(|error| match error {
-            TextError::Document { .. } | TextError::Folder { .. } | TextError::Config(_) => anyhow!(error),
+            TextError::Document { .. }
+            | TextError::Folder { .. }
+            | TextError::NoInput { .. }
+            | TextError::FeatureMissing { .. }
+            | TextError::Config(_) => anyhow!(error),
             error if self.out.join("plan.json").exists() => {
                 anyhow!("{error} (finished units are kept: run the same command again)")
             }

@@ -147,7 +147,7 @@ pub enum Event<'a> {
 /// - [`Error::Document`]: a document that cannot be used, under [`OnError::Error`].
 /// - [`Error::Folder`]: the folder belongs to other inputs, settings or another tokenizer, or the disk is full. Finished units
 ///   are kept.
-/// - [`Error::Config`], [`Error::Io`].
+/// - [`Error::NoInput`], [`Error::FeatureMissing`] (Parquet), [`Error::Config`], [`Error::Io`].
 ///
 /// # Cost
 /// Some 45 MB, and up to 2 more a thread where documents have megabytes, for any size of corpus and document (and the

@@ -120,7 +120,7 @@ impl Tokenizer {
     /// they are.
     ///
     /// # Errors
-    /// [`Error::Config`]: a token that is empty, or an ordinary token already. Nothing is added then.
+    /// [`Error::TokenExists`] for an ordinary token, [`Error::Config`] for an empty one. Nothing is added then.
     ///
     /// # Cost
     /// Builds the tokenizer anew: some 20 ms for cl100k, as long as reading the file for a `tokenizer.json`.
@@ -144,7 +144,8 @@ impl Tokenizer {
                 continue;
             }
             if let Some(id) = self.token_to_id(token) {
-                return Err(Error::Config(format!("{token:?} is an ordinary token of {} already: {id}", self.name())));
+                let (token, tokenizer) = (token.to_string(), self.name().to_string());
+                return Err(Error::TokenExists { token, id, tokenizer });
             }
             new.push(token);
         }
