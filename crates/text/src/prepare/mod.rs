@@ -170,7 +170,11 @@ pub enum Event<'a> {
 /// assert_eq!(manifest.splits["train"].tokens, 3); // Hello, world, <|endoftext|>
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn prepare(tokenizer: &Tokenizer, cfg: &PrepareConfig, watch: &(dyn Fn(Event) + Sync)) -> Result<Option<Manifest>> {
+pub fn prepare(
+    tokenizer: &Tokenizer,
+    cfg: &PrepareConfig,
+    progress: &(dyn Fn(Event) + Sync),
+) -> Result<Option<Manifest>> {
     let (plan, ignored_files) = Plan::new(tokenizer, cfg)?;
     if cfg.out.join(MANIFEST).exists() {
         plan.compare_with(&cfg.out)?;
@@ -180,14 +184,14 @@ pub fn prepare(tokenizer: &Tokenizer, cfg: &PrepareConfig, watch: &(dyn Fn(Event
     plan.store(&cfg.out)?;
     let to_do = missing(&plan, &cfg.out, cfg.rank);
     let bytes = to_do.iter().map(|unit| plan.unit_bytes(*unit)).sum();
-    watch(Event::Planned { units: plan.units.len(), to_do: to_do.len(), bytes, ignored_files });
+    progress(Event::Planned { units: plan.units.len(), to_do: to_do.len(), bytes, ignored_files });
 
     let (next, failed, first_error) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(None));
     let work = || {
         while !failed.load(Ordering::Relaxed) {
             let Some(unit) = to_do.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
-            match unit::encode(tokenizer, &plan, *unit, &cfg.out, watch, &failed) {
-                Ok(Some(report)) => watch(Event::Unit(&report)),
+            match unit::encode(tokenizer, &plan, *unit, &cfg.out, progress, &failed) {
+                Ok(Some(report)) => progress(Event::Unit(&report)),
                 Ok(None) => return,
                 Err(error) => {
                     // In this order: who sees `failed` comes too late to be the first.

@@ -39,7 +39,7 @@ pub(super) fn encode(
     plan: &Plan,
     unit: usize,
     out: &Path,
-    watch: &(dyn Fn(Event) + Sync),
+    progress: &(dyn Fn(Event) + Sync),
     stop: &AtomicBool,
 ) -> Result<Option<UnitReport>> {
     let create = |split: &str| ShardWriter::create(out.join(split).join(format!("{unit:06}")), plan.id_type);
@@ -69,7 +69,7 @@ pub(super) fn encode(
             let bytes = read.load(Ordering::Relaxed);
             if bytes - said.0 >= PROGRESS_BYTES {
                 let tokens = encoder.tokens();
-                watch(Event::Progress { bytes: bytes - said.0, tokens: tokens.saturating_sub(said.1) });
+                progress(Event::Progress { bytes: bytes - said.0, tokens: tokens.saturating_sub(said.1) });
                 said = (bytes, tokens);
             }
             if stop.load(Ordering::Relaxed) { Err(End::Enough) } else { Ok(()) }
@@ -79,7 +79,7 @@ pub(super) fn encode(
         }
     }
     encoder.settle()?;
-    watch(Event::Progress {
+    progress(Event::Progress {
         bytes: read.load(Ordering::Relaxed) - said.0,
         tokens: encoder.tokens().saturating_sub(said.1),
     });

@@ -82,7 +82,7 @@ fn needs_python_we_read_what_other_trainers_write() {
                 assert_eq!(ids.len() as u64, length.as_u64().unwrap(), "{name}");
             }
         }
-        assert_eq!(verify(&out, |_| ()).unwrap(), [""; 0], "{name}");
+        assert_eq!(verify(&out, &|_, _| ()).unwrap(), [""; 0], "{name}");
     }
 }
 
@@ -299,7 +299,7 @@ fn needs_python_a_json_line_means_what_it_means_there() {
         let bad = expected.iter().filter(|line| line.is_none()).count();
         assert_eq!(manifest.skipped.count, bad as u64, "{name}: {:?}", manifest.skipped.reasons);
         assert_eq!(manifest.splits["train"].documents as usize, good + lines.len(), "{name}");
-        assert_eq!(verify(&out, |_| ()).unwrap(), [""; 0], "{name}");
+        assert_eq!(verify(&out, &|_, _| ()).unwrap(), [""; 0], "{name}");
         println!("{name}: {} lines, {good} texts, {bad} errors", lines.len());
     }
 }

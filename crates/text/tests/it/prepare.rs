@@ -108,7 +108,7 @@ fn ids_are_tiktokens_however_the_corpus_is_stored() {
             assert_eq!(sha256(ids(out.path(), "train")), expected["sha256"].as_str().unwrap(), "{name}");
             let lengths = documents(out.path(), "train").into_iter().map(|ids| ids.len() as u32 + 1);
             assert_eq!(sha256(lengths), expected["lengths_sha256"].as_str().unwrap(), "{name}");
-            assert_eq!(verify(out.path(), |_| ()).unwrap(), [""; 0], "{name}");
+            assert_eq!(verify(out.path(), &|_, _| ()).unwrap(), [""; 0], "{name}");
             assert_eq!(
                 (manifest.table_rows, manifest.id_type, manifest.largest_id),
                 (100_277, IdType::U32, Some(SEPARATOR))
@@ -146,7 +146,7 @@ fn a_document_that_is_cut_has_the_ids_of_the_whole() {
         use tallow_text::shard::{Foreign, export};
         let files = export(out.path(), "train", Foreign::Datatrove, IdType::U32, &folder.path().join("x.ds")).unwrap();
         assert_eq!(std::fs::read(&files[1]).unwrap(), (whole.len() as u64).to_le_bytes());
-        assert_eq!(verify(out.path(), |_| ()).unwrap(), [""; 0]);
+        assert_eq!(verify(out.path(), &|_, _| ()).unwrap(), [""; 0]);
     }
     // One document that cannot be cut: a line of 5 MB, and the same in a JSON line too long to hold.
     let line = "the table ".repeat(500_000);
@@ -226,7 +226,7 @@ fn of_equal_names_the_last_counts_at_any_length() {
         assert!(found == expected, "seed {seed}");
         let bytes: u64 = manifest.splits.values().map(|split| split.text_bytes).sum();
         assert_eq!(bytes as usize, "firstsecondthird".len() + 2 * long.len());
-        assert_eq!(verify(&out, |_| ()).unwrap(), [""; 0]);
+        assert_eq!(verify(&out, &|_, _| ()).unwrap(), [""; 0]);
     }
     // A file whose only text was taken back has none; a depth that no stack holds is an error at any length.
     let deep = |pad: &str, depth| {
@@ -495,7 +495,7 @@ fn separators_are_chosen_and_recorded() {
     let manifest = prepare(&byte_level, &config(&[&input], &out), &|_| ()).unwrap().unwrap();
     assert_eq!(manifest.id_type, IdType::U16);
     assert_eq!(self::ids(&out, "train"), [byte_level.encode("a<|endoftext|>b").unwrap(), vec![0]].concat());
-    assert_eq!(verify(&out, |_| ()).unwrap(), [""; 0]);
+    assert_eq!(verify(&out, &|_, _| ()).unwrap(), [""; 0]);
 }
 
 #[test]
@@ -580,7 +580,7 @@ fn bad_input_is_named_skipped_or_replaced() {
         if name.ends_with(".jsonl") && !name.starts_with("empty") {
             assert_eq!(ids(out.path(), "train"), [19045, SEPARATOR, 19045, SEPARATOR], "{name}");
         }
-        assert_eq!(verify(out.path(), |_| ()).unwrap(), [""; 0], "{name}");
+        assert_eq!(verify(out.path(), &|_, _| ()).unwrap(), [""; 0], "{name}");
     }
     // A document that would be cut is left out as a whole, wherever the bad byte is.
     for at in [100, 300_000] {
@@ -592,7 +592,7 @@ fn bad_input_is_named_skipped_or_replaced() {
         let cfg = PrepareConfig { on_error: OnError::Skip, unit_bytes: Some(50_000), ..inputs };
         let manifest = prepare(&tokenizer, &cfg, &|_| ()).unwrap().unwrap();
         assert_eq!((manifest.skipped.count, manifest.splits["train"].tokens), (2, 4), "byte {at}");
-        assert_eq!(verify(out.path(), |_| ()).unwrap(), [""; 0]);
+        assert_eq!(verify(out.path(), &|_, _| ()).unwrap(), [""; 0]);
     }
     // Replaced in a line too long to hold, characters cut anywhere by reads.
     let line =

@@ -82,7 +82,7 @@ fn foreign_files_come_back_as_they_were() {
             let ids = tallow_text::shard::document(&out, "train", 0, number as u64, 99).unwrap();
             assert_eq!(ids.len(), *length, "{name}");
         }
-        assert_eq!(verify(&out, |_| ()).unwrap(), [""; 0], "{name}");
+        assert_eq!(verify(&out, &|_, _| ()).unwrap(), [""; 0], "{name}");
         let back = path(&format!("back-{name}"));
         assert_eq!(export(&out, "train", format, IdType::U16, &back).unwrap(), std::slice::from_ref(&back));
         assert!(std::fs::read(&back).unwrap() == bytes, "{name}");
@@ -233,7 +233,7 @@ proptest! {
         }
         folder_of(&documents, &cuts, separator, &path("0"));
         prop_assert_eq!(&documents_of(&path("0")), &documents);
-        prop_assert_eq!(verify(path("0"), |_| ()).unwrap(), [""; 0]);
+        prop_assert_eq!(verify(path("0"), &|_, _| ()).unwrap(), [""; 0]);
         // Twice, so that folders of both kinds are exported: with the separator after and before documents.
         for (round, format) in [formats[format], formats[second], Foreign::Datatrove].into_iter().enumerate() {
             let (from, to, file) = (path(&round.to_string()), path(&(round + 1).to_string()), path(&format!("{round}.x")));
@@ -257,7 +257,7 @@ proptest! {
                 documents = vec![documents.concat()]; // nothing tells them apart there
             }
             prop_assert_eq!(&documents_of(&to), &documents, "{:?}", format);
-            prop_assert_eq!(verify(&to, |_| ()).unwrap(), [""; 0]);
+            prop_assert_eq!(verify(&to, &|_, _| ()).unwrap(), [""; 0]);
         }
     }
 }
@@ -282,11 +282,11 @@ fn a_pipe_in_the_place_of_a_file_is_refused() {
     let manifest = Manifest::read(path("tokens")).unwrap();
     let open = || manifest.open(&path("tokens"), "train", &manifest.splits["train"].shards[0], Io::Map);
     refused(open().map(|_| ()), "000000.idx");
-    assert!(verify(path("tokens"), |_| ()).unwrap()[0].contains("000000.idx: it is not a regular file"));
+    assert!(verify(path("tokens"), &|_, _| ()).unwrap()[0].contains("000000.idx: it is not a regular file"));
     std::fs::remove_file(path("tokens/train/000000.idx")).unwrap();
     std::fs::write(path("tokens/train/000000.idx"), whole).unwrap();
     pipe("tokens/train/000000.bin");
-    assert!(verify(path("tokens"), |_| ()).unwrap()[0].contains("000000.bin: it is not a regular file"));
+    assert!(verify(path("tokens"), &|_, _| ()).unwrap()[0].contains("000000.bin: it is not a regular file"));
     refused(export(&path("tokens"), "train", Foreign::NanoGpt, IdType::U16, &path("x")).map(|_| ()), "000000.bin");
     pipe("tokens/manifest.json");
     refused(Manifest::read(path("tokens")).map(|_| ()), "manifest.json");

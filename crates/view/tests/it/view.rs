@@ -22,7 +22,7 @@ fn statistics(folder: &std::path::Path) -> Statistics {
     let out = folder.join("tokens");
     let cfg = PrepareConfig { inputs: vec![golden("corpus.jsonl")], out: out.clone(), ..Default::default() };
     prepare(&Tokenizer::cl100k(), &cfg, &|_| ()).unwrap();
-    Statistics::read(&out, "train", 3, |_| ()).unwrap()
+    Statistics::read(&out, "train", 3, &|_, _| ()).unwrap()
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn a_document_that_was_cut_between_shards_is_one() {
     let manifest = prepare(&Tokenizer::cl100k(), &cfg, &|_| ()).unwrap().unwrap();
     let split = &manifest.splits["train"];
     assert!(split.shards.len() > 1 && split.documents == 1, "{} shards", split.shards.len());
-    let statistics = Statistics::read(&out, "train", 2, |_| ()).unwrap();
+    let statistics = Statistics::read(&out, "train", 2, &|_, _| ()).unwrap();
     assert_eq!(statistics.lengths.iter().sum::<u64>(), 1);
     assert_eq!((statistics.longest.len(), statistics.longest[0].tokens), (1, split.tokens));
 }

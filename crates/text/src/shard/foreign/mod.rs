@@ -143,7 +143,7 @@ mod tests {
             let back = path(&format!("back-{most_ids}"));
             let manifest = import(&files, &about, "train", &back).unwrap();
             assert_eq!(manifest.splits["train"].documents, 4, "{most_ids}");
-            assert_eq!(verify(&back, |_| ()).unwrap(), [""; 0]);
+            assert_eq!(verify(&back, &|_, _| ()).unwrap(), [""; 0]);
             export(&back, "train", Foreign::NanoGpt, IdType::U16, &path("back.bin")).unwrap();
             assert!(std::fs::read(path("back.bin")).unwrap() == raw, "{most_ids}");
         }
