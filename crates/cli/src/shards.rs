@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use tallow::Tokenizer;
-use tallow::shard::{IdType, Manifest, SplitInfo};
+use tallow::shard::{Manifest, SplitInfo};
 
 use crate::plain::plain;
 use crate::progress::plural;
@@ -30,7 +30,7 @@ pub fn describe(out: &mut impl Write, manifest: &Manifest) -> Result<()> {
         )?;
     }
     let tokenizer = manifest.tokenizer.as_ref().map_or("unknown", |tokenizer| &tokenizer.name);
-    let id_type = if manifest.id_type == IdType::U16 { "u16" } else { "u32" };
+    let id_type = manifest.id_type;
     let tokenizer = plain(tokenizer);
     writeln!(
         out,

@@ -169,6 +169,14 @@ impl Error {
         Error::Io { path, cause }
     }
 
+    /// What a name stands for, or an error that lists the names. `kind` is what they are names of.
+    pub(crate) fn named<T: Copy>(kind: &str, name: &str, all: &[(&str, T)]) -> Result<T> {
+        all.iter().find(|(known, _)| *known == name).map(|(_, value)| *value).ok_or_else(|| {
+            let names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
+            Error::Config(format!("{kind} {name:?} is none of {}", names.join(", ")))
+        })
+    }
+
     pub(crate) fn tokenizer_file(path: &Path, reason: impl ToString) -> Self {
         let reason = reason.to_string();
         Error::TokenizerFile { path: path.to_path_buf(), reason }

@@ -44,6 +44,15 @@ pub enum Format {
     Parquet,
 }
 
+impl std::str::FromStr for Format {
+    type Err = Error;
+
+    /// `text`, `jsonl` or `parquet`.
+    fn from_str(name: &str) -> Result<Self> {
+        Error::named("format", name, &[("text", Format::Text), ("jsonl", Format::Jsonl), ("parquet", Format::Parquet)])
+    }
+}
+
 /// How a file is compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -37,6 +37,19 @@ pub enum OnError {
     Replace,
 }
 
+impl std::str::FromStr for OnError {
+    type Err = Error;
+
+    /// `error`, `skip` or `replace`.
+    fn from_str(name: &str) -> Result<Self> {
+        Error::named(
+            "on_error",
+            name,
+            &[("error", OnError::Error), ("skip", OnError::Skip), ("replace", OnError::Replace)],
+        )
+    }
+}
+
 /// What stands after each document.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum SeparatorChoice {

@@ -16,6 +16,8 @@ mod write;
 
 use serde::{Deserialize, Serialize};
 
+use crate::{Error, Result};
+
 pub use foreign::{Foreign, ForeignFile, export, import};
 pub use manifest::{Manifest, Separator, ShardInfo, Skipped, SplitInfo, TokenizerInfo};
 pub use read::{Index, Io, Shard};
@@ -84,5 +86,20 @@ impl IdType {
                 }
             }
         }
+    }
+}
+
+impl std::str::FromStr for IdType {
+    type Err = Error;
+
+    /// `u16` or `u32`.
+    fn from_str(name: &str) -> Result<Self> {
+        Error::named("id type", name, &[("u16", IdType::U16), ("u32", IdType::U32)])
+    }
+}
+
+impl std::fmt::Display for IdType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "u{}", 8 * self.bytes())
     }
 }

@@ -22,6 +22,24 @@ pub enum Specials {
     Allow,
 }
 
+impl std::str::FromStr for Specials {
+    type Err = Error;
+
+    /// `added`, `text`, `forbid` or `allow`.
+    fn from_str(name: &str) -> Result<Self> {
+        Error::named(
+            "specials",
+            name,
+            &[
+                ("added", Specials::Added),
+                ("text", Specials::Text),
+                ("forbid", Specials::Forbid),
+                ("allow", Specials::Allow),
+            ],
+        )
+    }
+}
+
 /// A tokenizer's special tokens, and the rule for text that spells one.
 #[derive(Clone)]
 pub(super) struct SpecialTokens {

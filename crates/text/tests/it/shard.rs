@@ -299,3 +299,18 @@ fn a_pipe_in_the_place_of_a_file_is_refused() {
     let datatrove = about(Foreign::Datatrove, IdType::U16, None);
     refused(import(&[path("x.ds")], &datatrove, "train", &path("out")).map(|_| ()), "x.ds.index");
 }
+
+/// The names that a command line has for values; an error lists them.
+#[test]
+fn values_have_names() {
+    use tallow_text::Specials;
+    use tallow_text::prepare::{Format, OnError};
+    assert_eq!("llama2c".parse::<Foreign>().unwrap(), Foreign::Llama2C);
+    assert_eq!("jsonl".parse::<Format>().unwrap(), Format::Jsonl);
+    assert_eq!("replace".parse::<OnError>().unwrap(), OnError::Replace);
+    assert_eq!("forbid".parse::<Specials>().unwrap(), Specials::Forbid);
+    for id_type in [IdType::U16, IdType::U32] {
+        assert_eq!(id_type.to_string().parse::<IdType>().unwrap(), id_type);
+    }
+    assert_eq!("U16".parse::<IdType>().unwrap_err().to_string(), "id type \"U16\" is none of u16, u32");
+}

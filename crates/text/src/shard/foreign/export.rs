@@ -3,7 +3,7 @@
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use super::{Foreign, LAYOUTS, Layout, header};
+use super::{Foreign, Layout, NAMES, header};
 use crate::shard::write::with_suffix;
 use crate::shard::{IdType, Io, Manifest, Separator, Shard, ShardInfo};
 use crate::support::files::{folder_of, persist, temporary, write_whole};
@@ -86,8 +86,8 @@ pub(super) fn with_layout(
 }
 
 fn too_large(id: u32) -> Error {
-    let formats = LAYOUTS.iter().filter(|layout| layout.id_types.contains(&IdType::U32));
-    let names: Vec<&str> = formats.map(|layout| layout.name).collect();
+    let formats = NAMES.iter().filter(|(_, format)| format.layout().id_types.contains(&IdType::U32));
+    let names: Vec<&str> = formats.map(|(name, _)| *name).collect();
     let names = names.join(", ");
     Error::Config(format!("id {id} does not fit into 16 bits: only as u32, in a format that has it ({names})"))
 }

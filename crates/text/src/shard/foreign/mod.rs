@@ -9,6 +9,7 @@ mod header;
 mod import;
 
 use super::{IdType, TokenizerInfo};
+use crate::{Error, Result};
 
 pub use export::export;
 pub use import::import;
@@ -47,8 +48,6 @@ pub struct ForeignFile {
 struct Layout {
     /// Who reads it, for messages.
     trainer: &'static str,
-    /// What it is called on the command line.
-    name: &'static str,
     /// Whether the separator stands before each document, not after it.
     separator_before: bool,
     id_types: &'static [IdType],
@@ -65,7 +64,7 @@ struct Layout {
 /// Raw ids, as nanoGPT has them.
 const RAW: Layout = Layout {
     trainer: "nanoGPT",
-    name: "nanogpt",
+
     separator_before: false,
     id_types: &[IdType::U16, IdType::U32],
     header: false,
@@ -77,10 +76,10 @@ const RAW: Layout = Layout {
 /// In the order of [`Foreign`].
 const LAYOUTS: [Layout; 5] = [
     RAW,
-    Layout { trainer: "llama2.c", name: "llama2c", separator_before: true, id_types: &[IdType::U16], ..RAW },
+    Layout { trainer: "llama2.c", separator_before: true, id_types: &[IdType::U16], ..RAW },
     Layout {
         trainer: "llm.c",
-        name: "llmc",
+
         separator_before: true,
         header: true,
         most_ids: i32::MAX as u64, // its header counts with 31 bits
@@ -88,12 +87,29 @@ const LAYOUTS: [Layout; 5] = [
     },
     Layout {
         trainer: "OLMo-core",
-        name: "olmo",
+
         refused: Some((b"\x93NUMPY", "a real .npy with a header; OLMo-core's files have none")),
         ..RAW
     },
-    Layout { trainer: "datatrove", name: "datatrove", index: true, ..RAW },
+    Layout { trainer: "datatrove", index: true, ..RAW },
 ];
+
+const NAMES: [(&str, Foreign); 5] = [
+    ("nanogpt", Foreign::NanoGpt),
+    ("llama2c", Foreign::Llama2C),
+    ("llmc", Foreign::LlmC),
+    ("olmo", Foreign::Olmo),
+    ("datatrove", Foreign::Datatrove),
+];
+
+impl std::str::FromStr for Foreign {
+    type Err = Error;
+
+    /// `nanogpt`, `llama2c`, `llmc`, `olmo` or `datatrove`.
+    fn from_str(name: &str) -> Result<Self> {
+        Error::named("format", name, &NAMES)
+    }
+}
 
 impl Foreign {
     fn layout(self) -> &'static Layout {
