@@ -256,7 +256,7 @@ impl PretrainedTable {
     /// One pass for all words together.
     pub fn neighbors_of_words(&self, words: &[Vec<u32>], k: usize) -> Result<Vec<Vec<Neighbor>>> {
         if words.iter().any(Vec::is_empty) {
-            return Err(Error::Config("an empty word has no neighbours".to_string()));
+            return Err(Error::Config("an empty word has no neighbors".to_string()));
         }
         if words.is_empty() {
             return Ok(Vec::new());

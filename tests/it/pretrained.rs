@@ -1,4 +1,4 @@
-//! Pretrained tables: files that PyTorch, transformers and gguf wrote, growth as transformers grows, neighbours as a plain sort
+//! Pretrained tables: files that PyTorch, transformers and gguf wrote, growth as transformers grows, neighbors as a plain sort
 //! finds them.
 
 use std::path::{Path, PathBuf};

@@ -50,7 +50,7 @@ impl Decode {
                 }
                 IdFormat::Text => self.read_number(&mut reader, &mut ids, done)?,
             };
-            // What a vocabulary that is not byte-level gives for an id can depend on its neighbours.
+            // What a vocabulary that is not byte-level gives for an id can depend on its neighbors.
             if !more || (ids.len() >= CHUNK_IDS && tokenizer.is_byte_level()) {
                 let bytes = tokenizer.decode_bytes(&ids).map_err(|error| match error {
                     TextError::UnknownId { id, position, tokenizer, largest } => {
