@@ -42,11 +42,8 @@ impl std::str::FromStr for OnError {
 
     /// `error`, `skip` or `replace`.
     fn from_str(name: &str) -> Result<Self> {
-        Error::named(
-            "on_error",
-            name,
-            &[("error", OnError::Error), ("skip", OnError::Skip), ("replace", OnError::Replace)],
-        )
+        let all = [("error", OnError::Error), ("skip", OnError::Skip), ("replace", OnError::Replace)];
+        Error::named("on_error", name, &all)
     }
 }
 

@@ -64,7 +64,6 @@ struct Layout {
 /// Raw ids, as nanoGPT has them.
 const RAW: Layout = Layout {
     trainer: "nanoGPT",
-
     separator_before: false,
     id_types: &[IdType::U16, IdType::U32],
     header: false,
@@ -73,27 +72,25 @@ const RAW: Layout = Layout {
     refused: None,
 };
 
-/// In the order of [`Foreign`].
-const LAYOUTS: [Layout; 5] = [
-    RAW,
-    Layout { trainer: "llama2.c", separator_before: true, id_types: &[IdType::U16], ..RAW },
-    Layout {
-        trainer: "llm.c",
+const LLAMA2C: Layout = Layout { trainer: "llama2.c", separator_before: true, id_types: &[IdType::U16], ..RAW };
 
-        separator_before: true,
-        header: true,
-        most_ids: i32::MAX as u64, // its header counts with 31 bits
-        ..RAW
-    },
-    Layout {
-        trainer: "OLMo-core",
+const LLMC: Layout = Layout {
+    trainer: "llm.c",
+    separator_before: true,
+    header: true,
+    most_ids: i32::MAX as u64, // its header counts with 31 bits
+    ..RAW
+};
 
-        refused: Some((b"\x93NUMPY", "a real .npy with a header; OLMo-core's files have none")),
-        ..RAW
-    },
-    Layout { trainer: "datatrove", index: true, ..RAW },
-];
+const OLMO: Layout = Layout {
+    trainer: "OLMo-core",
+    refused: Some((b"\x93NUMPY", "a real .npy with a header; OLMo-core's files have none")),
+    ..RAW
+};
 
+const DATATROVE: Layout = Layout { trainer: "datatrove", index: true, ..RAW };
+
+/// What a command line calls them.
 const NAMES: [(&str, Foreign); 5] = [
     ("nanogpt", Foreign::NanoGpt),
     ("llama2c", Foreign::Llama2C),
@@ -113,7 +110,13 @@ impl std::str::FromStr for Foreign {
 
 impl Foreign {
     fn layout(self) -> &'static Layout {
-        &LAYOUTS[self as usize]
+        match self {
+            Foreign::NanoGpt => &RAW,
+            Foreign::Llama2C => &LLAMA2C,
+            Foreign::LlmC => &LLMC,
+            Foreign::Olmo => &OLMO,
+            Foreign::Datatrove => &DATATROVE,
+        }
     }
 }
 
@@ -142,7 +145,7 @@ mod tests {
         let nanogpt = ForeignFile { format: Foreign::NanoGpt, ..about.clone() };
         import(&[path("nanogpt.bin")], &nanogpt, "train", &path("tokens")).unwrap();
         for most_ids in [1, 2, 3, 4, 11, 12] {
-            let layout = Layout { most_ids, header: true, separator_before: true, ..RAW };
+            let layout = Layout { most_ids, ..LLMC };
             let write = |out: &Path| export::with_layout(&path("tokens"), "train", &layout, IdType::U16, out);
             let files = write(&path(&format!("{most_ids}.bin"))).unwrap();
             assert_eq!(files.len() as u64, 11u64.div_ceil(most_ids));
