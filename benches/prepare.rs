@@ -130,7 +130,7 @@ fn ranks(folder: &Path) -> Result<PathBuf> {
     let path = folder.join("cl100k_base.tiktoken");
     let tokenizer = Tokenizer::cl100k();
     let mut text = String::new();
-    for id in 0..tokenizer.ordinary_tokens() as u32 {
+    for id in 0..tokenizer.ordinary_vocab_size() as u32 {
         let bytes = tokenizer.token_bytes(id).context("no gaps")?;
         text += &format!("{} {id}\n", base64::prelude::BASE64_STANDARD.encode(bytes));
     }

@@ -93,7 +93,7 @@ pub use support::{keep_pages, tune_threads};
 pub use tallow_text::Error as TextError;
 #[cfg(feature = "hub")]
 pub use tallow_text::hub;
-pub use tallow_text::{EncodeReader, Specials, Tokenizer, prepare, shard};
+pub use tallow_text::{EncodeReader, Specials, Tokenizer, count_tokens, prepare, shard, truncate_to_tokens};
 
 /// The READMEs' programs are compiled and run as tests.
 #[cfg(doctest)]

@@ -13,7 +13,7 @@ impl PretrainedTable {
     /// cache, and the second call asks nobody.
     ///
     /// # Errors
-    /// - [`Error::Config`](crate::Error::Config): no such file or folder, and a build without the feature `hub`.
+    /// - [`TextError::FeatureMissing`](crate::TextError::FeatureMissing): no such file or folder, and a build without the feature `hub`.
     /// - [`Error::Text`](crate::Error::Text) of the Hub: what was asked, what came back, what to do.
     /// - those of [`open`](Self::open).
     ///
@@ -39,7 +39,6 @@ mod online {
     use std::fs::{self, File};
     use std::ops::Range;
     use std::path::{Path, PathBuf};
-    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
     use tallow_text::hub::{Hub, RemoteFile, nothing};
     use tallow_text::support::files::{folder_of, sync_folder, write_at};
@@ -162,11 +161,8 @@ mod online {
             let bytes = self.range.end - self.range.start;
             out.set_len(self.head.len() as u64 + bytes).map_err(io)?;
             write_at(&out, &self.head, 0).map_err(io)?;
-            let arrived = AtomicU64::new(0);
             progress(0, bytes);
-            self.file.fetch(self.range.clone(), &out, self.head.len() as u64, &notes, &|count| {
-                progress(arrived.fetch_add(count, Relaxed) + count, bytes);
-            })?;
+            self.file.fetch(self.range.clone(), &out, self.head.len() as u64, &notes, progress)?;
             out.sync_all().map_err(io)?;
             fs::rename(&incomplete, path).map_err(io)?;
             fs::remove_file(&notes).or_else(|e| if notes.exists() { Err(Error::io(&notes, e)) } else { Ok(()) })?;

@@ -32,7 +32,7 @@ pub(crate) fn unit_bytes(row: usize, offset: usize) -> usize {
     [16, 8, 4].into_iter().find(|unit| row.is_multiple_of(*unit) && offset.is_multiple_of(*unit)).unwrap_or(2)
 }
 
-/// How many neighbours a thread loads at once, where each of these (columns, offsets) is a multiple of it.
+/// How many neighbors a thread loads at once, where each of these (columns, offsets) is a multiple of it.
 pub(crate) fn pack(multiples: &[usize]) -> usize {
     if multiples.iter().all(|n| n.is_multiple_of(4)) { 4 } else { 1 }
 }

@@ -186,7 +186,7 @@ fn unit(word: u32) -> f64 {
     f64::from(word) / 4_294_967_296.0
 }
 
-/// Two words give two neighbouring columns. libm's functions are plain Rust: the same bits everywhere.
+/// Two words give two neighboring columns. libm's functions are plain Rust: the same bits everywhere.
 fn normal(rng: &mut ChaCha8Rng, std: f64, out: &mut [f32]) {
     for pair in out.chunks_mut(2) {
         let radius = (-2.0 * libm::log(unit(rng.next_u32()) + 0.5 / 4_294_967_296.0)).sqrt();

@@ -116,7 +116,7 @@ impl Room {
 
     /// Takes out a row with at least `needed` room, and as little more as there is.
     fn take(&mut self, needed: usize) -> Option<(u32, usize)> {
-        // Up until a right neighbour has something, then down to its leftmost leaf.
+        // Up until a right neighbor has something, then down to its leftmost leaf.
         let mut node = self.leaves + needed;
         if !self.tree[node] {
             loop {

@@ -146,7 +146,7 @@ mod tests {
         }
     }
 
-    /// Chi-square over where index 0 goes, and over pairs of neighbours, for many keys.
+    /// Chi-square over where index 0 goes, and over pairs of neighbors, for many keys.
     #[test]
     fn it_has_no_favourites() {
         for size in [5u64, 16, 100, 1000] {

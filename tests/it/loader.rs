@@ -475,7 +475,7 @@ fn torn_swapped_and_foreign_files_are_named() {
     let (same_length, mut other) = (bin.clone(), bin.clone());
     other[8..12].copy_from_slice(&5u32.to_le_bytes());
     std::fs::write(path("train/000000.bin"), &other).unwrap();
-    let findings = tallow::shard::verify(out.path(), |_| ()).unwrap();
+    let findings = tallow::shard::verify(out.path(), &|_, _| ()).unwrap();
     assert!(findings.len() == 1 && findings[0].contains("000000.bin: CRC-32"), "{findings:?}");
     other[8..12].copy_from_slice(&1_000_000u32.to_le_bytes());
     std::fs::write(path("train/000000.bin"), &other).unwrap();
@@ -497,7 +497,7 @@ fn torn_swapped_and_foreign_files_are_named() {
                 loader.for_each(drop);
             }
         }
-        assert_eq!(tallow::shard::verify(out.path(), |_| ()).unwrap().len(), 1);
+        assert_eq!(tallow::shard::verify(out.path(), &|_, _| ()).unwrap().len(), 1);
     }
     fresh();
     // A file that shrinks while it is open is an error where it is read with pread.

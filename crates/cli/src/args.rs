@@ -1,11 +1,13 @@
 //! Flags that several commands share.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anyhow::Result;
 use candle_core::{DType, Device};
 use candle_nn::{VarBuilder, VarMap};
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use tallow::{Init, PretrainedTable, Specials, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 
 use crate::flags::in_flags;
@@ -35,33 +37,35 @@ pub struct TokenizerArgs {
 #[derive(Args)]
 pub struct SpecialsArgs {
     /// What text that spells a special token (<|endoftext|>) is
-    #[arg(long, value_enum, default_value = "text")]
-    pub specials: SpecialsArg,
+    #[arg(long, default_value = "text", value_parser = by_name::<Specials>(specials()))]
+    pub specials: Specials,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-pub enum SpecialsArg {
-    /// Ordinary text
-    Text,
-    /// An error
-    Forbid,
-    /// The special token
-    Allow,
+fn specials() -> [PossibleValue; 3] {
+    [
+        PossibleValue::new("text").help("Ordinary text"),
+        PossibleValue::new("forbid").help("An error"),
+        PossibleValue::new("allow").help("The special token"),
+    ]
+}
+
+/// Reads a value by its name in the library. --help lists the names that are given here.
+pub fn by_name<T>(names: impl IntoIterator<Item = impl Into<PossibleValue>>) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err: std::error::Error + Send + Sync> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names).try_map(|name| name.parse())
 }
 
 impl SpecialsArgs {
     pub fn apply(&self, tokenizer: Tokenizer) -> Tokenizer {
-        tokenizer.with_specials(match self.specials {
-            SpecialsArg::Text => Specials::Text,
-            SpecialsArg::Forbid => Specials::Forbid,
-            SpecialsArg::Allow => Specials::Allow,
-        })
+        tokenizer.with_specials(self.specials)
     }
 
     /// Rows that a table for these ids has.
     pub fn rows(&self, tokenizer: &Tokenizer) -> usize {
         match self.specials {
-            SpecialsArg::Allow => tokenizer.vocab_size(),
+            Specials::Allow => tokenizer.vocab_size(),
             _ => tokenizer.ordinary_vocab_size(),
         }
     }

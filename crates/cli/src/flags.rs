@@ -12,7 +12,7 @@ const FLAGS: [(&str, &str); 24] = [
     ("(`world_size`)", "(--world-size)"),
     ("(`SeparatorChoice::Token`)", "(--separator)"),
     ("`SeparatorChoice::None`", "--separator none"),
-    ("`ForeignFile::dtype`", "--dtype"),
+    ("`ForeignFile::id_type`", "--dtype"),
     ("`ForeignFile::table_rows`", "--rows (or --tokenizer)"),
     ("take another name for it, or another folder", "give another --split or folder"),
     ("(`TokenEmbeddingConfig::vocab_size`; `Tokenizer::vocab_size` says how many its ids need)", "(--rows)"),
@@ -37,7 +37,18 @@ pub fn in_flags(message: &str) -> String {
 mod tests {
     use std::path::Path;
 
+    use tallow::prepare::{PrepareConfig, prepare};
+
     use super::*;
+
+    /// What `prepare` says of a file with this content.
+    fn refused(content: &[u8]) -> tallow::Error {
+        let folder = tempfile::tempdir().unwrap();
+        let input = folder.path().join("a.jsonl");
+        std::fs::write(&input, content).unwrap();
+        let cfg = PrepareConfig { inputs: vec![input], out: folder.path().join("tokens"), ..Default::default() };
+        prepare(&tallow::Tokenizer::cl100k(), &cfg, &|_| ()).unwrap_err().into()
+    }
 
     #[test]
     fn what_the_library_names_becomes_a_flag() {
@@ -46,14 +57,8 @@ mod tests {
                 tallow::TextError::SpecialForbidden { token: "<x>".to_string(), byte: 3 }.into(),
                 &["--specials text", "--specials allow"],
             ),
-            (
-                tallow::TextError::Document { place: "a".to_string(), reason: "invalid UTF-8".to_string() }.into(),
-                &["--on-error skip", "--on-error replace"],
-            ),
-            (
-                tallow::TextError::Document { place: "a".to_string(), reason: "no field \"text\"".to_string() }.into(),
-                &["--field names", "--on-error skip"],
-            ),
+            (refused(b"{\"text\": \"\xFF\"}"), &["--on-error skip", "--on-error replace"]),
+            (refused(b"{}"), &["--field names", "--on-error skip"]),
             (
                 tallow::Error::IdOutOfRange { id: 9, position: vec![0], rows: 4, token: None },
                 &["at least 10 rows (--rows)"],
@@ -89,6 +94,7 @@ mod tests {
         read(&root.join("src"), &mut all);
         read(&root.join("crates/text/src"), &mut text);
         all += &text;
+        all += &tallow_text::Error::not_here("").to_string(); // a sentence that is put together
         let without: Vec<&str> = FLAGS.iter().map(|(item, _)| *item).filter(|item| !all.contains(item)).collect();
         assert!(without.is_empty(), "{without:?}");
         for name in text.split('`').skip(1).step_by(2) {

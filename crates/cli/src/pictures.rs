@@ -4,7 +4,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use tallow_view::{Figure, Fonts, Lang, Projector};
 
 use crate::io::{Kind, Outputs};
@@ -25,8 +26,8 @@ pub struct Pictures {
     #[arg(long, default_value_t = 2.0)]
     pub scale: f32,
     /// The language of labels; auto: the environment's (LC_ALL, LC_MESSAGES, LANG), or where it says none, the text's
-    #[arg(long, value_enum, default_value = "auto")]
-    pub lang: LangArg,
+    #[arg(long, default_value = "auto", value_parser = PossibleValuesParser::new(["zh", "en", "auto"]).try_map(lang))]
+    pub lang: std::option::Option<Lang>, // in full, or clap takes it for a flag that may be absent
     /// A font file for characters that the bundled Noto Sans SC lacks
     #[arg(long, value_name = "FILE")]
     pub font: Option<PathBuf>,
@@ -34,11 +35,9 @@ pub struct Pictures {
     pub outputs: Outputs,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-pub enum LangArg {
-    Zh,
-    En,
-    Auto,
+/// A language, or none, which is called auto.
+fn lang(name: String) -> tallow_view::Result<Option<Lang>> {
+    if name == "auto" { Ok(None) } else { name.parse().map(Some) }
 }
 
 impl Pictures {
@@ -47,10 +46,9 @@ impl Pictures {
         let set = |name: &&str| std::env::var(name).is_ok_and(|value| !value.is_empty());
         let environment = ["LC_ALL", "LC_MESSAGES", "LANG"].iter().find(|name| set(name)).map(std::env::var);
         match (self.lang, environment) {
-            (LangArg::Zh, _) => Lang::Zh,
-            (LangArg::En, _) => Lang::En,
-            (LangArg::Auto, Some(Ok(value))) if value.starts_with("zh") => Lang::Zh,
-            (LangArg::Auto, Some(Ok(value))) if !value.starts_with("C") && value != "POSIX" => Lang::En,
+            (Some(lang), _) => lang,
+            (None, Some(Ok(value))) if value.starts_with("zh") => Lang::Zh,
+            (None, Some(Ok(value))) if !value.starts_with("C") && value != "POSIX" => Lang::En,
             _ => Lang::of_text(text),
         }
     }

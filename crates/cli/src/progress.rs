@@ -13,6 +13,14 @@ pub fn bar(bytes: u64) -> ProgressBar {
     ProgressBar::new(bytes).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
+/// Tells a bar what a long call of the library says of its progress.
+pub fn hear(bar: &ProgressBar) -> impl Fn(u64, u64) + Sync {
+    |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    }
+}
+
 /// Memory of this process in MiB, where the system tells.
 pub fn memory_mib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use tallow::Tokenizer;
-use tallow::shard::{IdType, Manifest, SplitInfo};
+use tallow::shard::{Manifest, SplitInfo};
 
 use crate::plain::plain;
 use crate::progress::plural;
@@ -30,9 +30,13 @@ pub fn describe(out: &mut impl Write, manifest: &Manifest) -> Result<()> {
         )?;
     }
     let tokenizer = manifest.tokenizer.as_ref().map_or("unknown", |tokenizer| &tokenizer.name);
-    let dtype = if manifest.dtype == IdType::U16 { "u16" } else { "u32" };
+    let id_type = manifest.id_type;
     let tokenizer = plain(tokenizer);
-    writeln!(out, "tokenizer  {tokenizer}; ids are {dtype}; a table for all of them has {} rows", manifest.table_rows)?;
+    writeln!(
+        out,
+        "tokenizer  {tokenizer}; ids are {id_type}; a table for all of them has {} rows",
+        manifest.table_rows
+    )?;
     match &manifest.separator {
         Some(separator) => {
             let token = plain(separator.token.as_deref().unwrap_or("a token"));

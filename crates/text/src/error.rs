@@ -73,12 +73,14 @@ pub enum Error {
     },
 
     /// A document of a corpus that cannot be used.
-    #[error("{place}: {reason} ({}`OnError::Skip` leaves such documents out{})", field_advice(.reason), utf8_advice(.reason))]
+    #[error("{place}: {reason} ({advice})")]
     Document {
         /// The file, and the line, byte or row where the document begins.
         place: String,
         /// What is wrong with it.
         reason: String,
+        /// What to do.
+        advice: &'static str,
     },
 
     /// A file of shards that is not what it should be.
@@ -112,6 +114,33 @@ pub enum Error {
         reason: String,
     },
 
+    /// A pattern of inputs that no file has.
+    #[error("no file matches {pattern}")]
+    NoInput {
+        /// The pattern.
+        pattern: String,
+    },
+
+    /// Something that only a build with a cargo feature can do.
+    #[error("{what} needs the feature `{feature}`")]
+    FeatureMissing {
+        /// What.
+        what: String,
+        /// The feature.
+        feature: &'static str,
+    },
+
+    /// A token to be added that is an ordinary token already.
+    #[error("{token:?} is an ordinary token of {tokenizer} already: {id}")]
+    TokenExists {
+        /// The token.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Name of the tokenizer.
+        tokenizer: String,
+    },
+
     /// A value that makes no sense.
     #[error("{0}")]
     Config(String),
@@ -131,7 +160,8 @@ impl Error {
     /// A name that is neither here nor, in a build without the feature `hub`, looked for elsewhere.
     #[doc(hidden)]
     pub fn not_here(name: &str) -> Self {
-        Error::Config(format!("{name:?} is no file or folder here, and the Hugging Face Hub needs the feature `hub`"))
+        let what = format!("{name:?} is no file or folder here, and the Hugging Face Hub");
+        Error::FeatureMissing { what, feature: "hub" }
     }
 
     pub(crate) fn io(path: impl AsRef<Path>, cause: io::Error) -> Self {
@@ -139,17 +169,16 @@ impl Error {
         Error::Io { path, cause }
     }
 
+    /// What a name stands for, or an error that lists the names. `kind` is what they are names of.
+    pub(crate) fn named<T: Copy>(kind: &str, name: &str, all: &[(&str, T)]) -> Result<T> {
+        all.iter().find(|(known, _)| *known == name).map(|(_, value)| *value).ok_or_else(|| {
+            let names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
+            Error::Config(format!("{kind} {name:?} is none of {}", names.join(", ")))
+        })
+    }
+
     pub(crate) fn tokenizer_file(path: &Path, reason: impl ToString) -> Self {
         let reason = reason.to_string();
         Error::TokenizerFile { path: path.to_path_buf(), reason }
     }
-}
-
-fn utf8_advice(reason: &str) -> &'static str {
-    if reason.starts_with("invalid UTF-8") { ", `OnError::Replace` reads bad bytes as U+FFFD" } else { "" }
-}
-
-fn field_advice(reason: &str) -> &'static str {
-    let missing = ["no field ", "no column "].iter().any(|what| reason.starts_with(what));
-    if missing { "`PrepareConfig::field` names the one that is the text; " } else { "" }
 }

@@ -20,7 +20,8 @@
 //! ```
 //!
 //! # Which part do I want?
-//! - Ids of a text, or its text again: [`Tokenizer`]. Larger than memory: [`Tokenizer::encode_reader`].
+//! - Ids of a text, or its text again: [`Tokenizer`]. Larger than memory: [`Tokenizer::encode_reader`]. How many, or how much text
+//!   fits into so many: [`count_tokens`], [`truncate_to_tokens`].
 //! - Text files as token shards on disk: [`prepare`]. The files themselves: [`shard`].
 //! - A tokenizer from the Hugging Face Hub: [`Tokenizer::from_pretrained`], with the feature `hub`.
 //!
@@ -45,7 +46,7 @@ mod tokenizer;
 
 pub use error::{Error, Result};
 pub use ids::NO_TOKEN;
-pub use tokenizer::{EncodeReader, Specials, Tokenizer};
+pub use tokenizer::{EncodeReader, Specials, Tokenizer, count_tokens, truncate_to_tokens};
 
 /// The README's program is compiled and run as a test.
 #[cfg(doctest)]

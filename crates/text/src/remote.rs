@@ -9,7 +9,7 @@ impl Tokenizer {
     /// branch, tag or commit; `None`: main). Where a repository has no `tokenizer.json`, its only `.tiktoken` file is taken.
     ///
     /// # Errors
-    /// - [`Error::Config`]: no such folder, and a build without the feature `hub`.
+    /// - [`Error::FeatureMissing`]: no such folder, and a build without the feature `hub`.
     /// - [`Error::Hub`]: what was asked, what came back, what to do; with the repository's files, where none is of use.
     /// - those of [`from_file`](Self::from_file).
     pub fn from_pretrained(name: &str, revision: Option<&str>) -> Result<Self> {

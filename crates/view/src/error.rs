@@ -26,6 +26,13 @@ pub enum Error {
         cause: io::Error,
     },
 
+    /// A language that no picture has.
+    #[error("language {name:?} is none of en, zh")]
+    Language {
+        /// What was asked for.
+        name: String,
+    },
+
     /// What was to be drawn could not be had: [`tallow`]'s error.
     #[error("{0}")]
     Tallow(tallow::Error),

@@ -2,7 +2,7 @@
 //!
 //! Every picture is a function that returns a string or bytes; the same input gives the same bytes everywhere. Nothing here knows of training.
 //!
-//! - A sentence's look-up: [`LookUp`]. Its tokens alone: [`pieces`].
+//! - A sentence's look-up: [`Lookup`]. Its tokens alone: [`pieces`].
 //! - A table, before and after training: [`TablePlot`]. A folder of shards: [`DatasetPlot`]. A run's losses: [`loss_curve`].
 //! - SVG and PNG: [`Figure`]; the font: [`Fonts`]. A stranger's text made fit for one line: [`visible`], [`one_line`].
 
@@ -12,7 +12,7 @@ mod charts;
 mod dataset_plot;
 mod error;
 mod figure;
-mod look_up;
+mod lookup;
 mod loss_curve;
 mod page;
 mod pca;
@@ -25,7 +25,7 @@ mod text;
 pub use dataset_plot::DatasetPlot;
 pub use error::{Error, Result};
 pub use figure::{Figure, Fonts};
-pub use look_up::{LookUp, shown_columns};
+pub use lookup::{Lookup, shown_columns};
 pub use loss_curve::loss_curve;
 pub use pieces::{Piece, pieces};
 pub use projector::Projector;

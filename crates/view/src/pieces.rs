@@ -14,7 +14,7 @@ pub struct Piece {
     pub bytes: Vec<u8>,
     /// Its text, where it cuts no character.
     pub text: Option<String>,
-    /// The text that it shares with its neighbours: whole characters.
+    /// The text that it shares with its neighbors: whole characters.
     pub characters: String,
     /// Which part of them it is, from 1.
     pub part: usize,
@@ -33,7 +33,7 @@ impl Piece {
     }
 }
 
-/// Cuts `text` into the pieces of its tokens; neighbours that share a character are grouped.
+/// Cuts `text` into the pieces of its tokens; neighbors that share a character are grouped.
 ///
 /// # Errors
 /// Those of [`Tokenizer::encode`].

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::LookUp;
+use super::Lookup;
 
 /// `tensors.tsv` and `metadata.tsv`, as <https://projector.tensorflow.org> loads them: a line a row, a head line over the metadata.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ impl Projector {
     }
 }
 
-impl LookUp {
+impl Lookup {
     /// The matrix for the projector, one point for each different token.
     pub fn projector(&self) -> Projector {
         let mut seen = std::collections::HashSet::new();

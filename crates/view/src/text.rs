@@ -2,6 +2,8 @@
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
+use super::error::{Error, Result};
+
 /// The language of a picture's labels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Lang {
@@ -29,6 +31,19 @@ impl Lang {
         match self {
             Lang::En => english,
             Lang::Zh => chinese,
+        }
+    }
+}
+
+impl std::str::FromStr for Lang {
+    type Err = Error;
+
+    /// `en` or `zh`.
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "en" => Ok(Lang::En),
+            "zh" => Ok(Lang::Zh),
+            _ => Err(Error::Language { name: name.to_string() }),
         }
     }
 }

@@ -4,10 +4,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::PossibleValue;
 use tallow::shard::{Foreign, ForeignFile, IdType, Manifest, TokenizerInfo, export, import};
 
-use crate::args::TokenizerArgs;
+use crate::args::{TokenizerArgs, by_name};
 use crate::interrupt;
 use crate::io::{Kind, Outputs};
 use crate::plain::plain;
@@ -20,11 +21,11 @@ pub struct Convert {
     #[arg(required = true)]
     inputs: Vec<PathBuf>,
     /// Format of the files that are read
-    #[arg(long, value_enum, conflicts_with = "to")]
-    from: Option<ForeignArg>,
+    #[arg(long, conflicts_with = "to", value_parser = by_name::<Foreign>(formats()))]
+    from: Option<Foreign>,
     /// Format of the file that is written
-    #[arg(long, value_enum)]
-    to: Option<ForeignArg>,
+    #[arg(long, value_parser = by_name::<Foreign>(formats()))]
+    to: Option<Foreign>,
     /// The folder (with --from) or file (with --to) that is written
     #[arg(short, long)]
     out: PathBuf,
@@ -32,8 +33,8 @@ pub struct Convert {
     #[arg(long, default_value = "train")]
     split: String,
     /// How ids are stored in the foreign file [default: u16 where the table has at most 65536 rows, else u32]
-    #[arg(long, value_enum)]
-    dtype: Option<DTypeArg>,
+    #[arg(long = "dtype", value_name = "DTYPE", value_parser = by_name::<IdType>(["u16", "u32"]))]
+    id_type: Option<IdType>,
     /// The id that separates documents in files that are read
     #[arg(long, value_name = "ID")]
     separator: Option<u32>,
@@ -46,53 +47,29 @@ pub struct Convert {
     tokenizer: TokenizerArgs,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum ForeignArg {
-    /// nanoGPT: raw ids
-    Nanogpt,
-    /// llama2.c: raw u16
-    #[value(name = "llama2c")]
-    Llama2C,
-    /// llm.c: a header and u16 or u32
-    #[value(name = "llmc")]
-    LlmC,
-    /// OLMo-core: raw ids in a file named .npy
-    Olmo,
-    /// datatrove: .ds with .ds.index
-    Datatrove,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum DTypeArg {
-    U16,
-    U32,
+fn formats() -> [PossibleValue; 5] {
+    [
+        PossibleValue::new("nanogpt").help("nanoGPT: raw ids"),
+        PossibleValue::new("llama2c").help("llama2.c: raw u16"),
+        PossibleValue::new("llmc").help("llm.c: a header and u16 or u32"),
+        PossibleValue::new("olmo").help("OLMo-core: raw ids in a file named .npy"),
+        PossibleValue::new("datatrove").help("datatrove: .ds with .ds.index"),
+    ]
 }
 
 impl Convert {
     pub fn run(mut self) -> Result<()> {
-        let foreign = |arg| match arg {
-            ForeignArg::Nanogpt => Foreign::NanoGpt,
-            ForeignArg::Llama2C => Foreign::Llama2C,
-            ForeignArg::LlmC => Foreign::LlmC,
-            ForeignArg::Olmo => Foreign::Olmo,
-            ForeignArg::Datatrove => Foreign::Datatrove,
-        };
-        let dtype = self.dtype.map(|dtype| match dtype {
-            DTypeArg::U16 => IdType::U16,
-            DTypeArg::U32 => IdType::U32,
-        });
         let mut out = std::io::stdout().lock();
         if let Some(format) = self.to {
             let [folder] = self.inputs.as_slice() else { bail!("--to writes one folder of shards: give one") };
-            let format = foreign(format);
             let manifest = Manifest::read(folder)?;
             let fits = match format {
                 Foreign::Llama2C => IdType::U16,
-                _ => manifest.dtype,
+                _ => manifest.id_type,
             };
             self.outputs.reads([folder.clone()]);
             self.outputs.seal(folder);
-            let export = |path: &Path| Ok(export(folder, &self.split, format, dtype.unwrap_or(fits), path)?);
+            let export = |path: &Path| Ok(export(folder, &self.split, format, self.id_type.unwrap_or(fits), path)?);
             let files = self.outputs.write_by_name(&self.out, Kind::Bytes, export)?;
             for file in files {
                 let bytes = std::fs::metadata(&file).map(|about| about.len()).unwrap_or(0);
@@ -113,8 +90,8 @@ impl Convert {
             (None, None) => bail!("whose ids are these? Give --tokenizer FILE (or cl100k), or only --rows N"),
         };
         let about = ForeignFile {
-            format: foreign(format),
-            dtype: dtype.unwrap_or(IdType::for_rows(table_rows)),
+            format,
+            id_type: self.id_type.unwrap_or(IdType::for_rows(table_rows)),
             separator: self.separator,
             table_rows,
             tokenizer,
@@ -125,7 +102,7 @@ impl Convert {
         }
         interrupt::temporaries_in(self.out.clone());
         interrupt::temporaries_in(folder);
-        let manifest = import(&self.inputs, &about, &self.out, &self.split)?;
+        let manifest = import(&self.inputs, &about, &self.split, &self.out)?;
         describe(&mut out, &manifest)?;
         if manifest.separator.is_none() && about.format != Foreign::Datatrove {
             writeln!(out, "note       each file is one document: --separator ID tells them apart")?;

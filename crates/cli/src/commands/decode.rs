@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use super::encode::Format;
+use super::encode::IdFormat;
 use crate::args::TokenizerArgs;
 use crate::io::{Kind, Outputs, reader};
 use tallow::TextError;
@@ -21,7 +21,7 @@ pub struct Decode {
     file: PathBuf,
     /// How ids are written: numbers between white space or commas, a JSON array (read whole), or raw 32-bit numbers
     #[arg(long, value_enum, default_value = "text")]
-    format: Format,
+    format: IdFormat,
     /// Where the bytes are written [default: standard output]
     #[arg(short, long)]
     output: Option<PathBuf>,
@@ -41,16 +41,16 @@ impl Decode {
         let mut done = 0;
         loop {
             let more = match self.format {
-                Format::U32 => self.read_raw(&mut reader, &mut ids)?,
-                Format::Json => {
+                IdFormat::U32 => self.read_raw(&mut reader, &mut ids)?,
+                IdFormat::Json => {
                     let file = || self.file.display().to_string();
                     ids = serde_json::from_reader(&mut reader)
                         .with_context(|| format!("{}: not a JSON array of ids", file()))?;
                     false
                 }
-                Format::Text => self.read_number(&mut reader, &mut ids, done)?,
+                IdFormat::Text => self.read_number(&mut reader, &mut ids, done)?,
             };
-            // What a vocabulary that is not byte-level gives for an id can depend on its neighbours.
+            // What a vocabulary that is not byte-level gives for an id can depend on its neighbors.
             if !more || (ids.len() >= CHUNK_IDS && tokenizer.is_byte_level()) {
                 let bytes = tokenizer.decode_bytes(&ids).map_err(|error| match error {
                     TextError::UnknownId { id, position, tokenizer, largest } => {

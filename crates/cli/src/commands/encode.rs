@@ -16,7 +16,7 @@ pub struct Encode {
     file: PathBuf,
     /// How ids are written
     #[arg(long, value_enum, default_value = "text")]
-    format: Format,
+    format: IdFormat,
     /// Where they are written [default: standard output]
     #[arg(short, long)]
     output: Option<PathBuf>,
@@ -35,7 +35,7 @@ pub struct Encode {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub enum IdFormat {
     /// Decimal numbers with spaces between them
     Text,
     /// A JSON array
@@ -46,16 +46,16 @@ pub enum Format {
 
 impl Encode {
     pub fn run(mut self) -> Result<()> {
-        if self.format == Format::U32 && self.output.is_none() && !self.count && std::io::stdout().is_terminal() {
+        if self.format == IdFormat::U32 && self.output.is_none() && !self.count && std::io::stdout().is_terminal() {
             bail!("raw u32 ids are not for a terminal: use -o FILE, or a pipe");
         }
         let tokenizer = self.specials.apply(self.tokenizer.open()?);
         let reader = reader(&self.file)?;
         self.outputs.reads(self.tokenizer.files().chain([self.file.clone()]));
-        let kind = if self.format == Format::U32 && !self.count { Kind::Bytes } else { Kind::Numbers };
+        let kind = if self.format == IdFormat::U32 && !self.count { Kind::Bytes } else { Kind::Numbers };
         let mut out = self.outputs.open(self.output.as_deref(), kind)?;
         let mut count = 0u64;
-        if self.format == Format::Json && !self.count {
+        if self.format == IdFormat::Json && !self.count {
             write!(out, "[")?;
         }
         for ids in tokenizer.encode_reader(reader, self.lossy) {
@@ -67,18 +67,18 @@ impl Encode {
         }
         match self.format {
             _ if self.count => writeln!(out, "{count}")?,
-            Format::Text => writeln!(out)?,
-            Format::Json => writeln!(out, "]")?,
-            Format::U32 => (),
+            IdFormat::Text => writeln!(out)?,
+            IdFormat::Json => writeln!(out, "]")?,
+            IdFormat::U32 => (),
         }
         out.finish()
     }
 
     fn write(&self, out: &mut impl Write, ids: &[u32], first: bool) -> std::io::Result<()> {
         let separator = match self.format {
-            Format::U32 => return ids.iter().try_for_each(|id| out.write_all(&id.to_le_bytes())),
-            Format::Text => " ",
-            Format::Json => ",",
+            IdFormat::U32 => return ids.iter().try_for_each(|id| out.write_all(&id.to_le_bytes())),
+            IdFormat::Text => " ",
+            IdFormat::Json => ",",
         };
         for (i, id) in ids.iter().enumerate() {
             let separator = if first && i == 0 { "" } else { separator };

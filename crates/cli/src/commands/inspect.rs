@@ -13,7 +13,7 @@ use tallow_view::visible;
 
 use crate::args::TokenizerArgs;
 use crate::plain::plain;
-use crate::progress::{bar, grouped};
+use crate::progress::{bar, grouped, hear};
 use crate::shards::{describe, matching, split_of};
 
 #[derive(Args)]
@@ -53,9 +53,8 @@ impl Inspect {
             Ok(()) => crate::rows::token(&tokenizer, id as usize),
             Err(_) => None,
         };
-        let progress = bar(split.tokens.saturating_mul(manifest.dtype.bytes() as u64));
-        let width = manifest.dtype.bytes() as u64;
-        let statistics = Statistics::read(&self.folder, &self.split, self.top, |read| progress.inc(read * width))?;
+        let progress = bar(0);
+        let statistics = Statistics::read(&self.folder, &self.split, self.top, &hear(&progress))?;
         progress.finish_and_clear();
         let frequent = statistics.most_frequent(self.top);
         let mut samples = Vec::new();

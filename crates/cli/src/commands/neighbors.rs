@@ -21,7 +21,7 @@ pub struct Neighbors {
     /// Words, or ids; a word of several tokens stands for the mean of their rows
     #[arg(required = true)]
     words: Vec<String>,
-    /// How many neighbours
+    /// How many neighbors
     #[arg(short, long, default_value_t = 10)]
     k: usize,
     /// Which tensor of the file is the table [default: the one that has a name that tables have]
@@ -80,7 +80,7 @@ impl Neighbors {
             };
         };
         let ids = tokenizer.encode(word)?;
-        ensure!(!ids.is_empty(), "an empty word has no neighbours");
+        ensure!(!ids.is_empty(), "an empty word has no neighbors");
         Ok(ids)
     }
 }

@@ -14,7 +14,7 @@ use crate::args::TokenizerArgs;
 use crate::model;
 use crate::pictures::{Pictures, projector};
 use crate::plain::plain;
-use crate::progress::{bar, grouped, plural};
+use crate::progress::{bar, grouped, hear, plural};
 use crate::rows::token;
 use crate::shards::{matching, split_of};
 
@@ -126,9 +126,8 @@ impl Plot {
         self.pictures.reads([folder.to_path_buf()]);
         let manifest = Manifest::read(folder)?;
         let split = split_of(&manifest, &self.split, folder)?;
-        let width = manifest.dtype.bytes() as u64;
-        let progress = bar(split.tokens.saturating_mul(width));
-        let statistics = Statistics::read(folder, &self.split, 0, |read| progress.inc(read * width))?;
+        let progress = bar(0);
+        let statistics = Statistics::read(folder, &self.split, 0, &hear(&progress))?;
         progress.finish_and_clear();
         let tokenizer: Tokenizer = self.tokenizer.open()?;
         let known = matching(&manifest, &tokenizer, folder);

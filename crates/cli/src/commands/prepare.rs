@@ -6,7 +6,8 @@ use std::sync::Mutex;
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::PossibleValue;
 use serde_json::json;
 use tallow::TextError;
 use tallow::prepare::{
@@ -14,7 +15,7 @@ use tallow::prepare::{
 };
 use tallow::shard::Manifest;
 
-use crate::args::{SpecialsArgs, TokenizerArgs};
+use crate::args::{SpecialsArgs, TokenizerArgs, by_name};
 use crate::plain::{plain, say};
 use crate::progress::{bar, bytes, grouped, memory_mib, plural};
 use crate::shards::describe;
@@ -35,8 +36,8 @@ pub struct Prepare {
     #[arg(short, long)]
     out: PathBuf,
     /// What the files hold [default: what their names say]
-    #[arg(long, value_enum)]
-    format: Option<FormatArg>,
+    #[arg(long, value_parser = by_name::<Format>(formats()))]
+    format: Option<Format>,
     #[cfg_attr(feature = "parquet", doc = "The JSON field or Parquet column that is the text")]
     #[cfg_attr(not(feature = "parquet"), doc = "The JSON field that is the text")]
     #[arg(long, default_value = "text")]
@@ -54,8 +55,8 @@ pub struct Prepare {
     #[arg(long, default_value_t = 1337)]
     seed: u64,
     /// What happens to a document that cannot be used
-    #[arg(long, value_enum, default_value = "error")]
-    on_error: OnErrorArg,
+    #[arg(long, default_value = "error", value_parser = by_name::<OnError>(on_error()))]
+    on_error: OnError,
     /// Threads [default: as many as the machine has]
     #[arg(short, long, default_value_t = 0, hide_default_value = true)]
     jobs: usize,
@@ -83,22 +84,17 @@ pub struct Prepare {
     specials: SpecialsArgs,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum FormatArg {
-    Text,
-    Jsonl,
-    #[cfg_attr(not(feature = "parquet"), value(hide = true))]
-    Parquet,
+fn formats() -> [PossibleValue; 3] {
+    ["text", "jsonl", "parquet"]
+        .map(|name| PossibleValue::new(name).hide(name == "parquet" && !cfg!(feature = "parquet")))
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum OnErrorArg {
-    /// Stop, and say which and why
-    Error,
-    /// Leave it out; count and list it in the manifest
-    Skip,
-    /// Read bytes that are not UTF-8 as U+FFFD; stop at everything else
-    Replace,
+fn on_error() -> [PossibleValue; 3] {
+    [
+        PossibleValue::new("error").help("Stop, and say which and why"),
+        PossibleValue::new("skip").help("Leave it out; count and list it in the manifest"),
+        PossibleValue::new("replace").help("Read bytes that are not UTF-8 as U+FFFD; stop at everything else"),
+    ]
 }
 
 impl Prepare {
@@ -146,7 +142,11 @@ impl Prepare {
         let outcome = prepare(&tokenizer, &cfg, &watch);
         progress.finish_and_clear();
         let manifest = outcome.map_err(|error| match error {
-            TextError::Document { .. } | TextError::Folder { .. } | TextError::Config(_) => anyhow!(error),
+            TextError::Document { .. }
+            | TextError::Folder { .. }
+            | TextError::NoInput { .. }
+            | TextError::FeatureMissing { .. }
+            | TextError::Config(_) => anyhow!(error),
             error if self.out.join("plan.json").exists() => {
                 anyhow!("{error} (finished units are kept: run the same command again)")
             }
@@ -194,11 +194,7 @@ impl Prepare {
         Ok(PrepareConfig {
             inputs: self.inputs.clone(),
             out: self.out.clone(),
-            format: self.format.map(|format| match format {
-                FormatArg::Text => Format::Text,
-                FormatArg::Jsonl => Format::Jsonl,
-                FormatArg::Parquet => Format::Parquet,
-            }),
+            format: self.format,
             field: self.field.clone(),
             split_at: self.split_at.clone(),
             separator: match self.separator.as_str() {
@@ -208,11 +204,7 @@ impl Prepare {
             },
             val: self.val,
             seed: self.seed,
-            on_error: match self.on_error {
-                OnErrorArg::Error => OnError::Error,
-                OnErrorArg::Skip => OnError::Skip,
-                OnErrorArg::Replace => OnError::Replace,
-            },
+            on_error: self.on_error,
             unit_bytes: self.unit_bytes,
             jobs: self.jobs,
             rank,

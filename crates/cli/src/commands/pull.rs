@@ -64,10 +64,7 @@ impl Pull {
     fn open_repository(&self, repository: &str) -> Result<PretrainedTable> {
         let hub = tallow::hub::Hub { refresh: self.refresh, ..tallow::hub::Hub::from_env() };
         let bar = crate::progress::bar(0);
-        let hear = |here: u64, all: u64| {
-            bar.set_length(all);
-            bar.set_position(here);
-        };
+        let hear = crate::progress::hear(&bar);
         let table = tallow::pull(&hub, repository, self.revision.as_deref(), self.tensor.as_deref(), &hear);
         bar.finish_and_clear();
         Ok(table?)

@@ -12,7 +12,7 @@ use candle_nn::{VarBuilder, VarMap};
 use clap::Args;
 use serde::Serialize;
 use tallow::{Error, TokenEmbedding, Tokenizer};
-use tallow_view::{LookUp, Piece, hex, one_line, shown_columns, visible};
+use tallow_view::{Lookup, Piece, hex, one_line, shown_columns, visible};
 
 use crate::args::{SpecialsArgs, TableArgs, TokenizerArgs, describe};
 use crate::io::{Kind, Output};
@@ -100,7 +100,7 @@ struct PieceReport<'a> {
     /// The token's text; null where it cuts a character.
     text: Option<&'a str>,
     bytes: String,
-    /// The whole characters that it shares with its neighbours.
+    /// The whole characters that it shares with its neighbors.
     characters: &'a str,
     part: usize,
     of: usize,
@@ -115,10 +115,10 @@ impl Show {
         self.pictures.reads(self.tokenizer.files());
         let text = crate::io::text(std::mem::take(&mut self.text), self.lossy)?;
         let (table, origin, tokenizer) = self.open()?;
-        let look_up = LookUp::new(&tokenizer, &table, &text).map_err(|error| self.advise(error))?;
-        let LookUp { pieces, values, .. } = &look_up;
+        let lookup = Lookup::new(&tokenizer, &table, &text).map_err(|error| self.advise(error))?;
+        let Lookup { pieces, values, .. } = &lookup;
         let ids: Vec<u32> = pieces.iter().map(|piece| piece.id).collect();
-        let written = self.write(&look_up, &ids, &table, &tokenizer)?;
+        let written = self.write(&lookup, &ids, &table, &tokenizer)?;
         let exact = tokenizer.decode_bytes(&ids)? == text.as_bytes() && is_rows(&table, &ids, values)?;
         let (mean, std) = mean_and_std(values).unzip();
         let report = Report {
@@ -197,7 +197,7 @@ impl Show {
     /// The files that were asked for, and a word about each.
     fn write(
         &self,
-        look_up: &LookUp,
+        lookup: &Lookup,
         ids: &[u32],
         table: &TokenEmbedding,
         tokenizer: &Tokenizer,
@@ -214,21 +214,21 @@ impl Show {
             )?;
             written.push(format!("{} (tensors \"matrix\" and \"ids\")", path.display()));
         }
-        let lang = self.pictures.language(&look_up.text);
-        let pictures = self.pictures.write(|| look_up.page(lang), || look_up.figure(lang))?;
+        let lang = self.pictures.language(&lookup.text);
+        let pictures = self.pictures.write(|| lookup.page(lang), || lookup.figure(lang))?;
         written.extend(pictures.into_iter().map(|path| path.display().to_string()));
         if let Some(folder) = &self.tsv {
-            written.extend(projector(&self.pictures.outputs, folder, &look_up.projector())?);
+            written.extend(projector(&self.pictures.outputs, folder, &lookup.projector())?);
         }
         if let Some(path) = &self.npy {
-            let values: Vec<f32> = look_up.values.concat();
-            let matrix = Tensor::from_vec(values, (look_up.values.len(), look_up.d_model), &Device::Cpu)?;
+            let values: Vec<f32> = lookup.values.concat();
+            let matrix = Tensor::from_vec(values, (lookup.values.len(), lookup.d_model), &Device::Cpu)?;
             // candle writes to a name only.
             self.pictures.outputs.write_by_name(path, Kind::Npy, |path| {
                 matrix.write_npy(path)?;
                 Ok(vec![path.to_path_buf()])
             })?;
-            written.push(format!("{} ({} x {}, f32)", path.display(), look_up.values.len(), look_up.d_model));
+            written.push(format!("{} ({} x {}, f32)", path.display(), lookup.values.len(), lookup.d_model));
         }
         Ok(written)
     }
@@ -253,13 +253,9 @@ impl Show {
             text.chars().count(),
             text.len()
         )?;
-        let specials = tokenizer.special_ids().len();
-        writeln!(
-            out,
-            "tokenizer  {}: {} tokens, and {specials} special ones",
-            plain(tokenizer.name()),
-            tokenizer.ordinary_tokens()
-        )?;
+        let (rows, specials) = (tokenizer.ordinary_vocab_size(), tokenizer.special_ids());
+        let tokens = rows - specials.iter().filter(|(_, id)| (*id as usize) < rows).count();
+        writeln!(out, "tokenizer  {}: {tokens} tokens, and {} special ones", plain(tokenizer.name()), specials.len())?;
         writeln!(out, "table      {}\n", plain(describe(table, report.origin)?))?;
         self.print_matrix(&mut out, report, pieces)?;
         writeln!(out, "\nshape      {bold}batch {batch} x context {context} x d_model {d_model}{bold:#}")?;

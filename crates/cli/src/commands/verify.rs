@@ -9,7 +9,7 @@ use serde_json::json;
 use tallow::shard::{Manifest, verify};
 
 use crate::plain::plain;
-use crate::progress::{bar, bytes, plural};
+use crate::progress::{bar, bytes, hear, plural};
 
 #[derive(Args)]
 pub struct Verify {
@@ -24,12 +24,9 @@ impl Verify {
     pub fn run(self) -> Result<()> {
         let manifest = Manifest::read(&self.folder)?;
         let tokens: u64 = manifest.splits.values().fold(0, |sum, split| split.tokens.saturating_add(sum));
-        let progress = bar(tokens.saturating_mul(manifest.dtype.bytes() as u64));
-        let mut read = 0;
-        let findings = verify(&self.folder, |more| {
-            read += more;
-            progress.inc(more);
-        })?;
+        let progress = bar(0);
+        let findings = verify(&self.folder, &hear(&progress))?;
+        let read = progress.position();
         progress.finish_and_clear();
         let shards: usize = manifest.splits.values().map(|split| split.shards.len()).sum();
         let mut out = std::io::stdout().lock();

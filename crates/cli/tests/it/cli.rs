@@ -148,7 +148,7 @@ fn flags_reach_what_they_name() {
 
 #[test]
 fn decoding_in_chunks_is_decoding() {
-    // More ids than one chunk: positions go on, and a decoder that looks at neighbours sees them all.
+    // More ids than one chunk: positions go on, and a decoder that looks at neighbors sees them all.
     let many = "9906 ".repeat(70_000);
     let line = refusal(&["decode", "-o", "/dev/null"], (many.clone() + "100256").as_bytes());
     assert!(line.contains("position 70000"), "{line}");
@@ -353,7 +353,7 @@ fn neighbors_are_printed() {
     assert_eq!((ids(&lines[0]), ids(&lines[1])), (vec![2, 1], vec![1, 2]));
     assert!(refusal(&["neighbors", &path, "word"], b"").contains("no tokenizer.json is beside the file"));
     assert!(refusal(&["neighbors", &path, "5"], b"").contains("outside the table of 5 rows"));
-    // With a tokenizer, words; one of several tokens is the mean of its rows, and its tokens are no neighbours.
+    // With a tokenizer, words; one of several tokens is the mean of its rows, and its tokens are no neighbors.
     assert!(
         refusal(&["neighbors", &path, "!", "--tokenizer", "cl100k"], b"").contains("a table of 5 rows is not cl100k")
     );

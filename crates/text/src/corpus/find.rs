@@ -35,7 +35,7 @@ pub(crate) fn find(inputs: &[PathBuf], format: Option<Format>, out: &Path) -> Re
             let before = found.files.len();
             matches(&name, &mut |path| add(path, true, format, out, &mut found))?;
             if found.files.len() == before {
-                return Err(Error::Config(format!("no file matches {name}")));
+                return Err(Error::NoInput { pattern: name.into_owned() });
             }
         }
     }

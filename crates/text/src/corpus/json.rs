@@ -7,8 +7,8 @@
 
 use std::io::{self, BufRead};
 
-use super::Stop;
 use super::utf8::NotUtf8;
+use super::{End, Flaw, Stop};
 
 /// So many objects and arrays may stand in one another, the line's own object included. Python's limit is its stack.
 const DEEPEST: usize = 1000;
@@ -16,21 +16,21 @@ const DEEPEST: usize = 1000;
 /// Why a line gives no text.
 pub(super) enum Fault {
     /// It is wrong.
-    Line(String),
+    Line(Flaw),
     /// Nothing more can be read, or nobody wants more.
     Stop(Stop),
 }
 
-impl From<crate::Error> for Fault {
-    fn from(error: crate::Error) -> Self {
-        Fault::Stop(error.into())
+impl From<End> for Fault {
+    fn from(end: End) -> Self {
+        Fault::Stop(end.into())
     }
 }
 
 impl From<io::Error> for Fault {
     fn from(error: io::Error) -> Self {
         match error.get_ref().is_some_and(|inner| inner.is::<NotUtf8>()) {
-            true => Fault::Line(error.to_string()),
+            true => Fault::Line(Flaw::not_utf8(error.to_string())),
             false => Fault::Stop(error.into()),
         }
     }
@@ -273,7 +273,7 @@ impl<R: BufRead> Json<R> {
     }
 
     pub(super) fn wrong(&self, what: &str) -> Fault {
-        Fault::Line(format!("broken JSON at byte {} of the line: {what}", self.at))
+        Fault::Line(Flaw::new(format!("broken JSON at byte {} of the line: {what}", self.at)))
     }
 }
 

@@ -6,7 +6,7 @@ use std::io::{self, BufRead, Read};
 use super::json::{Fault, Json};
 use super::open::open;
 use super::utf8::Utf8;
-use super::{At, Bad, Body, Document, Each, HEAD_BYTES, Place, Source, Stop, WHOLE_BYTES, first_line};
+use super::{At, Bad, Body, Document, Each, Flaw, HEAD_BYTES, Place, Source, Stop, WHOLE_BYTES, first_line};
 
 /// Longer lines are not held in memory.
 const LINE_BYTES: u64 = WHOLE_BYTES;
@@ -42,8 +42,8 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
                 document(whole, &place, rules.field, &mut held, each)?
             }
         };
-        if let Err(reason) = outcome {
-            each(Err(Bad::New { place, reason }))?;
+        if let Err(flaw) = outcome {
+            each(Err(Bad::New { place, flaw }))?;
         }
         io::copy(&mut rest, &mut io::sink())?; // what nobody wanted
         at += rest.read;
@@ -84,17 +84,17 @@ fn document<R: BufRead>(
     name: &str,
     held: &mut Held,
     each: &mut Each,
-) -> Result<Result<(), String>, Stop> {
+) -> Result<Result<(), Flaw>, Stop> {
     let mut field = Field::Blank;
     let outcome = object(&mut Json::new(line), place, name, held, &mut field, each);
-    let reason = match (outcome, field) {
-        (Err(Fault::Stop(Stop::Each(error))), _) => return Err(error.into()),
+    let flaw = match (outcome, field) {
+        (Err(Fault::Stop(stop @ Stop::End(_))), _) => return Err(stop),
         (Err(fault), _) => {
             if let Field::Given { .. } = field {
                 each(Err(Bad::Last))?;
             }
             match fault {
-                Fault::Line(reason) => reason,
+                Fault::Line(flaw) => flaw,
                 Fault::Stop(stop) => return Err(stop),
             }
         }
@@ -108,22 +108,22 @@ fn document<R: BufRead>(
             }
             return Ok(Ok(()));
         }
-        (Ok(()), Field::Missing) if held.others.is_empty() => format!("no field {name:?}: the object is empty"),
-        (Ok(()), Field::Missing) => {
-            format!("no field {name:?}, only {}", String::from_utf8_lossy(&held.others))
-        }
-        (Ok(()), Field::NoString) => format!("field {name:?} is not a string"),
+        (Ok(()), Field::Missing) => Flaw::no_field(match String::from_utf8_lossy(&held.others) {
+            none if none.is_empty() => format!("no field {name:?}: the object is empty"),
+            others => format!("no field {name:?}, only {others}"),
+        }),
+        (Ok(()), Field::NoString) => Flaw::new(format!("field {name:?} is not a string")),
         (Ok(()), Field::Text { whole: false }) => lone(name),
         (Ok(()), Field::Given { whole: false }) => {
             each(Err(Bad::Last))?;
             lone(name)
         }
     };
-    Ok(Err(reason))
+    Ok(Err(flaw))
 }
 
-fn lone(name: &str) -> String {
-    format!("field {name:?} has half of a surrogate pair (\\uD800 to \\uDFFF), which is no character")
+fn lone(name: &str) -> Flaw {
+    Flaw::new(format!("field {name:?} has half of a surrogate pair (\\uD800 to \\uDFFF), which is no character"))
 }
 
 /// Reads a line that is an object.

@@ -16,11 +16,12 @@ mod utf8;
 
 use std::fmt;
 use std::io::{BufRead, Read};
+use std::ops::ControlFlow;
 use std::sync::atomic::AtomicU64;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
+use crate::{Error, Result};
 
 pub(crate) use find::find;
 pub(crate) use open::Counted;
@@ -41,6 +42,15 @@ pub enum Format {
     Jsonl,
     /// Parquet, with a column of text (feature `parquet`).
     Parquet,
+}
+
+impl std::str::FromStr for Format {
+    type Err = Error;
+
+    /// `text`, `jsonl` or `parquet`.
+    fn from_str(name: &str) -> Result<Self> {
+        Error::named("format", name, &[("text", Format::Text), ("jsonl", Format::Jsonl), ("parquet", Format::Parquet)])
+    }
 }
 
 /// How a file is compressed.
@@ -124,14 +134,51 @@ pub(crate) enum Body<'a> {
 /// Something that is no document.
 pub(crate) enum Bad<'a> {
     /// It should have been one.
-    New { place: Place<'a>, reason: String },
+    New { place: Place<'a>, flaw: Flaw },
     /// The document that was given last is none after all: what came after its text says so. If something is wrong, that is
     /// said next.
     Last,
 }
 
+/// What is wrong with a document, and what can be done about it.
+pub(crate) struct Flaw {
+    pub(crate) reason: String,
+    pub(crate) advice: &'static str,
+}
+
+impl Flaw {
+    pub(crate) fn new(reason: impl Into<String>) -> Self {
+        Flaw { reason: reason.into(), advice: "`OnError::Skip` leaves such documents out" }
+    }
+
+    /// There is no such field or column.
+    fn no_field(reason: String) -> Self {
+        let advice = "`PrepareConfig::field` names the one that is the text; `OnError::Skip` leaves such documents out";
+        Flaw { reason, advice }
+    }
+
+    pub(crate) fn not_utf8(reason: String) -> Self {
+        let advice = "`OnError::Skip` leaves such documents out, `OnError::Replace` reads bad bytes as U+FFFD";
+        Flaw { reason, advice }
+    }
+}
+
 /// What is done with each document. An error ends the reading.
-pub(crate) type Each<'e> = dyn FnMut(std::result::Result<Document<'_>, Bad<'_>>) -> Result<()> + 'e;
+pub(crate) type Each<'e> = dyn FnMut(std::result::Result<Document<'_>, Bad<'_>>) -> std::result::Result<(), End> + 'e;
+
+/// Why whoever gets the documents wants no more of them.
+pub(crate) enum End {
+    /// There were enough.
+    Enough,
+    /// It is of no use to go on.
+    Error(Error),
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        End::Error(error)
+    }
+}
 
 /// A piece of a file, to be read by some rules.
 #[derive(Clone, Copy)]
@@ -149,9 +196,9 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Reads one piece of a file. Everything that is wrong with the file goes to `each`; an error is only what `each`
-/// returned.
-pub(crate) fn documents(source: Source, each: &mut Each) -> Result<()> {
+/// Reads one piece of a file, unless `each` wants no more of it. Everything that is wrong with the file goes to `each`; an error is
+/// only what `each` returned.
+pub(crate) fn documents(source: Source, each: &mut Each) -> Result<ControlFlow<()>> {
     let given = std::cell::Cell::new(0u64);
     let each: &mut Each = &mut |document| {
         given.set(match document {
@@ -161,36 +208,47 @@ pub(crate) fn documents(source: Source, each: &mut Each) -> Result<()> {
         each(document)
     };
     let outcome = match source.file.format {
-        _ if source.file.bytes == 0 && source.file.path != "-" => Err(Stop::File("the file is empty".to_string())),
+        _ if source.file.bytes == 0 && source.file.path != "-" => Err(Stop::file("the file is empty")),
         Format::Text => text::documents(source, each),
         Format::Jsonl => jsonl::documents(source, each),
         #[cfg(feature = "parquet")]
         Format::Parquet => parquet::documents(source, each),
         #[cfg(not(feature = "parquet"))]
-        Format::Parquet => Err(Stop::File("Parquet needs the feature `parquet`".to_string())),
+        Format::Parquet => Err(Stop::file("Parquet needs the feature `parquet`")),
+    };
+    let whole = source.piece.start == 0 && source.piece.end == u64::MAX;
+    let outcome = match outcome {
+        Ok(()) if given.get() == 0 && whole => Err(Stop::file("there is no text in it: it is empty")),
+        other => other,
+    };
+    let outcome = match outcome {
+        Ok(()) => Ok(()),
+        Err(Stop::End(end)) => Err(end),
+        Err(Stop::File(flaw)) => each(Err(Bad::New { place: source.place(At::File), flaw })),
     };
     match outcome {
-        Ok(()) if given.get() == 0 && source.piece.start == 0 && source.piece.end == u64::MAX => {
-            let reason = "there is no text in it: it is empty".to_string();
-            each(Err(Bad::New { place: source.place(At::File), reason }))
-        }
-        Ok(()) => Ok(()),
-        Err(Stop::Each(error)) => Err(error),
-        Err(Stop::File(reason)) => each(Err(Bad::New { place: source.place(At::File), reason })),
+        Ok(()) => Ok(ControlFlow::Continue(())),
+        Err(End::Enough) => Ok(ControlFlow::Break(())),
+        Err(End::Error(error)) => Err(error),
     }
 }
 
 /// Why the reading of a piece ended early.
 enum Stop {
-    /// The one who gets the documents said so.
-    Each(crate::Error),
+    End(End),
     /// The file cannot be read on.
-    File(String),
+    File(Flaw),
+}
+
+impl Stop {
+    fn file(reason: impl Into<String>) -> Self {
+        Stop::File(Flaw::new(reason))
+    }
 }
 
 impl From<std::io::Error> for Stop {
     fn from(error: std::io::Error) -> Self {
-        if of_the_machine(&error) { Stop::Each(crate::Error::io("input", error)) } else { Stop::File(reason(&error)) }
+        if of_the_machine(&error) { Stop::End(Error::io("input", error).into()) } else { Stop::file(reason(&error)) }
     }
 }
 
@@ -201,9 +259,9 @@ pub(crate) fn of_the_machine(error: &std::io::Error) -> bool {
     matches!(error.kind(), OutOfMemory | QuotaExceeded | StorageFull) || matches!(code, Some(5 | 23 | 24)) // EIO, ENFILE, EMFILE
 }
 
-impl From<crate::Error> for Stop {
-    fn from(error: crate::Error) -> Self {
-        Stop::Each(error)
+impl From<End> for Stop {
+    fn from(end: End) -> Self {
+        Stop::End(end)
     }
 }
 
@@ -245,8 +303,8 @@ fn deliver(
         Err(error) if rules.lossy => String::from_utf8_lossy(error.as_bytes()).into_owned(),
         Err(error) => {
             let byte = error.utf8_error().valid_up_to();
-            let reason = format!("invalid UTF-8 at byte {byte} of the document");
-            return Ok(each(Err(Bad::New { place, reason }))?);
+            let flaw = Flaw::not_utf8(format!("invalid UTF-8 at byte {byte} of the document"));
+            return Ok(each(Err(Bad::New { place, flaw }))?);
         }
     };
     Ok(each(Ok(Document { place, head: &head, begins, ends, body: Body::Text(&text) }))?)

@@ -11,11 +11,11 @@ use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
 use super::open::open;
-use super::{At, Bad, CorpusFile, Each, Packing, Source, Stop, WHOLE_BYTES, deliver};
+use super::{At, Bad, CorpusFile, Each, Flaw, Packing, Source, Stop, WHOLE_BYTES, deliver};
 
 impl From<ParquetError> for Stop {
     fn from(error: ParquetError) -> Self {
-        Stop::File(format!("Parquet: {error}"))
+        Stop::file(format!("Parquet: {error}"))
     }
 }
 
@@ -42,15 +42,15 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
     let schema = metadata.file_metadata().schema_descr();
     let Some(column) = schema.columns().iter().position(|column| column.path().string() == rules.field) else {
         let names: Vec<String> = schema.columns().iter().take(8).map(|column| column.path().string()).collect();
-        return Err(Stop::File(format!("no column {:?}, only {}", rules.field, names.join(", "))));
+        return Err(Stop::File(Flaw::no_field(format!("no column {:?}, only {}", rules.field, names.join(", ")))));
     };
     let about = schema.column(column);
     if about.physical_type() != Type::BYTE_ARRAY || about.max_rep_level() > 0 {
-        return Err(Stop::File(format!("column {:?} is not a column of text", rules.field)));
+        return Err(Stop::file(format!("column {:?} is not a column of text", rules.field)));
     }
     let groups = metadata.num_row_groups();
     if groups == 0 {
-        return Err(Stop::File("the file is empty".to_string()));
+        return Err(Stop::file("the file is empty"));
     }
     let mut row: u64 = metadata.row_groups()[..groups.min(piece.start as usize)]
         .iter()
@@ -65,7 +65,7 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
         let ColumnReader::ByteArrayColumnReader(mut values) =
             guard(|| reader.get_row_group(number)?.get_column_reader(column))?
         else {
-            return Err(Stop::File(format!("column {:?} is not a column of text", rules.field)));
+            return Err(Stop::file(format!("column {:?} is not a column of text", rules.field)));
         };
         let (mut texts, mut levels): (Vec<ByteArray>, Vec<i16>) = Default::default();
         loop {
@@ -86,8 +86,8 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
                 match there.then(|| next.next()).flatten() {
                     Some(text) => deliver(&mut text.data(), place, None, rules, each)?,
                     None => {
-                        let reason = format!("column {:?} is null", rules.field);
-                        each(Err(Bad::New { place, reason }))?;
+                        let flaw = Flaw::new(format!("column {:?} is null", rules.field));
+                        each(Err(Bad::New { place, flaw }))?;
                     }
                 }
             }
@@ -100,6 +100,6 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
 fn guard<T>(f: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, Stop> {
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(result) => Ok(result?),
-        Err(_) => Err(Stop::File("Parquet: the file is broken".to_string())),
+        Err(_) => Err(Stop::file("Parquet: the file is broken")),
     }
 }

@@ -91,5 +91,5 @@ fn parquet_pieces(file: usize, about: &CorpusFile) -> Result<Vec<Piece>> {
 
 #[cfg(not(feature = "parquet"))]
 fn parquet_pieces(_: usize, about: &CorpusFile) -> Result<Vec<Piece>> {
-    Err(Error::Config(format!("{}: Parquet needs the feature `parquet`", about.path)))
+    Err(Error::FeatureMissing { what: format!("{}: Parquet", about.path), feature: "parquet" })
 }

@@ -6,6 +6,9 @@ use reqwest::StatusCode;
 use super::Hub;
 use crate::Error;
 
+/// How the Hub says, in its header `x-error-code`, that a repository has no such file.
+const NO_FILE: &str = "EntryNotFound";
+
 pub(super) fn said(asked: String, answer: impl Into<String>, advice: impl Into<String>) -> Error {
     Error::Hub { asked, answer: answer.into(), advice: advice.into(), absent: false }
 }
@@ -35,7 +38,7 @@ pub(super) fn refused(status: StatusCode, code: Option<&str>, asked: String, hub
     let advice = match (status.as_u16(), code) {
         (401 | 403, _) => login,
         (404, Some("RevisionNotFound")) => "there is no such branch, tag or commit",
-        (404, Some("EntryNotFound")) => "there is no such file in the repository",
+        (404, Some(NO_FILE)) => "there is no such file in the repository",
         (404, _) => "look at the names of repository, revision and file; private repositories need HF_TOKEN",
         (416, _) => "the file is shorter than it said: try again",
         (429, _) => "too many requests: wait a while, or set HF_TOKEN",
@@ -43,7 +46,7 @@ pub(super) fn refused(status: StatusCode, code: Option<&str>, asked: String, hub
         (200..300, _) => "a server that sends whole files where a part is asked: use another mirror (HF_ENDPOINT)",
         _ => "look at HF_ENDPOINT and the names of repository and file",
     };
-    let absent = status == StatusCode::NOT_FOUND && matches!(code, None | Some("EntryNotFound"));
+    let absent = status == StatusCode::NOT_FOUND && matches!(code, None | Some(NO_FILE));
     Error::Hub { asked, answer, advice: advice.to_string(), absent }
 }
 
@@ -78,7 +81,7 @@ pub(super) fn of_client(error: HFError, asked: String, hub: &Hub) -> Error {
         | HFError::EntryNotFound { context, .. } => {
             // What the server says is missing, not what hf-hub guesses by what it asked for.
             let code = context.as_ref().and_then(|context| context.error_code.as_deref());
-            refused(StatusCode::NOT_FOUND, code.or(Some("EntryNotFound")), asked, hub)
+            refused(StatusCode::NOT_FOUND, code.or(Some(NO_FILE)), asked, hub)
         }
         HFError::Request { source, .. } => unreachable(source, asked, hub),
         HFError::Io(cause) => said(asked, cause.to_string(), format!("look at the cache in {}", hub.cache.display())),

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use reqwest::blocking::{Client, Response};
@@ -137,7 +137,7 @@ impl RemoteFile {
     }
 
     /// Fetches a part into `out` from `offset` on, four pieces of 8 MiB at a time. Where an earlier call was cut short, `out` is that
-    /// file, and the file `notes` says what it has. `progress` hears of bytes that arrived.
+    /// file, and the file `notes` says what it has. `progress` is told how many bytes are here, and of how many.
     ///
     /// # Errors
     /// [`Error::Config`] if the part does not lie within the file; [`Error::Hub`]; [`Error::Io`].
@@ -147,7 +147,7 @@ impl RemoteFile {
         out: &File,
         offset: u64,
         notes: &Path,
-        progress: &(dyn Fn(u64) + Sync),
+        progress: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<()> {
         self.check(&range)?;
         let fresh = Progress {
@@ -170,9 +170,10 @@ impl RemoteFile {
             from..(from + CHUNK_BYTES).min(range.end)
         };
         let left: Vec<u64> = (0..chunks).filter(|chunk| !state.done.contains(chunk)).collect();
-        (0..chunks)
-            .filter(|chunk| !left.contains(chunk))
-            .for_each(|chunk| progress(part(chunk).end - part(chunk).start));
+        let here = (0..chunks).filter(|chunk| !left.contains(chunk)).map(|chunk| part(chunk).end - part(chunk).start);
+        let (done, total) = (AtomicU64::new(0), range.end - range.start);
+        let arrived = |bytes: u64| progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
+        here.for_each(arrived);
         let (left, state) = (Mutex::new(left.into_iter()), Mutex::new(state));
         let (stop, failure) = (AtomicBool::new(false), Mutex::new(None));
         let one = |chunk: u64| -> Result<()> {
@@ -185,7 +186,7 @@ impl RemoteFile {
             let mut state = state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             state.done.push(chunk);
             crate::support::files::write_whole(notes, serde_json::to_string(&*state).unwrap_or_default().as_bytes())?;
-            progress(bytes.len() as u64);
+            arrived(bytes.len() as u64);
             Ok(())
         };
         std::thread::scope(|scope| {

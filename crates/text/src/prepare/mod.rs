@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use crate::corpus::{Bad, Document, Source, documents};
+use crate::corpus::{Bad, Document, End, Source, documents};
 use crate::shard::{FORMAT, MANIFEST, Manifest, ShardInfo, Skipped, SplitInfo, VERSION};
 use crate::support::files::remove_temporaries;
 use crate::{Error, Result, Tokenizer};
@@ -35,6 +35,16 @@ pub enum OnError {
     Skip,
     /// Read bytes that are not UTF-8 as U+FFFD; stop at everything else.
     Replace,
+}
+
+impl std::str::FromStr for OnError {
+    type Err = Error;
+
+    /// `error`, `skip` or `replace`.
+    fn from_str(name: &str) -> Result<Self> {
+        let all = [("error", OnError::Error), ("skip", OnError::Skip), ("replace", OnError::Replace)];
+        Error::named("on_error", name, &all)
+    }
 }
 
 /// What stands after each document.
@@ -147,7 +157,7 @@ pub enum Event<'a> {
 /// - [`Error::Document`]: a document that cannot be used, under [`OnError::Error`].
 /// - [`Error::Folder`]: the folder belongs to other inputs, settings or another tokenizer, or the disk is full. Finished units
 ///   are kept.
-/// - [`Error::Config`], [`Error::Io`].
+/// - [`Error::NoInput`], [`Error::FeatureMissing`] (Parquet), [`Error::Config`], [`Error::Io`].
 ///
 /// # Cost
 /// Some 45 MB, and up to 2 more a thread where documents have megabytes, for any size of corpus and document (and the
@@ -170,7 +180,11 @@ pub enum Event<'a> {
 /// assert_eq!(manifest.splits["train"].tokens, 3); // Hello, world, <|endoftext|>
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn prepare(tokenizer: &Tokenizer, cfg: &PrepareConfig, watch: &(dyn Fn(Event) + Sync)) -> Result<Option<Manifest>> {
+pub fn prepare(
+    tokenizer: &Tokenizer,
+    cfg: &PrepareConfig,
+    progress: &(dyn Fn(Event) + Sync),
+) -> Result<Option<Manifest>> {
     let (plan, ignored_files) = Plan::new(tokenizer, cfg)?;
     if cfg.out.join(MANIFEST).exists() {
         plan.compare_with(&cfg.out)?;
@@ -180,14 +194,15 @@ pub fn prepare(tokenizer: &Tokenizer, cfg: &PrepareConfig, watch: &(dyn Fn(Event
     plan.store(&cfg.out)?;
     let to_do = missing(&plan, &cfg.out, cfg.rank);
     let bytes = to_do.iter().map(|unit| plan.unit_bytes(*unit)).sum();
-    watch(Event::Planned { units: plan.units.len(), to_do: to_do.len(), bytes, ignored_files });
+    progress(Event::Planned { units: plan.units.len(), to_do: to_do.len(), bytes, ignored_files });
 
     let (next, failed, first_error) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(None));
     let work = || {
         while !failed.load(Ordering::Relaxed) {
             let Some(unit) = to_do.get(next.fetch_add(1, Ordering::Relaxed)) else { return };
-            match unit::encode(tokenizer, &plan, *unit, &cfg.out, watch, &failed) {
-                Ok(report) => watch(Event::Unit(&report)),
+            match unit::encode(tokenizer, &plan, *unit, &cfg.out, progress, &failed) {
+                Ok(Some(report)) => progress(Event::Unit(&report)),
+                Ok(None) => return,
                 Err(error) => {
                     // In this order: who sees `failed` comes too late to be the first.
                     first_error.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
@@ -221,7 +236,7 @@ pub fn prepare(tokenizer: &Tokenizer, cfg: &PrepareConfig, watch: &(dyn Fn(Event
 /// Units of `rank` that are not done; of the only rank, all that are not.
 fn missing(plan: &Plan, out: &Path, rank: Rank) -> Vec<usize> {
     let mine = (0..plan.units.len()).filter(|unit| unit % rank.world_size == rank.rank);
-    mine.filter(|unit| unit::done(out, *unit, plan.dtype).is_none()).collect()
+    mine.filter(|unit| unit::done(out, *unit, plan.id_type).is_none()).collect()
 }
 
 fn is_full(error: &std::io::Error) -> bool {
@@ -259,7 +274,7 @@ fn manifest(plan: &Plan, out: &Path) -> Result<Manifest> {
     for unit in 0..plan.units.len() {
         let path = out.to_path_buf();
         let reason = || format!("unit {unit} is not done any more");
-        let report = unit::done(out, unit, plan.dtype).ok_or_else(|| Error::Folder { path, reason: reason() })?;
+        let report = unit::done(out, unit, plan.id_type).ok_or_else(|| Error::Folder { path, reason: reason() })?;
         train.add(report.train);
         val.add(report.val);
         skipped.count += report.skipped.count;
@@ -272,7 +287,7 @@ fn manifest(plan: &Plan, out: &Path) -> Result<Manifest> {
         table_rows: plan.table_rows,
         largest_id: train.shards.iter().chain(&val.shards).filter_map(|shard| shard.largest_id).max(),
         separator: plan.separator.clone(),
-        dtype: plan.dtype,
+        id_type: plan.id_type,
         val: plan.val,
         seed: plan.seed,
         skipped,
@@ -331,12 +346,9 @@ pub fn estimate(tokenizer: &Tokenizer, cfg: &PrepareConfig) -> Result<Estimate> 
                 found.1 += unit::count(tokenizer, document, SAMPLE_BYTES).unwrap_or(0);
                 found.0 = read.load(Ordering::Relaxed);
             }
-            if found.0 >= SAMPLE_BYTES { Err(Error::Config(String::new())) } else { Ok(()) }
+            if found.0 >= SAMPLE_BYTES { Err(End::Enough) } else { Ok(()) }
         };
-        match documents(Source { file, piece, rules: &rules, read: &read }, &mut each) {
-            Err(Error::Config(end)) if end.is_empty() => (),
-            result => result?,
-        }
+        _ = documents(Source { file, piece, rules: &rules, read: &read }, &mut each)?;
         read_bytes += found.0;
         tokens += found.1;
     }
@@ -348,6 +360,6 @@ pub fn estimate(tokenizer: &Tokenizer, cfg: &PrepareConfig) -> Result<Estimate> 
         bytes,
         units: plan.units.len(),
         tokens,
-        shard_bytes: tokens * plan.dtype.bytes() as u64,
+        shard_bytes: tokens * plan.id_type.bytes() as u64,
     })
 }

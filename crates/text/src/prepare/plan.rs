@@ -20,7 +20,8 @@ pub(super) struct Plan {
     specials: String,
     pub(super) table_rows: usize,
     pub(super) separator: Option<Separator>,
-    pub(super) dtype: IdType,
+    #[serde(rename = "dtype")]
+    pub(super) id_type: IdType,
     pub(super) val: f64,
     pub(super) seed: u64,
     pub(super) on_error: OnError,
@@ -76,7 +77,7 @@ impl Plan {
             specials: tokenizer.rule().to_string(),
             table_rows: tokenizer.vocab_size(),
             separator: separator(tokenizer, &cfg.separator)?,
-            dtype: IdType::for_rows(tokenizer.vocab_size()),
+            id_type: IdType::for_rows(tokenizer.vocab_size()),
             val: cfg.val,
             seed: cfg.seed,
             on_error: cfg.on_error,

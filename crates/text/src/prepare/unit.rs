@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::plan::Plan;
 use super::{Event, OnError, UnitReport};
-use crate::corpus::{Bad, Body, Counted, Document, Source, documents, of_the_machine, reason};
+use crate::corpus::{Bad, Body, Counted, Document, End, Flaw, Source, documents, of_the_machine, reason};
 use crate::shard::{IdType, ShardWriter, Skipped};
 use crate::support::files::{read_regular, write_whole};
 use crate::{Error, Result, Tokenizer};
@@ -20,12 +20,12 @@ fn marker(out: &Path, unit: usize) -> PathBuf {
 }
 
 /// The report of a unit that is done: its file is there, and so are its shards, in full length.
-pub(super) fn done(out: &Path, unit: usize, dtype: IdType) -> Option<UnitReport> {
+pub(super) fn done(out: &Path, unit: usize, id_type: IdType) -> Option<UnitReport> {
     let report: UnitReport = serde_json::from_slice(&read_regular(&marker(out, unit)).ok()?).ok()?;
     let there = |split: &str, tokens: u64, stem: &str| {
         let bytes =
             |ending| std::fs::metadata(out.join(split).join(format!("{stem}.{ending}"))).map(|about| about.len());
-        let full = bytes("bin").is_ok_and(|bytes| Some(bytes) == tokens.checked_mul(dtype.bytes() as u64));
+        let full = bytes("bin").is_ok_and(|bytes| Some(bytes) == tokens.checked_mul(id_type.bytes() as u64));
         tokens == 0 || (full && bytes("idx").is_ok())
     };
     let whole =
@@ -33,16 +33,16 @@ pub(super) fn done(out: &Path, unit: usize, dtype: IdType) -> Option<UnitReport>
     whole.then_some(report)
 }
 
-/// Encodes a unit. `stop` is set when another thread has failed.
+/// Encodes a unit. `None`: it was given up because another thread has failed, as `stop` says.
 pub(super) fn encode(
     tokenizer: &Tokenizer,
     plan: &Plan,
     unit: usize,
     out: &Path,
-    watch: &(dyn Fn(Event) + Sync),
+    progress: &(dyn Fn(Event) + Sync),
     stop: &AtomicBool,
-) -> Result<UnitReport> {
-    let create = |split: &str| ShardWriter::create(out.join(split).join(format!("{unit:06}")), plan.dtype);
+) -> Result<Option<UnitReport>> {
+    let create = |split: &str| ShardWriter::create(out.join(split).join(format!("{unit:06}")), plan.id_type);
     let mut encoder = Encoder {
         tokenizer,
         plan,
@@ -57,42 +57,42 @@ pub(super) fn encode(
     let rules = plan.rules(cuts.as_ref().map(|cuts| cuts as _));
     for piece in &plan.units[unit] {
         let source = Source { file: &plan.files[piece.file], piece, rules: &rules, read: &read };
-        documents(source, &mut |document| {
+        let read_to = documents(source, &mut |document| {
             match document {
                 Ok(document) => encoder.document(document)?,
                 Err(Bad::Last) => encoder.retract()?,
-                Err(Bad::New { place, reason }) => {
+                Err(Bad::New { place, flaw }) => {
                     encoder.settle()?;
-                    encoder.skip(place.to_string(), reason)?;
+                    encoder.skip(place.to_string(), flaw)?;
                 }
             }
             let bytes = read.load(Ordering::Relaxed);
             if bytes - said.0 >= PROGRESS_BYTES {
                 let tokens = encoder.tokens();
-                watch(Event::Progress { bytes: bytes - said.0, tokens: tokens.saturating_sub(said.1) });
+                progress(Event::Progress { bytes: bytes - said.0, tokens: tokens.saturating_sub(said.1) });
                 said = (bytes, tokens);
             }
-            match stop.load(Ordering::Relaxed) {
-                true => Err(Error::Config("stopped".to_string())), // nobody sees it: the first error counts
-                false => Ok(()),
-            }
+            if stop.load(Ordering::Relaxed) { Err(End::Enough) } else { Ok(()) }
         })?;
+        if read_to.is_break() {
+            return Ok(None);
+        }
     }
     encoder.settle()?;
-    watch(Event::Progress {
+    progress(Event::Progress {
         bytes: read.load(Ordering::Relaxed) - said.0,
         tokens: encoder.tokens().saturating_sub(said.1),
     });
     let Encoder { shards: [train, val], skipped, .. } = encoder;
     let report = UnitReport { unit, train: train.finish()?, val: val.finish()?, skipped };
     write_whole(&marker(out, unit), &serde_json::to_vec(&report).expect("a report is JSON"))?;
-    Ok(report)
+    Ok(Some(report))
 }
 
 /// Ids of a document, or of about so many bytes of it: for estimates.
 pub(super) fn count(tokenizer: &Tokenizer, document: Document, bytes: u64) -> Result<u64> {
     match document.body {
-        Body::Text(text) => Ok(tokenizer.count(text)? as u64 + 1),
+        Body::Text(text) => Ok(crate::count_tokens(tokenizer, text)? as u64 + 1),
         Body::Stream(reader) => {
             let mut tokens = 0;
             for ids in tokenizer.encode_reader(std::io::Read::take(reader, bytes.max(1 << 20)), true) {
@@ -118,7 +118,7 @@ enum Last {
     /// It was written to this split, with so many bytes of text.
     Written { split: usize, bytes: u64 },
     /// It cannot be used.
-    Bad { place: String, reason: String },
+    Bad { place: String, flaw: Flaw },
 }
 
 struct Split {
@@ -152,7 +152,7 @@ impl Encoder<'_> {
             Body::Text(text) => {
                 self.ids.clear();
                 if let Err(error) = self.tokenizer.encode_into(text, &mut self.ids) {
-                    self.last = Some(Last::Bad { place, reason: error.to_string() });
+                    self.last = Some(Last::Bad { place, flaw: Flaw::new(error.to_string()) });
                     return Ok(());
                 }
                 writer.push(&self.ids)?;
@@ -171,13 +171,15 @@ impl Encoder<'_> {
                 }
                 if let Some(error) = bad {
                     writer.undo_document()?;
-                    let why = match error {
+                    let flaw = match error {
                         Error::Io { cause, .. } if of_the_machine(&cause) => return Err(Error::io(&place, cause)),
-                        Error::Io { cause, .. } => reason(&cause),
-                        Error::InvalidUtf8 { byte } => format!("invalid UTF-8 at byte {byte} of the document"),
-                        other => other.to_string(),
+                        Error::Io { cause, .. } => Flaw::new(reason(&cause)),
+                        Error::InvalidUtf8 { byte } => {
+                            Flaw::not_utf8(format!("invalid UTF-8 at byte {byte} of the document"))
+                        }
+                        other => Flaw::new(other.to_string()),
                     };
-                    self.last = Some(Last::Bad { place, reason: why });
+                    self.last = Some(Last::Bad { place, flaw });
                     return Ok(());
                 }
                 read.into_inner()
@@ -199,7 +201,7 @@ impl Encoder<'_> {
     fn settle(&mut self) -> Result<()> {
         match self.last.take() {
             Some(Last::Written { split, .. }) => self.shards[split].writer.end_document(),
-            Some(Last::Bad { place, reason }) => self.skip(place, reason),
+            Some(Last::Bad { place, flaw }) => self.skip(place, flaw),
             None => Ok(()),
         }
     }
@@ -212,9 +214,10 @@ impl Encoder<'_> {
     }
 
     /// What happens to a document that cannot be used.
-    fn skip(&mut self, place: String, reason: String) -> Result<()> {
+    fn skip(&mut self, place: String, flaw: Flaw) -> Result<()> {
+        let Flaw { reason, advice } = flaw;
         if self.plan.on_error != OnError::Skip {
-            return Err(Error::Document { place, reason });
+            return Err(Error::Document { place, reason, advice });
         }
         self.skipped.count += 1;
         if self.skipped.count <= LISTED {

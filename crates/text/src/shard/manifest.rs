@@ -32,7 +32,8 @@ pub struct Manifest {
     /// What stands between documents.
     pub separator: Option<Separator>,
     /// How ids are stored.
-    pub dtype: IdType,
+    #[serde(rename = "dtype")]
+    pub id_type: IdType,
     /// Share of documents that went to the split `val`.
     pub val: f64,
     /// Seed of that choice.
@@ -174,7 +175,7 @@ impl Manifest {
     /// # Errors
     /// [`Error::Io`]; [`Error::Shard`] if the files' lengths are not what `info` says.
     pub fn open(&self, folder: &Path, split: &str, info: &ShardInfo, io: Io) -> Result<Shard> {
-        Shard::open(folder.join(split).join(&info.name), info, self.dtype, io)
+        Shard::open(folder.join(split).join(&info.name), info, self.id_type, io)
     }
 
     pub(crate) fn write(&self, folder: &Path) -> Result<()> {
@@ -187,7 +188,7 @@ impl Manifest {
     pub fn fingerprint(&self, split: &str) -> u64 {
         let mut fingerprint = Fingerprint::new("split");
         fingerprint.add(self.tokenizer.as_ref().map_or("", |t| &t.fingerprint).as_bytes());
-        fingerprint.add(&[self.dtype.bytes() as u8]);
+        fingerprint.add(&[self.id_type.bytes() as u8]);
         fingerprint.add(&self.separator.as_ref().map_or(u32::MAX, |s| s.id).to_le_bytes());
         for shard in self.splits.get(split).iter().flat_map(|split| &split.shards) {
             fingerprint.add(shard.name.as_bytes());

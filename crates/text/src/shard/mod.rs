@@ -2,6 +2,9 @@
 //!
 //! Every byte of the format stands in `docs/format.md`. This module knows nothing of text: of the tokenizer it
 //! keeps a name, a fingerprint and a number of rows.
+//!
+//! Arguments stand in one order: what is read (a folder and its split, or files), what it is, where it goes, and last who hears of
+//! the progress.
 
 mod foreign;
 mod index;
@@ -12,6 +15,8 @@ mod verify;
 mod write;
 
 use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
 
 pub use foreign::{Foreign, ForeignFile, export, import};
 pub use manifest::{Manifest, Separator, ShardInfo, Skipped, SplitInfo, TokenizerInfo};
@@ -81,5 +86,20 @@ impl IdType {
                 }
             }
         }
+    }
+}
+
+impl std::str::FromStr for IdType {
+    type Err = Error;
+
+    /// `u16` or `u32`.
+    fn from_str(name: &str) -> Result<Self> {
+        Error::named("id type", name, &[("u16", IdType::U16), ("u32", IdType::U32)])
+    }
+}
+
+impl std::fmt::Display for IdType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "u{}", 8 * self.bytes())
     }
 }

@@ -406,7 +406,7 @@ fn map(file: &File) -> std::io::Result<Mmap> {
     unsafe { Mmap::map(file) }
 }
 
-/// Read-ahead of neighbours is waste in a random order; [`Shard::advise`] asks for what comes.
+/// Read-ahead of neighbors is waste in a random order; [`Shard::advise`] asks for what comes.
 fn hint_random(map: &Mmap) {
     #[cfg(unix)]
     {

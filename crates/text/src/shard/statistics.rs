@@ -30,21 +30,23 @@ pub struct LongDocument {
 }
 
 impl Statistics {
-    /// Reads all ids of split `split` of `folder`; `progress` is told how many at a time. The `longest` longest documents are
-    /// kept.
+    /// Reads all ids of split `split` of `folder`; `progress` is told how many bytes of them were read, and of how many. The
+    /// `longest` longest documents are kept.
     ///
     /// # Errors
     /// Those of [`Manifest::read`] and [`Shard::open`](super::Shard::open). A split that is not there has no ids.
     ///
     /// # Cost
     /// One pass over the ids; 8 bytes a table row.
-    pub fn read(folder: &Path, split: &str, longest: usize, mut progress: impl FnMut(u64)) -> Result<Self> {
+    pub fn read(folder: &Path, split: &str, longest: usize, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Self> {
         let manifest = Manifest::read(folder)?;
         let mut statistics = Statistics { counts: vec![0; manifest.table_rows], ..Default::default() };
         let (mut tokens, mut touched, mut next) = (0u64, 0usize, 1u64);
         let mut last: Option<LongDocument> = None;
-        let shards = manifest.splits.get(split).into_iter().flat_map(|split| &split.shards);
-        for (number, info) in shards.enumerate() {
+        let split_info = manifest.splits.get(split);
+        let bytes = |tokens: u64| tokens.saturating_mul(manifest.id_type.bytes() as u64);
+        let total = bytes(split_info.map_or(0, |split| split.tokens));
+        for (number, info) in split_info.into_iter().flat_map(|split| &split.shards).enumerate() {
             let shard = manifest.open(folder, split, info, Io::Map)?;
             shard.for_each(|ids| {
                 for id in ids {
@@ -59,7 +61,7 @@ impl Statistics {
                         next += (next / 5).max(1);
                     }
                 }
-                progress(ids.len() as u64);
+                progress(bytes(tokens), total);
             })?;
             let index = shard.index()?;
             for document in 0..index.documents() {

@@ -7,26 +7,37 @@ use crc32fast::Hasher;
 
 use super::write::with_suffix;
 use super::{Io, Manifest, Shard, ShardInfo};
-use crate::support::files::open_regular;
+use crate::support::files::{open_regular, regular};
 use crate::{Error, Result};
 
-/// Recounts and checksums all shards of `folder`; `progress` is told the bytes read. What is wrong comes back as one line a
-/// finding; no line means that all is well.
+/// Of the files of a shard.
+const ENDINGS: [&str; 2] = [".bin", ".idx"];
+
+/// Recounts and checksums all shards of `folder`; `progress` is told how many bytes were read, and of how many. What is wrong
+/// comes back as one line a finding; no line means that all is well.
 ///
 /// Checked: that both files of each shard are there with the right length and CRC-32, ids and documents counted again,
 /// the largest id, that sequences follow one another without gaps, and that every document ends with the separator.
 ///
 /// # Errors
 /// Those of [`Manifest::read`]: without a manifest nothing can be compared.
-pub fn verify(folder: impl AsRef<Path>, mut progress: impl FnMut(u64)) -> Result<Vec<String>> {
+pub fn verify(folder: impl AsRef<Path>, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Vec<String>> {
     let folder = folder.as_ref();
     let manifest = Manifest::read(folder)?;
+    let stem = |split: &str, shard: &ShardInfo| folder.join(split).join(&shard.name);
+    let shards = manifest.splits.iter().flat_map(|(name, split)| split.shards.iter().map(move |info| stem(name, info)));
+    let files = shards.flat_map(|stem| ENDINGS.map(|ending| with_suffix(&stem, ending)));
+    let total = files.map(|file| regular(&file).map_or(0, |about| about.len())).fold(0, u64::saturating_add);
+    let mut done = 0;
+    let mut read = |bytes| {
+        done += bytes;
+        progress(done, total);
+    };
     let mut findings = Vec::new();
     for (name, split) in &manifest.splits {
         for (i, info) in split.shards.iter().enumerate() {
             let next_continues = split.shards.get(i + 1).is_some_and(|next| next.continues);
-            let stem = folder.join(name).join(&info.name);
-            if let Err(error) = shard(&manifest, &stem, info, next_continues, &mut progress) {
+            if let Err(error) = shard(&manifest, &stem(name, info), info, next_continues, &mut read) {
                 findings.push(error.to_string());
             }
         }
@@ -50,12 +61,12 @@ fn shard(
     stem: &Path,
     info: &ShardInfo,
     next_continues: bool,
-    progress: &mut impl FnMut(u64),
+    read: &mut dyn FnMut(u64),
 ) -> Result<()> {
-    let shard = Shard::open(stem, info, manifest.dtype, Io::Pread)?;
-    for (ending, expected) in [(".bin", info.crc32), (".idx", info.index_crc32)] {
+    let shard = Shard::open(stem, info, manifest.id_type, Io::Pread)?;
+    for (ending, expected) in ENDINGS.into_iter().zip([info.crc32, info.index_crc32]) {
         let path = with_suffix(stem, ending);
-        let found = crc_of(&path, progress)?;
+        let found = crc_of(&path, read)?;
         if found != expected {
             let reason =
                 format!("CRC-32 {found:08x}, but the manifest promises {expected:08x}: its content was changed");
@@ -92,15 +103,15 @@ fn shard(
     Ok(())
 }
 
-fn crc_of(path: &Path, progress: &mut impl FnMut(u64)) -> Result<u32> {
+fn crc_of(path: &Path, read: &mut dyn FnMut(u64)) -> Result<u32> {
     let mut file = BufReader::new(open_regular(path).map_err(|e| Error::io(path, e))?);
     let (mut crc, mut buffer) = (Hasher::new(), vec![0; 1 << 18]);
     loop {
         match file.read(&mut buffer).map_err(|e| Error::io(path, e))? {
             0 => return Ok(crc.finalize()),
-            read => {
-                crc.update(&buffer[..read]);
-                progress(read as u64);
+            count => {
+                crc.update(&buffer[..count]);
+                read(count as u64);
             }
         }
     }

@@ -3,25 +3,26 @@
 use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 use tokenizers::{AddedToken, Encoding, Tokenizer};
 
-use super::Specials;
+use super::engine::Engine;
+use super::specials::{SpecialTokens, Specials};
 use crate::support::Fingerprint;
+use crate::{Error, NO_TOKEN};
 
 pub(super) struct File {
-    pub(super) name: String,
+    name: String,
     /// Text and id of every special token.
-    pub(super) specials: Vec<(String, u32)>,
-    pub(super) fingerprint: u64,
-    /// Ordinary tokens, and the largest id + 1 among them and among all.
-    pub(super) ordinary: usize,
-    pub(super) rows_ordinary: usize,
-    pub(super) rows: usize,
+    specials: Vec<(String, u32)>,
+    fingerprint: u64,
+    /// The largest id + 1 among all tokens, and among ordinary ones.
+    rows: usize,
+    ordinary_rows: usize,
     /// Reads the text of a special token as text.
     plain: Tokenizer,
     /// Reads it as the token. Made when first asked for.
@@ -81,9 +82,8 @@ impl File {
         Ok(File {
             name: name.into_owned(),
             fingerprint: fingerprint.finish(),
-            ordinary: vocab.values().filter(|id| !special(**id)).count(),
-            rows_ordinary: rows(&mut vocab.values().copied().filter(|id| !special(*id))),
             rows: rows(&mut vocab.values().copied()),
+            ordinary_rows: rows(&mut vocab.values().copied().filter(|id| !special(*id))),
             specials,
             alphabet: alphabet(&value["decoder"]),
             with_specials: OnceLock::new(),
@@ -94,7 +94,7 @@ impl File {
 
     /// The same with the `new` special tokens, of which (and of earlier ones) `found` count as added. It is what reading the file
     /// that it would be saved as gives.
-    pub(super) fn with_more(&self, new: &[&str], found: &[&str]) -> Result<Self, String> {
+    fn grown(&self, new: &[&str], found: &[&str]) -> Result<Self, String> {
         let mut plain = self.plain.clone();
         contained(|| plain.add_special_tokens(new.iter().map(|token| AddedToken::from(*token, true))))?;
         let json = contained(|| plain.to_string(false))?;
@@ -120,7 +120,7 @@ impl File {
         Ok(grown)
     }
 
-    pub(super) fn encode(&self, text: &str, specials: Specials) -> Result<Encoding, String> {
+    fn encode(&self, text: &str, specials: Specials) -> crate::Result<Encoding> {
         let tokenizer = match specials {
             Specials::Added => self.with_added.as_ref().unwrap_or(&self.plain),
             Specials::Text | Specials::Forbid => &self.plain,
@@ -130,12 +130,12 @@ impl File {
                 tokenizer
             }),
         };
-        contained(|| tokenizer.encode(text, false))
+        contained(|| tokenizer.encode(text, false)).map_err(|reason| self.refused(reason))
     }
 
     /// Byte ranges of the tokens in `text`: exact where the tokens' bytes spell the text, otherwise as
     /// tokenizers reports them.
-    pub(super) fn offsets(&self, text: &str, encoding: &Encoding) -> Vec<Range<usize>> {
+    fn offsets(&self, text: &str, encoding: &Encoding) -> Vec<Range<usize>> {
         let mut exact = Vec::with_capacity(encoding.len());
         let mut start = 0;
         for id in encoding.get_ids() {
@@ -149,7 +149,37 @@ impl File {
         exact
     }
 
-    pub(super) fn token_bytes(&self, id: u32) -> Option<Cow<'_, [u8]>> {
+    fn refused(&self, reason: String) -> Error {
+        Error::Tokenize { tokenizer: self.name.clone(), reason }
+    }
+}
+
+impl Engine for File {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn fingerprint(&self) -> u64 {
+        self.fingerprint
+    }
+
+    fn special_ids(&self) -> &[(String, u32)] {
+        &self.specials
+    }
+
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn ordinary_rows(&self) -> usize {
+        self.ordinary_rows
+    }
+
+    fn is_byte_level(&self) -> bool {
+        matches!(self.alphabet, Alphabet::ByteLevel)
+    }
+
+    fn token_bytes(&self, id: u32) -> Option<Cow<'_, [u8]>> {
         let token = self.plain.id_to_token(id)?;
         let added = self.plain.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id);
         let bytes = match self.alphabet {
@@ -164,7 +194,7 @@ impl File {
         Some(Cow::Owned(bytes))
     }
 
-    pub(super) fn token_to_id(&self, token: &[u8]) -> Option<u32> {
+    fn token_to_id(&self, token: &[u8]) -> Option<u32> {
         let text = std::str::from_utf8(token).ok();
         let as_it_is = text.and_then(|text| self.plain.token_to_id(text));
         let as_bytes = match self.alphabet {
@@ -181,22 +211,40 @@ impl File {
         as_bytes.filter(|id| self.token_bytes(*id).as_deref() == Some(token)).or(as_it_is)
     }
 
-    /// Bytes of the ids: exact for byte-level vocabularies, otherwise what the file's decoder says.
-    pub(super) fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>, String> {
+    fn encode_into(&self, text: &str, specials: &SpecialTokens, out: &mut Vec<u32>) -> crate::Result<()> {
+        out.extend_from_slice(self.encode(text, specials.rule)?.get_ids());
+        Ok(())
+    }
+
+    fn encode_with_offsets(
+        &self,
+        text: &str,
+        specials: &SpecialTokens,
+    ) -> crate::Result<(Vec<u32>, Vec<Range<usize>>)> {
+        let encoding = self.encode(text, specials.rule)?;
+        Ok((encoding.get_ids().to_vec(), self.offsets(text, &encoding)))
+    }
+
+    /// Exact for byte-level vocabularies, otherwise what the file's decoder says.
+    fn decode_bytes(&self, ids: &[u32]) -> crate::Result<Vec<u8>> {
+        let unknown = |id: &u32| *id != NO_TOKEN && self.plain.id_to_token(*id).is_none();
+        if let Some(position) = ids.iter().position(unknown) {
+            return Err(self.unknown(ids[position], position));
+        }
+        let ids: Vec<u32> = ids.iter().copied().filter(|id| *id != NO_TOKEN).collect();
         match self.alphabet {
             Alphabet::ByteLevel => {
                 Ok(ids.iter().flat_map(|id| self.token_bytes(*id).unwrap_or_default().into_owned()).collect())
             }
-            _ => contained(|| self.plain.decode(ids, false)).map(String::into_bytes),
+            _ => match contained(|| self.plain.decode(&ids, false)) {
+                Ok(text) => Ok(text.into_bytes()),
+                Err(reason) => Err(self.refused(reason)),
+            },
         }
     }
 
-    pub(super) fn is_byte_level(&self) -> bool {
-        matches!(self.alphabet, Alphabet::ByteLevel)
-    }
-
-    pub(super) fn has(&self, id: u32) -> bool {
-        self.plain.id_to_token(id).is_some()
+    fn with_more(self: Arc<Self>, new: &[&str], found: &[&str]) -> crate::Result<Arc<dyn Engine>> {
+        Ok(Arc::new(self.grown(new, found).map_err(|reason| self.refused(reason))?))
     }
 }
 

@@ -12,19 +12,19 @@ const WINDOW_BYTES: usize = 1 << 14;
 /// How far before the end of one window the next one begins, about.
 const OVERLAP_BYTES: usize = 1 << 11;
 
-/// Appends the tokens of `piece`: again and again, of all neighbours that together are a token, the pair with
+/// Appends the tokens of `piece`: again and again, of all neighbors that together are a token, the pair with
 /// the lowest rank is joined (the leftmost where ranks are equal).
 ///
 /// Every single byte must be in the vocabulary. Cost: O(n) for n bytes in practice, in memory for a window; O(n log n) for a
 /// piece that was made to have windows that never meet.
 ///
 /// # Why windows give the tokens of the whole
-/// Call neighbours (s, t) settled if the bytes of s·t alone give s, t. Tokens t₁ … tₙ are those of a text if and only if all
-/// neighbours are settled. For look at the joins within tᵢ·tᵢ₊₁ while the whole text is merged: as long as none has crossed an
+/// Call neighbors (s, t) settled if the bytes of s·t alone give s, t. Tokens t₁ … tₙ are those of a text if and only if all
+/// neighbors are settled. For look at the joins within tᵢ·tᵢ₊₁ while the whole text is merged: as long as none has crossed an
 /// end of a token, they are those of tᵢ·tᵢ₊₁ alone, in the same order, since the lowest of all pairs is also the lowest there.
 /// So the first join that crosses the end of tᵢ would also happen in tᵢ·tᵢ₊₁ alone: it cannot where the two are settled, and
 /// it does where they are not. Two windows that have one token in common, at the same place, are therefore put together at
-/// it: every pair of neighbours of the result is one of the first window or of the second, and all those are settled.
+/// it: every pair of neighbors of the result is one of the first window or of the second, and all those are settled.
 ///
 /// Source: the merge rule of tiktoken's `byte_pair_merge`; GitHub's crate `bpe` for pairs that decide everything.
 pub(super) fn merge(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) {

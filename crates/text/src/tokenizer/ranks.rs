@@ -1,6 +1,7 @@
 //! The engine for tiktoken encodings: a split pattern, ranks that drive the merging, special tokens.
 
-use std::ops::ControlFlow;
+use std::borrow::Cow;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
@@ -8,17 +9,20 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bpe_openai::byte_pair_encoding::BytePairEncoding;
 
+use super::engine::Engine;
 use super::merge::merge;
+use super::specials::SpecialTokens;
 use super::split::{self, Splitter};
 use super::vocab::Vocab;
+use crate::NO_TOKEN;
 use crate::support::Fingerprint;
 
 pub(super) struct Ranks {
-    pub(super) name: String,
-    pub(super) vocab: Vocab,
+    name: String,
+    vocab: Vocab,
     /// Text and id of every special token.
-    pub(super) specials: Vec<(String, u32)>,
-    pub(super) fingerprint: u64,
+    specials: Vec<(String, u32)>,
+    fingerprint: u64,
     pattern: &'static str,
     splitter: Splitter,
     /// Linear-time merging, where this vocabulary is the bundled one.
@@ -126,16 +130,6 @@ impl Ranks {
         Ranks { name, vocab, specials, fingerprint, pattern, splitter: Splitter::new(pattern), linear }
     }
 
-    /// The same with more special tokens, from the first id that is free.
-    pub(super) fn with_more(&self, tokens: &[&str]) -> Self {
-        let mut specials: Vec<_> = self.specials.iter().map(|(token, id)| (token.as_str(), *id)).collect();
-        for token in tokens {
-            let largest = specials.iter().map(|(_, id)| *id as usize + 1).max().unwrap_or(0);
-            specials.push((token, self.vocab.rows().max(largest) as u32));
-        }
-        Ranks::new(self.name.clone(), self.vocab.clone(), self.pattern, &specials, self.linear)
-    }
-
     /// Calls `each(end, ids)` for every piece of ordinary text: where it ends and its ids, until told to stop.
     pub(super) fn pieces(&self, text: &str, mut each: impl FnMut(usize, &[u32]) -> ControlFlow<()>) {
         let mut ids = Vec::new();
@@ -152,7 +146,7 @@ impl Ranks {
     }
 
     /// Appends the ids of ordinary text.
-    pub(super) fn encode_into(&self, text: &str, out: &mut Vec<u32>) {
+    pub(super) fn encode_ordinary(&self, text: &str, out: &mut Vec<u32>) {
         self.splitter.for_each(text, |start, end| {
             self.piece(&text.as_bytes()[start..end], out);
             true
@@ -167,5 +161,91 @@ impl Ranks {
             Some(bpe) => out.extend(bpe.encode_via_backtracking(piece)),
             None => merge(&self.vocab, piece, out),
         }
+    }
+}
+
+impl Engine for Ranks {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn fingerprint(&self) -> u64 {
+        self.fingerprint
+    }
+
+    fn special_ids(&self) -> &[(String, u32)] {
+        &self.specials
+    }
+
+    fn rows(&self) -> usize {
+        let specials = self.specials.iter().map(|(_, id)| *id as usize + 1).max();
+        self.vocab.rows().max(specials.unwrap_or(0))
+    }
+
+    fn ordinary_rows(&self) -> usize {
+        self.vocab.rows()
+    }
+
+    fn is_byte_level(&self) -> bool {
+        true
+    }
+
+    fn token_bytes(&self, id: u32) -> Option<Cow<'_, [u8]>> {
+        let special = || self.specials.iter().find(|(_, s)| *s == id).map(|(text, _)| text.as_bytes());
+        self.vocab.bytes(id).or_else(special).map(Cow::Borrowed)
+    }
+
+    fn token_to_id(&self, token: &[u8]) -> Option<u32> {
+        let special = || self.specials.iter().find(|(text, _)| text.as_bytes() == token).map(|(_, id)| *id);
+        self.vocab.id(token).or_else(special)
+    }
+
+    fn encode_into(&self, text: &str, specials: &SpecialTokens, out: &mut Vec<u32>) -> crate::Result<()> {
+        let mut start = 0;
+        for (range, id) in specials.find(text) {
+            self.encode_ordinary(&text[start..range.start], out);
+            out.push(id);
+            start = range.end;
+        }
+        self.encode_ordinary(&text[start..], out);
+        Ok(())
+    }
+
+    fn encode_with_offsets(
+        &self,
+        text: &str,
+        specials: &SpecialTokens,
+    ) -> crate::Result<(Vec<u32>, Vec<Range<usize>>)> {
+        let mut ids = Vec::with_capacity(text.len() / 3);
+        self.encode_into(text, specials, &mut ids)?;
+        let mut start = 0;
+        let offsets = ids.iter().map(|id| {
+            let end = start + self.token_bytes(*id).map_or(0, |bytes| bytes.len());
+            std::mem::replace(&mut start, end)..end
+        });
+        let offsets = offsets.collect();
+        Ok((ids, offsets))
+    }
+
+    fn decode_bytes(&self, ids: &[u32]) -> crate::Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(ids.len() * 4);
+        for (position, id) in ids.iter().enumerate().filter(|(_, id)| **id != NO_TOKEN) {
+            bytes.extend_from_slice(&self.token_bytes(*id).ok_or_else(|| self.unknown(*id, position))?);
+        }
+        Ok(bytes)
+    }
+
+    /// New tokens get the first ids that are free.
+    fn with_more(self: Arc<Self>, new: &[&str], _found: &[&str]) -> crate::Result<Arc<dyn Engine>> {
+        if new.is_empty() {
+            return Ok(self);
+        }
+        let mut specials: Vec<_> = self.specials.iter().map(|(token, id)| (token.as_str(), *id)).collect();
+        specials.extend(new.iter().copied().zip(self.rows() as u32..));
+        Ok(Arc::new(Ranks::new(self.name.clone(), self.vocab.clone(), self.pattern, &specials, self.linear)))
+    }
+
+    fn by_pieces(&self) -> Option<&Ranks> {
+        Some(self)
     }
 }

@@ -3,8 +3,10 @@
 use std::io::Read;
 use std::ops::ControlFlow;
 
+use super::Tokenizer;
+use super::ranks::Ranks;
+use super::specials::SpecialTokens;
 use super::split::Splitter;
-use super::{Engine, Tokenizer};
 use crate::{Error, Result};
 
 /// Bytes read before the first ids are given; doubled while no piece of text is settled.
@@ -72,20 +74,9 @@ impl<R> EncodeReader<'_, R> {
 
 impl Tokenizer {
     /// Where a text may be cut so that its parts, encoded by themselves, give the ids of the whole: between the second and
-    /// the third of three bytes. ([`prepare`](crate::prepare) cuts a document of gigabytes so.) `None` for a `tokenizer.json`, whose
-    /// rules may look arbitrarily far.
-    ///
-    /// # Example
-    /// ```
-    /// let tokenizer = tallow_text::Tokenizer::cl100k();
-    /// let cuts = tokenizer.cuts().expect("not a tokenizer.json");
-    /// assert!(cuts(*b"a\nb") && !cuts(*b"a\n\n") && !cuts(*b"abc"));
-    /// ```
-    pub fn cuts(&self) -> Option<impl Fn([u8; 3]) -> bool + Sync + '_> {
-        match &self.engine {
-            Engine::Ranks(ranks) => Some(|around| ranks.cuts(around)),
-            Engine::File(_) => None,
-        }
+    /// the third of three bytes. `None` for a `tokenizer.json`, whose rules may look arbitrarily far.
+    pub(crate) fn cuts(&self) -> Option<impl Fn([u8; 3]) -> bool + Sync + '_> {
+        self.engine.by_pieces().map(|ranks| |around| ranks.cuts(around))
     }
 }
 
@@ -126,7 +117,7 @@ impl<R: Read> Iterator for EncodeReader<'_, R> {
 impl<R: Read> EncodeReader<'_, R> {
     /// Reads until `want` bytes of text are there, or the end.
     fn fill(&mut self) -> Result<()> {
-        let whole = matches!(self.tokenizer.engine, Engine::File(_));
+        let whole = self.tokenizer.engine.by_pieces().is_none();
         while !self.end && (whole || self.text.len() < self.want) {
             let space = self.rest.len();
             self.rest.resize(space + CHUNK_BYTES, 0);
@@ -177,45 +168,139 @@ impl<R: Read> EncodeReader<'_, R> {
 
     /// Encodes the part of `text` whose ids nothing later can change, and drops it.
     fn encode_settled(&mut self, ids: &mut Vec<u32>) -> Result<()> {
-        let tokenizer = self.tokenizer;
-        let Engine::Ranks(ranks) = &tokenizer.engine else {
-            tokenizer.encode_into(&self.text, ids)?;
-            self.text.clear();
-            return Ok(());
+        let Tokenizer { engine, specials } = self.tokenizer;
+        specials.refuse(&self.text, self.text_at)?;
+        let taken = match engine.by_pieces() {
+            Some(ranks) if !self.end => encode_settled(ranks, &self.text, specials, ids),
+            _ => {
+                engine.encode_into(&self.text, specials, ids)?;
+                self.text.len()
+            }
         };
-        tokenizer.refuse_specials(&self.text, self.text_at)?;
-        if self.end {
-            tokenizer.encode_into(&self.text, ids)?;
-            self.text.clear();
-            return Ok(());
-        }
-        let margin = tokenizer.special_bytes();
-        let settled = Splitter::settled(&self.text, margin);
-        let mut start = 0;
-        for (range, id) in tokenizer.special_tokens(&self.text) {
-            if range.start + margin > self.text.len() {
-                break;
-            }
-            ranks.encode_into(&self.text[start..range.start], ids);
-            ids.push(id);
-            start = range.end;
-        }
-        let mut taken = start;
-        if settled <= start {
-            self.text.drain(..taken);
-            self.text_at += taken as u64;
-            return Ok(()); // a run that has not ended is not encoded in vain
-        }
-        ranks.pieces(&self.text[start..], |end, piece| {
-            if start + end > settled {
-                return ControlFlow::Break(());
-            }
-            ids.extend_from_slice(piece);
-            taken = start + end;
-            ControlFlow::Continue(())
-        });
         self.text.drain(..taken);
         self.text_at += taken as u64;
         Ok(())
+    }
+}
+
+/// Appends the ids of the part of `text` whose ids nothing later can change, and returns where that part ends.
+fn encode_settled(ranks: &Ranks, text: &str, specials: &SpecialTokens, ids: &mut Vec<u32>) -> usize {
+    let margin = specials.longest();
+    let settled = Splitter::settled(text, margin);
+    let mut taken = 0;
+    for (range, id) in specials.find(text) {
+        if range.start + margin > text.len() {
+            break;
+        }
+        ranks.encode_ordinary(&text[taken..range.start], ids);
+        ids.push(id);
+        taken = range.end;
+    }
+    let start = taken;
+    if settled <= start {
+        return taken; // a run that has not ended is not encoded in vain
+    }
+    ranks.pieces(&text[start..], |end, piece| {
+        if start + end > settled {
+            return ControlFlow::Break(());
+        }
+        ids.extend_from_slice(piece);
+        taken = start + end;
+        ControlFlow::Continue(())
+    });
+    taken
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, LazyLock};
+
+    use base64::Engine as _;
+    use base64::prelude::BASE64_STANDARD;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tokenizer::ranks::Ranks;
+    use crate::tokenizer::specials::Specials;
+
+    const PIECES: [&str; 40] = [
+        " ",
+        "  ",
+        "\n",
+        "\n\n",
+        "\r\n",
+        "\t",
+        "   \n  ",
+        "\u{a0}",
+        "\u{3000}",
+        "'s",
+        "'LL",
+        "'\u{17f}",
+        "!!",
+        "...",
+        "123",
+        "12345",
+        "x",
+        "Ab",
+        "\u{1F600}",
+        "\u{200d}",
+        "\u{301}",
+        "é",
+        "漢字",
+        "ß",
+        "<|endoftext|>",
+        "\0",
+        "\n",
+        "\n",
+        "/",
+        "\n/",
+        "!\n",
+        " \n",
+        "\u{85}",
+        "\u{1680}",
+        "\u{2028}",
+        "\u{0B}",
+        "\r",
+        "A",
+        "数",
+        "\n\n \n",
+    ];
+
+    static TOKENIZERS: LazyLock<[Tokenizer; 3]> = LazyLock::new(|| {
+        let o200k = bpe_openai::o200k_base();
+        let r50k = tiktoken_rs::r50k_base().unwrap();
+        let ranks = |count, bytes: &dyn Fn(u32) -> Option<Vec<u8>>| {
+            let line = |id| Some(format!("{} {id}\n", BASE64_STANDARD.encode(bytes(id)?)));
+            let lines: String = (0..count).filter_map(line).collect();
+            Tokenizer::new(Arc::new(Ranks::from_file("x".as_ref(), &lines).unwrap()))
+        };
+        let all = [
+            Tokenizer::cl100k(),
+            ranks(199_998, &|id| Some(o200k.bpe.token_bytes(id).to_vec())),
+            ranks(50_256, &|id| r50k.decode_bytes(&[id]).ok()),
+        ];
+        assert_eq!((all[1].name(), all[2].name()), ("o200k_base", "r50k_base"));
+        all
+    });
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+        /// Wherever `cuts` allows it, a text may be cut.
+        #[test]
+        fn cuts_change_no_ids(picks in prop::collection::vec(0usize..40, 0..60), which in 0usize..3) {
+            let text: String = picks.iter().map(|i| PIECES[*i]).collect();
+            let specials = if picks.len() % 2 == 0 { Specials::Text } else { Specials::Allow };
+            let tokenizer = TOKENIZERS[which].clone().with_specials(specials);
+            let whole = tokenizer.encode(&text).unwrap();
+            let cuts = tokenizer.cuts().unwrap();
+            let bytes = text.as_bytes();
+            for at in 2..bytes.len().max(2) {
+                if cuts([bytes[at - 2], bytes[at - 1], bytes[at]]) {
+                    prop_assert!(text.is_char_boundary(at));
+                    let parts = [tokenizer.encode(&text[..at]).unwrap(), tokenizer.encode(&text[at..]).unwrap()].concat();
+                    prop_assert_eq!(&parts, &whole, "{:?} cut at {}", &text, at);
+                }
+            }
+        }
     }
 }

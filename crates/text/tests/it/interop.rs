@@ -58,12 +58,12 @@ fn needs_python_we_read_what_other_trainers_write() {
         ("llmc32.bin", Foreign::LlmC, IdType::U16, Some(50_256)), // the header says u32
         ("datatrove.ds", Foreign::Datatrove, IdType::U16, None),
     ];
-    for (name, format, dtype, separator) in cases {
+    for (name, format, id_type, separator) in cases {
         let out = folder.path().join(format!("{name}.tokens"));
         let table_rows = if name == "olmo.npy" { 100_278 } else { 50_257 };
-        let file = ForeignFile { format, dtype, separator, table_rows, tokenizer: None };
+        let file = ForeignFile { format, id_type, separator, table_rows, tokenizer: None };
         let files: Vec<PathBuf> = vec![folder.path().join(name)];
-        let manifest = import(&files, &file, &out, "train").unwrap();
+        let manifest = import(&files, &file, "train", &out).unwrap();
         let train = &manifest.splits["train"];
         assert_eq!(train.tokens, about[name]["tokens"].as_u64().unwrap(), "{name}");
         let mut ids = vec![0; train.tokens as usize];
@@ -82,7 +82,7 @@ fn needs_python_we_read_what_other_trainers_write() {
                 assert_eq!(ids.len() as u64, length.as_u64().unwrap(), "{name}");
             }
         }
-        assert_eq!(verify(&out, |_| ()).unwrap(), [""; 0], "{name}");
+        assert_eq!(verify(&out, &|_, _| ()).unwrap(), [""; 0], "{name}");
     }
 }
 
@@ -299,7 +299,7 @@ fn needs_python_a_json_line_means_what_it_means_there() {
         let bad = expected.iter().filter(|line| line.is_none()).count();
         assert_eq!(manifest.skipped.count, bad as u64, "{name}: {:?}", manifest.skipped.reasons);
         assert_eq!(manifest.splits["train"].documents as usize, good + lines.len(), "{name}");
-        assert_eq!(verify(&out, |_| ()).unwrap(), [""; 0], "{name}");
+        assert_eq!(verify(&out, &|_, _| ()).unwrap(), [""; 0], "{name}");
         println!("{name}: {} lines, {good} texts, {bad} errors", lines.len());
     }
 }

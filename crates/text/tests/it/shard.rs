@@ -52,9 +52,9 @@ fn the_bytes_are_those_of_the_document() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
 }
 
-fn about(format: Foreign, dtype: IdType, separator: Option<u32>) -> ForeignFile {
+fn about(format: Foreign, id_type: IdType, separator: Option<u32>) -> ForeignFile {
     let tokenizer = Some(TokenizerInfo { name: "x".into(), fingerprint: "0".into() });
-    ForeignFile { format, dtype, separator, table_rows: 50_257, tokenizer }
+    ForeignFile { format, id_type, separator, table_rows: 50_257, tokenizer }
 }
 
 #[test]
@@ -75,23 +75,23 @@ fn foreign_files_come_back_as_they_were() {
     ] {
         std::fs::write(path(name), &bytes).unwrap();
         let out = path(&format!("{name}.folder"));
-        let manifest = import(&[path(name)], &about(format, IdType::U16, Some(50_256)), &out, "train").unwrap();
+        let manifest = import(&[path(name)], &about(format, IdType::U16, Some(50_256)), "train", &out).unwrap();
         let train = &manifest.splits["train"];
         assert_eq!((train.documents, manifest.largest_id), (documents.len() as u64, Some(50_256)), "{name}");
         for (number, length) in documents.iter().enumerate() {
             let ids = tallow_text::shard::document(&out, "train", 0, number as u64, 99).unwrap();
             assert_eq!(ids.len(), *length, "{name}");
         }
-        assert_eq!(verify(&out, |_| ()).unwrap(), [""; 0], "{name}");
+        assert_eq!(verify(&out, &|_, _| ()).unwrap(), [""; 0], "{name}");
         let back = path(&format!("back-{name}"));
         assert_eq!(export(&out, "train", format, IdType::U16, &back).unwrap(), std::slice::from_ref(&back));
         assert!(std::fs::read(&back).unwrap() == bytes, "{name}");
         // A second split joins the folder; the same one does not.
-        import(&[path(name)], &about(format, IdType::U16, Some(50_256)), &out, "val").unwrap();
+        import(&[path(name)], &about(format, IdType::U16, Some(50_256)), "val", &out).unwrap();
         assert_eq!(Manifest::read(&out).unwrap().splits.len(), 2);
-        let again = import(&[path(name)], &about(format, IdType::U16, Some(50_256)), &out, "val").unwrap_err();
+        let again = import(&[path(name)], &about(format, IdType::U16, Some(50_256)), "val", &out).unwrap_err();
         assert!(again.to_string().contains("has a split val already"), "{again}");
-        let other = import(&[path(name)], &about(format, IdType::U16, None), &out, "test").unwrap_err();
+        let other = import(&[path(name)], &about(format, IdType::U16, None), "test", &out).unwrap_err();
         assert!(other.to_string().contains("another tokenizer or separator"), "{other}");
     }
     // datatrove through its own index, also with empty documents in it.
@@ -100,7 +100,7 @@ fn foreign_files_come_back_as_they_were() {
     std::fs::write(path("x.ds.index"), [ends(&[3]), ends(&[3; 300_000]), ends(&[5, 7, 7])].concat()).unwrap();
     let out = path("ds.folder");
     let datatrove = about(Foreign::Datatrove, IdType::U16, None);
-    assert_eq!(import(&[path("x.ds")], &datatrove, &out, "train").unwrap().splits["train"].documents, 3);
+    assert_eq!(import(&[path("x.ds")], &datatrove, "train", &out).unwrap().splits["train"].documents, 3);
     let files = export(&out, "train", Foreign::Datatrove, IdType::U16, &path("y.ds")).unwrap();
     assert_eq!(files, [path("y.ds"), path("y.ds.index"), path("y.ds.metadata")]);
     assert_eq!(std::fs::read(path("y.ds.index")).unwrap(), ends(&[3, 5, 7]));
@@ -115,13 +115,13 @@ fn foreign_files_come_back_as_they_were() {
 fn foreign_files_that_lie_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
-    let refused = |bytes: &[u8], index: Option<&[u64]>, format, dtype, expected: &str| {
+    let refused = |bytes: &[u8], index: Option<&[u64]>, format, id_type, expected: &str| {
         std::fs::write(path("x.ds"), bytes).unwrap();
         if let Some(ends) = index {
             std::fs::write(path("x.ds.index"), ends.iter().flat_map(|end| end.to_le_bytes()).collect::<Vec<u8>>())
                 .unwrap();
         }
-        let error = import(&[path("x.ds")], &about(format, dtype, Some(0)), &path("out"), "train").unwrap_err();
+        let error = import(&[path("x.ds")], &about(format, id_type, Some(0)), "train", &path("out")).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
         assert!(!path("out/manifest.json").exists());
         assert_eq!(std::fs::read_dir(path("out/train")).unwrap().count(), 0, "nothing half-written is left");
@@ -233,7 +233,7 @@ proptest! {
         }
         folder_of(&documents, &cuts, separator, &path("0"));
         prop_assert_eq!(&documents_of(&path("0")), &documents);
-        prop_assert_eq!(verify(path("0"), |_| ()).unwrap(), [""; 0]);
+        prop_assert_eq!(verify(path("0"), &|_, _| ()).unwrap(), [""; 0]);
         // Twice, so that folders of both kinds are exported: with the separator after and before documents.
         for (round, format) in [formats[format], formats[second], Foreign::Datatrove].into_iter().enumerate() {
             let (from, to, file) = (path(&round.to_string()), path(&(round + 1).to_string()), path(&format!("{round}.x")));
@@ -251,13 +251,13 @@ proptest! {
                 false => [document, separator.as_slice()].concat(),
             });
             prop_assert_eq!(&ids, &parts.collect::<Vec<_>>(), "{:?}", format);
-            let about = ForeignFile { format, dtype: IdType::U16, separator, table_rows: 60_000, tokenizer: None };
-            import(&[file], &about, &to, "train").unwrap();
+            let about = ForeignFile { format, id_type: IdType::U16, separator, table_rows: 60_000, tokenizer: None };
+            import(&[file], &about, "train", &to).unwrap();
             if separator.is_none() && format != Foreign::Datatrove {
                 documents = vec![documents.concat()]; // nothing tells them apart there
             }
             prop_assert_eq!(&documents_of(&to), &documents, "{:?}", format);
-            prop_assert_eq!(verify(&to, |_| ()).unwrap(), [""; 0]);
+            prop_assert_eq!(verify(&to, &|_, _| ()).unwrap(), [""; 0]);
         }
     }
 }
@@ -282,20 +282,35 @@ fn a_pipe_in_the_place_of_a_file_is_refused() {
     let manifest = Manifest::read(path("tokens")).unwrap();
     let open = || manifest.open(&path("tokens"), "train", &manifest.splits["train"].shards[0], Io::Map);
     refused(open().map(|_| ()), "000000.idx");
-    assert!(verify(path("tokens"), |_| ()).unwrap()[0].contains("000000.idx: it is not a regular file"));
+    assert!(verify(path("tokens"), &|_, _| ()).unwrap()[0].contains("000000.idx: it is not a regular file"));
     std::fs::remove_file(path("tokens/train/000000.idx")).unwrap();
     std::fs::write(path("tokens/train/000000.idx"), whole).unwrap();
     pipe("tokens/train/000000.bin");
-    assert!(verify(path("tokens"), |_| ()).unwrap()[0].contains("000000.bin: it is not a regular file"));
+    assert!(verify(path("tokens"), &|_, _| ()).unwrap()[0].contains("000000.bin: it is not a regular file"));
     refused(export(&path("tokens"), "train", Foreign::NanoGpt, IdType::U16, &path("x")).map(|_| ()), "000000.bin");
     pipe("tokens/manifest.json");
     refused(Manifest::read(path("tokens")).map(|_| ()), "manifest.json");
     // Other trainers' files.
     let nanogpt = about(Foreign::NanoGpt, IdType::U16, None);
     pipe("x.bin");
-    refused(import(&[path("x.bin")], &nanogpt, &path("out"), "train").map(|_| ()), "x.bin");
+    refused(import(&[path("x.bin")], &nanogpt, "train", &path("out")).map(|_| ()), "x.bin");
     std::fs::write(path("x.ds"), [1, 0]).unwrap();
     pipe("x.ds.index");
     let datatrove = about(Foreign::Datatrove, IdType::U16, None);
-    refused(import(&[path("x.ds")], &datatrove, &path("out"), "train").map(|_| ()), "x.ds.index");
+    refused(import(&[path("x.ds")], &datatrove, "train", &path("out")).map(|_| ()), "x.ds.index");
+}
+
+/// The names that a command line has for values; an error lists them.
+#[test]
+fn values_have_names() {
+    use tallow_text::Specials;
+    use tallow_text::prepare::{Format, OnError};
+    assert_eq!("llama2c".parse::<Foreign>().unwrap(), Foreign::Llama2C);
+    assert_eq!("jsonl".parse::<Format>().unwrap(), Format::Jsonl);
+    assert_eq!("replace".parse::<OnError>().unwrap(), OnError::Replace);
+    assert_eq!("forbid".parse::<Specials>().unwrap(), Specials::Forbid);
+    for id_type in [IdType::U16, IdType::U32] {
+        assert_eq!(id_type.to_string().parse::<IdType>().unwrap(), id_type);
+    }
+    assert_eq!("U16".parse::<IdType>().unwrap_err().to_string(), "id type \"U16\" is none of u16, u32");
 }

@@ -1,6 +1,6 @@
 //! Pages: one HTML file each, with style, script, data and pictures inside, and a policy that forbids every request.
 
-mod look_up;
+mod lookup;
 mod plot;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};

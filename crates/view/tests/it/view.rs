@@ -7,22 +7,22 @@ use sha2::{Digest, Sha256};
 use tallow::prepare::{PrepareConfig, prepare};
 use tallow::shard::Statistics;
 use tallow::{PretrainedTable, Tokenizer};
-use tallow_view::{DatasetPlot, Figure, Fonts, Lang, LookUp, TablePlot, loss_curve};
+use tallow_view::{DatasetPlot, Figure, Fonts, Lang, Lookup, TablePlot, loss_curve};
 
 use crate::support::{golden, golden_json};
 use crate::tables::{before_and_after, table};
 
 const LESSON: &str = "小沈阳江西演唱会邀请了,";
 
-fn lesson() -> LookUp {
-    LookUp::new(&Tokenizer::cl100k(), &table(100256, 64), LESSON).unwrap()
+fn lesson() -> Lookup {
+    Lookup::new(&Tokenizer::cl100k(), &table(100256, 64), LESSON).unwrap()
 }
 
 fn statistics(folder: &std::path::Path) -> Statistics {
     let out = folder.join("tokens");
     let cfg = PrepareConfig { inputs: vec![golden("corpus.jsonl")], out: out.clone(), ..Default::default() };
     prepare(&Tokenizer::cl100k(), &cfg, &|_| ()).unwrap();
-    Statistics::read(&out, "train", 3, |_| ()).unwrap()
+    Statistics::read(&out, "train", 3, &|_, _| ()).unwrap()
 }
 
 #[test]
@@ -62,12 +62,12 @@ fn figures_are_the_same_bytes_everywhere() {
 #[test]
 fn the_figure_has_every_cell_in_its_colour() {
     // A PNG of one pixel a pixel; the middle of each cell must tell the sign of its value.
-    let look_up = lesson();
-    let png = look_up.figure(Lang::En).unwrap().png(&Fonts::bundled(), 1.0).unwrap();
+    let lookup = lesson();
+    let png = lookup.figure(Lang::En).unwrap().png(&Fonts::bundled(), 1.0).unwrap();
     let image = resvg::tiny_skia::Pixmap::decode_png(&png).unwrap();
-    assert_eq!((image.width(), image.height()), look_up.figure(Lang::En).unwrap().size());
+    assert_eq!((image.width(), image.height()), lookup.figure(Lang::En).unwrap().size());
     let mut seen = 0;
-    for (row, values) in look_up.values.iter().enumerate() {
+    for (row, values) in lookup.values.iter().enumerate() {
         for (column, value) in values.iter().enumerate().filter(|(_, value)| value.abs() > 0.01) {
             let (x, y) = (550 + (624 * (2 * column + 1)) / 128, 112 + 24 * row + 12);
             let pixel = image.pixel(x as u32, y as u32).unwrap();
@@ -82,7 +82,7 @@ fn the_figure_has_every_cell_in_its_colour() {
 fn text_is_outlined_in_the_font_that_comes_along() {
     let fonts = Fonts::bundled();
     let figure =
-        |text: &str| LookUp::new(&Tokenizer::cl100k(), &table(100256, 8), text).unwrap().figure(Lang::En).unwrap();
+        |text: &str| Lookup::new(&Tokenizer::cl100k(), &table(100256, 8), text).unwrap().figure(Lang::En).unwrap();
     let svg = figure("数字 ½ Ωж ア，你好").svg(&fonts).unwrap();
     assert!(!svg.contains("<text"), "text needs a font wherever the figure is opened");
     assert!(svg.contains("<title>"), "a screen reader has something to say");
@@ -101,10 +101,10 @@ fn hostile_text_draws_and_is_escaped() {
     let texts =
         ["", "\0\u{202e}\u{301}", "<script>alert(1)</script>", "]]>&amp;\"'", "\u{fffe}\u{ffff}\u{1f}", "👨‍👩‍👧\r\n"];
     for text in texts.map(String::from).into_iter().chain(["x".repeat(10_000)]) {
-        let look_up = LookUp::new(&Tokenizer::cl100k(), &table(100256, 4), &text).unwrap();
-        let svg = look_up.figure(Lang::Zh).unwrap().svg(&Fonts::bundled()).unwrap();
+        let lookup = Lookup::new(&Tokenizer::cl100k(), &table(100256, 4), &text).unwrap();
+        let svg = lookup.figure(Lang::Zh).unwrap().svg(&Fonts::bundled()).unwrap();
         assert!(svg.starts_with("<svg") && svg.len() < 3_000_000, "{} bytes for {text:?}", svg.len());
-        let page = look_up.page(Lang::En).unwrap();
+        let page = lookup.page(Lang::En).unwrap();
         assert_eq!(page.matches("<script").count(), 2, "its data and its program");
         assert!(!page.contains("alert(1)</script>"));
     }
@@ -113,22 +113,22 @@ fn hostile_text_draws_and_is_escaped() {
 #[test]
 fn tables_of_every_size_draw() {
     for (rows, d_model, text) in [(100256, 1, "a"), (100256, 1000, "a b c"), (100300, 3, LESSON)] {
-        let look_up = LookUp::new(&Tokenizer::cl100k(), &table(rows, d_model), text).unwrap();
-        look_up.figure(Lang::En).unwrap().svg(&Fonts::bundled()).unwrap();
-        look_up.page(Lang::Zh).unwrap();
+        let lookup = Lookup::new(&Tokenizer::cl100k(), &table(rows, d_model), text).unwrap();
+        lookup.figure(Lang::En).unwrap().svg(&Fonts::bundled()).unwrap();
+        lookup.page(Lang::Zh).unwrap();
     }
     // Values that are no numbers have words in the page and a colour of their own.
-    let mut look_up = LookUp::new(&Tokenizer::cl100k(), &table(100256, 3), "!").unwrap();
-    look_up.values = vec![vec![f32::NAN, f32::NEG_INFINITY, 1.0]];
-    assert!(look_up.page(Lang::En).unwrap().contains(r#""0":["NaN","-inf",1.0]"#));
-    look_up.figure(Lang::En).unwrap().png(&Fonts::bundled(), 1.0).unwrap();
+    let mut lookup = Lookup::new(&Tokenizer::cl100k(), &table(100256, 3), "!").unwrap();
+    lookup.values = vec![vec![f32::NAN, f32::NEG_INFINITY, 1.0]];
+    assert!(lookup.page(Lang::En).unwrap().contains(r#""0":["NaN","-inf",1.0]"#));
+    lookup.figure(Lang::En).unwrap().png(&Fonts::bundled(), 1.0).unwrap();
 }
 
 #[test]
 fn a_page_of_many_values_says_what_it_leaves_out() {
     let text: String = (0..20_000).map(|i| format!(" {}", i * 7919 % 1000)).collect();
-    let look_up = LookUp::new(&Tokenizer::cl100k(), &table(100256, 512), &text).unwrap();
-    let page = look_up.page(Lang::En).unwrap();
+    let lookup = Lookup::new(&Tokenizer::cl100k(), &table(100256, 512), &text).unwrap();
+    let page = lookup.page(Lang::En).unwrap();
     assert!(page.len() < 5_000_000, "{}", page.len());
     assert!(page.contains("The first 4000 tokens are shown.") && page.contains("columns are shown."));
 }
@@ -209,7 +209,7 @@ fn a_document_that_was_cut_between_shards_is_one() {
     let manifest = prepare(&Tokenizer::cl100k(), &cfg, &|_| ()).unwrap().unwrap();
     let split = &manifest.splits["train"];
     assert!(split.shards.len() > 1 && split.documents == 1, "{} shards", split.shards.len());
-    let statistics = Statistics::read(&out, "train", 2, |_| ()).unwrap();
+    let statistics = Statistics::read(&out, "train", 2, &|_, _| ()).unwrap();
     assert_eq!(statistics.lengths.iter().sum::<u64>(), 1);
     assert_eq!((statistics.longest.len(), statistics.longest[0].tokens), (1, split.tokens));
 }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::super::figure::failed;
 use super::super::scale::{Diverging, short};
 use super::super::text::{Lang, hex, one_line, plural, shorten, visible};
-use super::super::{LookUp, Piece, shown_columns};
+use super::super::{Lookup, Piece, shown_columns};
 use super::shell;
 use crate::Result;
 
@@ -48,7 +48,7 @@ enum Number {
     Other(String),
 }
 
-impl LookUp {
+impl Lookup {
     /// One self-contained HTML page, which needs no network: the sentence, its pieces, their ids, their rows in the table, and the
     /// matrix as a heat map; whatever is under the pointer or the keyboard lights up everywhere, with its exact values. It can be
     /// read without a script, printed, and read aloud; it follows the reader's light or dark theme.
@@ -100,7 +100,7 @@ impl LookUp {
                 script #data type="application/json" { (PreEscaped(json(pieces, &rows, &columns, lang)?)) }
             }
         };
-        Ok(shell(lang, title, body, include_str!("look_up.js")))
+        Ok(shell(lang, title, body, include_str!("lookup.js")))
     }
 
     /// The text, or what a page has room for of it.
@@ -230,8 +230,8 @@ impl LookUp {
 }
 
 /// The steps of the lesson.
-fn steps(look_up: &LookUp, lang: Lang) -> Markup {
-    let LookUp { rows, d_model, pieces, .. } = look_up;
+fn steps(lookup: &Lookup, lang: Lang) -> Markup {
+    let Lookup { rows, d_model, pieces, .. } = lookup;
     let tokens = pieces.len();
     let split = pieces.iter().any(|piece| piece.of > 1);
     let told: [(&str, String); 6] = match lang {

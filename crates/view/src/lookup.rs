@@ -29,23 +29,23 @@ const SCALE: [i32; 2] = [1192, 1208];
 /// ```
 /// use candle_core::{DType, Device};
 /// use candle_nn::{VarBuilder, VarMap};
-/// use tallow_view::{Fonts, Lang, LookUp};
+/// use tallow_view::{Fonts, Lang, Lookup};
 /// use tallow::{TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 ///
 /// let tokenizer = Tokenizer::cl100k();
 /// let varmap = VarMap::new();
 /// let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
 /// let cfg = TokenEmbeddingConfig { vocab_size: 100256, d_model: 64, ..Default::default() };
-/// let look_up = LookUp::new(&tokenizer, &TokenEmbedding::new(&cfg, vb.pp("wte"))?, "小沈阳江西演唱会邀请了,")?;
-/// assert_eq!((look_up.pieces.len(), look_up.values[15].len()), (16, 64));
-/// let page = look_up.page(Lang::Zh)?; // HTML
+/// let lookup = Lookup::new(&tokenizer, &TokenEmbedding::new(&cfg, vb.pp("wte"))?, "小沈阳江西演唱会邀请了,")?;
+/// assert_eq!((lookup.pieces.len(), lookup.values[15].len()), (16, 64));
+/// let page = lookup.page(Lang::Zh)?; // HTML
 /// assert!(page.contains("数字变矩阵") && page.len() < 300_000);
-/// let slide = look_up.figure(Lang::Zh)?.svg(&Fonts::bundled())?;
+/// let slide = lookup.figure(Lang::Zh)?.svg(&Fonts::bundled())?;
 /// assert!(slide.starts_with("<svg"));
 /// # Ok::<(), tallow_view::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct LookUp {
+pub struct Lookup {
     /// The sentence.
     pub text: String,
     /// Its tokens.
@@ -60,7 +60,7 @@ pub struct LookUp {
     pub tokenizer: String,
 }
 
-impl LookUp {
+impl Lookup {
     /// Encodes `text` and fetches its rows.
     ///
     /// # Errors
@@ -69,7 +69,7 @@ impl LookUp {
         let pieces = pieces(tokenizer, text)?;
         let ids: Vec<u32> = pieces.iter().map(|piece| piece.id).collect();
         let rows = table.lookup(&Tensor::from_slice(&ids, (1, ids.len()), &Device::Cpu)?)?.squeeze(0)?;
-        Ok(LookUp {
+        Ok(Lookup {
             text: text.to_string(),
             pieces,
             values: rows.to_dtype(DType::F32)?.to_vec2()?,

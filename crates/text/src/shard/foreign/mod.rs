@@ -1,0 +1,170 @@
+//! Token files of other trainers ⇄ our folders.
+//!
+//! Sources: nanoGPT `data/*/prepare.py`, llama2.c `tinystories.py`, llm.c `dev/data/data_common.py`, OLMo-core
+//! `data/numpy_dataset.py`, datatrove `pipeline/tokens/tokenizer.py`.
+
+mod ends;
+mod export;
+mod header;
+mod import;
+
+use super::{IdType, TokenizerInfo};
+use crate::{Error, Result};
+
+pub use export::export;
+pub use import::import;
+
+/// A trainer's file format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Foreign {
+    /// nanoGPT's `train.bin`: raw u16 (GPT-2) or u32. The separator stands after each document.
+    NanoGpt,
+    /// llama2.c's `.bin`: raw u16. BOS (id 1) stands before each document.
+    Llama2C,
+    /// llm.c: a header of 256 int32, then u16 (magic 20240520) or u32 (20240801). The separator stands before each document.
+    LlmC,
+    /// OLMo-core: raw u16 or u32 in a file named `.npy`. The separator stands after each document.
+    Olmo,
+    /// datatrove's `.ds` with `.ds.index` (where documents end) beside it.
+    Datatrove,
+}
+
+/// What must be known of foreign files to read them.
+#[derive(Clone, Debug)]
+pub struct ForeignFile {
+    /// Their format.
+    pub format: Foreign,
+    /// How ids are stored, where the file does not say it (all but llm.c's).
+    pub id_type: IdType,
+    /// The id that separates documents; without it a file (other than datatrove's) is one document.
+    pub separator: Option<u32>,
+    /// Rows of the table that the ids belong to: larger ids are an error.
+    pub table_rows: usize,
+    /// Who made the ids, if that is known.
+    pub tokenizer: Option<TokenizerInfo>,
+}
+
+/// What tells a format from others. Reading and writing go by it alone, so that another format is another value.
+struct Layout {
+    /// Who reads it, for messages.
+    trainer: &'static str,
+    /// Whether the separator stands before each document, not after it.
+    separator_before: bool,
+    id_types: &'static [IdType],
+    /// Whether llm.c's header stands before the ids.
+    header: bool,
+    /// The most ids of a file.
+    most_ids: u64,
+    /// Whether datatrove's index says where documents end.
+    index: bool,
+    /// What a file must not begin with, and what it is if it does.
+    refused: Option<(&'static [u8], &'static str)>,
+}
+
+/// Raw ids, as nanoGPT has them.
+const RAW: Layout = Layout {
+    trainer: "nanoGPT",
+    separator_before: false,
+    id_types: &[IdType::U16, IdType::U32],
+    header: false,
+    most_ids: u64::MAX,
+    index: false,
+    refused: None,
+};
+
+const LLAMA2C: Layout = Layout { trainer: "llama2.c", separator_before: true, id_types: &[IdType::U16], ..RAW };
+
+const LLMC: Layout = Layout {
+    trainer: "llm.c",
+    separator_before: true,
+    header: true,
+    most_ids: i32::MAX as u64, // its header counts with 31 bits
+    ..RAW
+};
+
+const OLMO: Layout = Layout {
+    trainer: "OLMo-core",
+    refused: Some((b"\x93NUMPY", "a real .npy with a header; OLMo-core's files have none")),
+    ..RAW
+};
+
+const DATATROVE: Layout = Layout { trainer: "datatrove", index: true, ..RAW };
+
+/// What a command line calls them.
+const NAMES: [(&str, Foreign); 5] = [
+    ("nanogpt", Foreign::NanoGpt),
+    ("llama2c", Foreign::Llama2C),
+    ("llmc", Foreign::LlmC),
+    ("olmo", Foreign::Olmo),
+    ("datatrove", Foreign::Datatrove),
+];
+
+impl std::str::FromStr for Foreign {
+    type Err = Error;
+
+    /// `nanogpt`, `llama2c`, `llmc`, `olmo` or `datatrove`.
+    fn from_str(name: &str) -> Result<Self> {
+        Error::named("format", name, &NAMES)
+    }
+}
+
+impl Foreign {
+    fn layout(self) -> &'static Layout {
+        match self {
+            Foreign::NanoGpt => &RAW,
+            Foreign::Llama2C => &LLAMA2C,
+            Foreign::LlmC => &LLMC,
+            Foreign::Olmo => &OLMO,
+            Foreign::Datatrove => &DATATROVE,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::shard::verify;
+
+    /// llm.c counts with 31 bits. Here with 2, so that a test can have several files.
+    #[test]
+    fn parts_hold_what_the_whole_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let about = ForeignFile {
+            format: Foreign::LlmC,
+            id_type: IdType::U16,
+            separator: Some(0),
+            table_rows: 100,
+            tokenizer: None,
+        };
+        // nanoGPT's has the separator after each document, llm.c's before.
+        let raw: Vec<u8> = [5u16, 6, 7, 8, 0, 0, 9, 0, 1, 2, 0].iter().flat_map(|id| id.to_le_bytes()).collect();
+        std::fs::write(path("nanogpt.bin"), &raw).unwrap();
+        let nanogpt = ForeignFile { format: Foreign::NanoGpt, ..about.clone() };
+        import(&[path("nanogpt.bin")], &nanogpt, "train", &path("tokens")).unwrap();
+        for most_ids in [1, 2, 3, 4, 11, 12] {
+            let layout = Layout { most_ids, ..LLMC };
+            let write = |out: &Path| export::with_layout(&path("tokens"), "train", &layout, IdType::U16, out);
+            let files = write(&path(&format!("{most_ids}.bin"))).unwrap();
+            assert_eq!(files.len() as u64, 11u64.div_ceil(most_ids));
+            let ids: Vec<u16> = files
+                .iter()
+                .flat_map(|file| {
+                    let bytes = std::fs::read(file).unwrap();
+                    let ids: Vec<u16> = bytes[1024..].as_chunks().0.iter().map(|id| u16::from_le_bytes(*id)).collect();
+                    assert_eq!(bytes[8..12], (ids.len() as i32).to_le_bytes(), "the header's count");
+                    ids
+                })
+                .collect();
+            assert_eq!(ids, [0, 5, 6, 7, 8, 0, 0, 9, 0, 1, 2]);
+            let back = path(&format!("back-{most_ids}"));
+            let manifest = import(&files, &about, "train", &back).unwrap();
+            assert_eq!(manifest.splits["train"].documents, 4, "{most_ids}");
+            assert_eq!(verify(&back, &|_, _| ()).unwrap(), [""; 0]);
+            export(&back, "train", Foreign::NanoGpt, IdType::U16, &path("back.bin")).unwrap();
+            assert!(std::fs::read(path("back.bin")).unwrap() == raw, "{most_ids}");
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! How many tokens a text has, and how much of it fits into so many.
+
+use std::ops::ControlFlow;
+
+use super::Tokenizer;
+use super::engine::Engine as _;
+use crate::Result;
+
+/// Number of tokens of `text`.
+///
+/// # Errors
+/// As [`Tokenizer::encode`].
+///
+/// # Example
+/// ```
+/// use tallow_text::{Tokenizer, count_tokens};
+/// assert_eq!(count_tokens(&Tokenizer::cl100k(), "tiktoken is great!")?, 6);
+/// # Ok::<(), tallow_text::Error>(())
+/// ```
+pub fn count_tokens(tokenizer: &Tokenizer, text: &str) -> Result<usize> {
+    Ok(tokenizer.encode(text)?.len())
+}
+
+/// A prefix of `text` that has at most `max_tokens` tokens and ends between two characters.
+///
+/// It is the text of the first `max_tokens` tokens, less a character that the last of them begins but
+/// does not end.
+///
+/// # Errors
+/// As [`Tokenizer::encode`].
+///
+/// # Cost
+/// The bundled encoding and rank files read no further than the cut.
+///
+/// # Example
+/// ```
+/// use tallow_text::{Tokenizer, truncate_to_tokens};
+/// assert_eq!(truncate_to_tokens(&Tokenizer::cl100k(), "小沈阳", 2)?, "小"); // 沈 is tokens 2 and 3
+/// # Ok::<(), tallow_text::Error>(())
+/// ```
+pub fn truncate_to_tokens<'t>(tokenizer: &Tokenizer, text: &'t str, max_tokens: usize) -> Result<&'t str> {
+    let mut budget = max_tokens;
+    loop {
+        let end = text.floor_char_boundary(end_of(tokenizer, text, budget)?);
+        let prefix = &text[..end];
+        // Cutting a token back to a whole character can change how its piece is merged.
+        if prefix.is_empty() || end == text.len() || count_tokens(tokenizer, prefix)? <= max_tokens {
+            return Ok(prefix);
+        }
+        budget -= 1;
+    }
+}
+
+/// Where the first `tokens` tokens end, perhaps within a character.
+fn end_of(tokenizer: &Tokenizer, text: &str, tokens: usize) -> Result<usize> {
+    let Tokenizer { engine, specials } = tokenizer;
+    let Some(ranks) = engine.by_pieces() else {
+        let (_, offsets) = tokenizer.encode_with_offsets(text)?;
+        return Ok(offsets.get(tokens).map_or(text.len(), |range| range.start));
+    };
+    specials.refuse(text, 0)?;
+    let (mut end, mut left) = (0, tokens);
+    let ordinary = |start: usize, stop: usize, end: &mut usize, left: &mut usize| {
+        ranks.pieces(&text[start..stop], |_, ids| {
+            for id in ids {
+                if *left == 0 {
+                    return ControlFlow::Break(());
+                }
+                *end += ranks.token_bytes(*id).map_or(0, |bytes| bytes.len());
+                *left -= 1;
+            }
+            ControlFlow::Continue(())
+        });
+        *left > 0
+    };
+    let mut start = 0;
+    for (range, _) in specials.find(text) {
+        if !ordinary(start, range.start, &mut end, &mut left) {
+            return Ok(end);
+        }
+        (start, end, left) = (range.end, range.end, left - 1);
+    }
+    ordinary(start, text.len(), &mut end, &mut left);
+    Ok(end)
+}
