@@ -72,8 +72,7 @@ fn main() -> Result<()> {
     println!("4 parts of 16:     loss {:.4} -> {:.4}, all weights within 1e-6", losses[0].1, losses[39].1);
 
     // What would train the table on four parts and the head on the last alone is an error.
-    let stores = [0, 16, 32, 48].map(|from| parts.part(&ids[from..from + 17]));
-    let [.., last] = stores;
+    let [.., last] = [0, 16, 32, 48].map(|from| parts.part(&ids[from..from + 17]));
     let refused = parts.opt.step(&last?.0).err().map_or(String::new(), |error| error.to_string());
     println!("the last part alone: {}", refused.split(':').next().unwrap_or_default());
     Ok(())

@@ -27,7 +27,7 @@ fn model(vb: VarBuilder) -> Result<(TokenEmbedding, Head)> {
     let (vocab_size, d_model) = (Tokenizer::cl100k().vocab_size(), 32);
     let cfg = TokenEmbeddingConfig { vocab_size, d_model, gradient: Gradient::RowSparse, ..Default::default() };
     let wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
-    let weight = vb.pp("head").get_with_hints((vocab_size, d_model), "weight", candle_nn::Init::Const(0.0))?;
+    let weight = vb.get_with_hints((vocab_size, d_model), "head.weight", candle_nn::Init::Const(0.0))?;
     Ok((wte, Head::new(&weight, None)?))
 }
 
@@ -52,9 +52,8 @@ fn train(path: &str, device: &Device) -> Result<()> {
 }
 
 fn score(table: &str, text: &str, device: &Device) -> Result<()> {
-    let tensors = candle_core::safetensors::load(table, device)?;
-    let (wte, head) = model(VarBuilder::from_tensors(tensors, DType::F32, device))?;
-    let (inputs, targets) = pairs(text)?;
+    let vb = VarBuilder::from_tensors(candle_core::safetensors::load(table, device)?, DType::F32, device);
+    let ((wte, head), (inputs, targets)) = (model(vb)?, pairs(text)?);
     let log_probs = head.log_probs(&wte.forward(&inputs)?, &targets)?.to_vec1::<f32>()?;
     let loss = -log_probs.iter().sum::<f32>() / log_probs.len() as f32;
     let start: String = text.chars().take(30).collect();
