@@ -1,5 +1,5 @@
 //! kernels.cu on an NVIDIA GPU: loaded, launched, and what the layer and row gradients need of it.
-//! The optimizers' part is in `optim/place/cuda.rs`.
+//! The optimizers' part is in `optim/place/cuda`.
 //!
 //! The functions are there in every build, so that nobody else asks for the feature `cuda`: without it no tensor is on such a device.
 
