@@ -67,7 +67,7 @@ const STATE: &str = "state.json";
 /// assert_eq!(found, saved);
 /// step(&wte, &mut opt)?;
 /// step(&wte_again, &mut opt_again)?;
-/// assert_eq!(wte.weight()?.to_vec2::<f32>()?, wte_again.weight()?.to_vec2::<f32>()?);
+/// assert_eq!(wte.flushed_weight()?.to_vec2::<f32>()?, wte_again.flushed_weight()?.to_vec2::<f32>()?);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
