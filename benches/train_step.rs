@@ -4,7 +4,7 @@
 //!
 //! V = 100256, f32, AdamW with candle's defaults (decay 0.01). The loss is the sum of the look-up: a heavier one would add
 //! candle's own work on (B, T, C) to every time. "ids": "stream" draws random windows from ../shared/corpora (or $TALLOW_CORPORA) tokenized with
-//! cl100k; these runs are timed after "step" steps ("steady": true), because rows owe more the longer a run lasts. Ours and
+//! cl100k; these runs are timed after "step" steps ("steady": true), because more updates are deferred the longer a run lasts. Ours and
 //! candle see the same batches; PyTorch draws its own windows from the same stream. "mode": "dense" times the optimizer
 //! alone on a dense gradient, against candle's and against a plain stream of the same bytes.
 

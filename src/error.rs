@@ -92,9 +92,29 @@ pub enum Error {
     )]
     NoOptimizer,
 
-    /// Row gradients that wait, and a `GradStore` that they do not belong to.
-    #[error("{0}")]
-    StaleGradients(String),
+    /// A look-up of a row-sparse table that went backward twice before a step: its rows would count twice in one `GradStore` alone.
+    #[error(
+        "this look-up went backward a second time without a step between: add the losses and go backward once, or forget the first \
+         gradients (`optimizer.zero_grad()`)"
+    )]
+    BackwardTwice,
+
+    /// A `GradStore` that was stepped or forgotten before: everything else would train on it again, and the row-sparse table would not.
+    #[error(
+        "these gradients were stepped or forgotten already, and the table has nothing left of them: make them anew, and accumulate \
+         into a new `GradStore` after each step"
+    )]
+    SteppedBefore,
+
+    /// Row gradients of an earlier backward that the `GradStore` of this step lacks: the table would train on them, and nothing else.
+    #[error(
+        "the row gradients of {lookups} look-ups wait that these gradients do not hold: an earlier backward was not followed by a step. \
+         Add its gradients to accumulate (`total.extend(grads)?`, then one step), or forget them (`optimizer.zero_grad()`)"
+    )]
+    MissingGradients {
+        /// How many look-ups.
+        lookups: usize,
+    },
 
     /// A variable of an optimizer in whose place another one is: it would move, and nothing would read it.
     #[error(
@@ -157,7 +177,8 @@ impl From<tallow_text::Error> for Error {
     }
 }
 
-/// An error of tallow that went through candle (`Module::forward`, `Optimizer::step`) is itself again.
+/// An error of tallow that went through candle (`Module::forward`, `Optimizer::step`) is itself again. (Only its message, as
+/// [`Error::Config`], while somebody still holds what [`Error::of`] gave.)
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
         let plain = |error: &candle_core::Error| matches!(error, candle_core::Error::Wrapped(_));

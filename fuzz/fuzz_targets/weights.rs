@@ -12,7 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
         // Four bits are the least that an element takes; f32 is what they become.
         assert!(read <= bytes.len() * 2);
         _ = table.statistics();
-        _ = table.neighbors(&[0], 3);
+        _ = tallow::neighbors(&table, &[[0]], 3);
     }
     _ = tallow::list_tensors(file.path());
 });

@@ -80,6 +80,12 @@ impl std::fmt::Debug for TokenEmbedding {
     }
 }
 
+impl Module for TokenEmbedding {
+    fn forward(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
+        Ok(self.lookup(ids)?)
+    }
+}
+
 impl TokenEmbedding {
     /// Takes the table named `weight` from `vb`, or makes it there.
     ///
@@ -140,20 +146,27 @@ impl TokenEmbedding {
     /// A layer over an existing table (V, C): a variable trains, any other tensor stays as it is.
     ///
     /// # Errors
-    /// [`Error::Config`] if the tensor does not have two dimensions, or has more rows than u32 ids can name.
+    /// [`Error::Config`] if the tensor does not have two dimensions, has no columns, or has more rows than u32 ids can name.
     pub fn from_weight(weight: Tensor) -> Result<Self> {
         match weight.dims() {
             [rows, _] if *rows > NO_TOKEN as usize => {
                 Err(Error::Config(format!("a table of {rows} rows has more than u32 ids can name")))
             }
-            [_, _] => Ok(Self::plain(weight.contiguous()?)),
+            [_, 0] => Err(Error::Config("a table without columns has no rows to look up".to_string())),
+            [_, _] => {
+                let weight = weight.contiguous()?;
+                let table = RowTable::of(&weight);
+                Ok(TokenEmbedding {
+                    weight,
+                    padding_id: None,
+                    scale: None,
+                    names: None,
+                    gradient: Gradient::Dense,
+                    table,
+                })
+            }
             dims => Err(Error::Config(format!("a table has two dimensions (V, C), this tensor has shape {dims:?}"))),
         }
-    }
-
-    fn plain(weight: Tensor) -> Self {
-        let table = RowTable::of(&weight);
-        TokenEmbedding { weight, padding_id: None, scale: None, names: None, gradient: Gradient::Dense, table }
     }
 
     /// Lets error messages name tokens: `wte.with_token_names(tokenizer.names())`.
@@ -250,16 +263,12 @@ impl TokenEmbedding {
     }
 }
 
-impl Module for TokenEmbedding {
-    fn forward(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
-        Ok(self.lookup(ids)?)
-    }
-}
-
 /// The same table with this layer's guard and forward.
-impl From<candle_nn::Embedding> for TokenEmbedding {
-    fn from(layer: candle_nn::Embedding) -> Self {
-        Self::plain(layer.embeddings().clone())
+impl TryFrom<candle_nn::Embedding> for TokenEmbedding {
+    type Error = Error;
+
+    fn try_from(layer: candle_nn::Embedding) -> Result<Self> {
+        Self::from_weight(layer.embeddings().clone())
     }
 }
 

@@ -1,5 +1,7 @@
 //! The engine of all rules: groups of variables, each in its place.
 
+use std::collections::{HashMap, HashSet};
+
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 use candle_nn::{Optimizer, ParamsAdamW, VarMap};
@@ -92,15 +94,19 @@ impl<P: Rule> Optim<P> {
     /// Groups of named variables, each with its own parameters. Variables that are not floats are left out.
     ///
     /// # Errors
-    /// [`Error::Config`] if a row-sparse table has an optimizer already, or two variables have one name.
+    /// [`Error::SecondOptimizer`] if a row-sparse table has an optimizer already; [`Error::Config`] if two variables have one name, or one
+    /// variable two.
     pub fn with_groups(groups: Vec<(Vec<(String, Var)>, P)>) -> Result<Self> {
-        let mut names: Vec<&String> = groups.iter().flat_map(|(vars, _)| vars).map(|(name, _)| name).collect();
-        names.sort();
-        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(Error::Config(format!(
-                "two variables are named {:?}: the optimizer's state needs a name for each",
-                twice[0]
-            )));
+        let (mut names, mut known) = (HashSet::new(), HashMap::new());
+        for (name, var) in groups.iter().flat_map(|(vars, _)| vars) {
+            if !names.insert(name) {
+                let what = format!("two variables are named {name:?}: the optimizer's state needs a name for each");
+                return Err(Error::Config(what));
+            }
+            if let Some(other) = known.insert(var.as_tensor().id(), name) {
+                let what = format!("the variable {other:?} is there again as {name:?}: it would move twice a step");
+                return Err(Error::Config(what));
+            }
         }
         let mut made = Vec::new();
         for (vars, params) in groups {
@@ -152,8 +158,8 @@ impl<P: Rule> Optim<P> {
     /// Where the norm leads you to leave the step out, call [`zero_grad`](Self::zero_grad).
     ///
     /// # Errors
-    /// [`Error::Config`] if `max_norm` is not positive, or row gradients wait that are not of `grads`; and those of candle's
-    /// operations.
+    /// [`Error::Config`] if `max_norm` is not positive; [`Error::MissingGradients`] or [`Error::SteppedBefore`] as for a step; those of
+    /// candle's operations.
     ///
     /// Source: `torch.nn.utils.clip_grad_norm_`, with its 1e-6 in the denominator.
     pub fn clip_grad_norm(&self, grads: &mut GradStore, max_norm: f64) -> Result<f64> {
@@ -165,31 +171,37 @@ impl<P: Rule> Optim<P> {
             _ => Ok(t.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?),
         };
         self.tables().try_for_each(|member| member.table.belongs_to(grads))?;
-        let mut sum = 0.0;
         let mut by_row = Vec::new();
-        for member in self.members() {
-            match grads.get(&member.var) {
-                Some(dense) if member.table.is_row_sparse() => {
-                    member.add(dense)?;
-                    let frozen = member.table.frozen();
-                    let rows = Groups::of_all_but(&frozen).rows;
-                    if frozen.is_empty() {
-                        sum += square(dense)?;
-                    } else if !rows.is_empty() {
-                        sum += square(&dense.index_select(&Tensor::new(rows, dense.device())?, 0)?)?;
+        let mut squares = || {
+            let mut sum = 0.0;
+            for member in self.members() {
+                match grads.get(&member.var) {
+                    Some(dense) if member.table.is_row_sparse() => {
+                        member.add(dense)?;
+                        let frozen = member.table.frozen();
+                        let rows = Groups::of_all_but(&frozen).rows;
+                        if frozen.is_empty() {
+                            sum += square(dense)?;
+                        } else if !rows.is_empty() {
+                            sum += square(&dense.index_select(&Tensor::new(rows, dense.device())?, 0)?)?;
+                        }
                     }
+                    Some(dense) => sum += square(dense)?,
+                    None if member.table.is_row_sparse() => {
+                        let Some(rows) = member.table.take()? else { continue };
+                        by_row.push((&member.table, rows));
+                        sum += square(&by_row[by_row.len() - 1].1.values)?;
+                    }
+                    None => (),
                 }
-                Some(dense) => sum += square(dense)?,
-                None if member.table.is_row_sparse() => {
-                    by_row.extend(member.table.take()?.map(|rows| (&member.table, rows)))
-                }
-                None => (),
             }
-        }
-        by_row.iter().try_for_each(|(_, rows)| square(&rows.values).map(|square| sum += square))?;
-        let norm = sum.sqrt();
+            Ok(sum)
+        };
+        let sum: Result<f64> = squares();
+        // What was taken is given back also where something failed.
+        let norm = sum.as_ref().map_or(0.0, |sum| sum.sqrt());
         let scale = max_norm / (norm + 1e-6);
-        if scale < 1.0 {
+        if sum.is_ok() && scale < 1.0 {
             for member in self.members() {
                 if let Some(grad) = grads.get(member.var.as_tensor()) {
                     let scaled = (grad * scale)?;
@@ -201,7 +213,7 @@ impl<P: Rule> Optim<P> {
             let values = if scale < 1.0 && !rows.is_empty() { (values * scale)? } else { values };
             table.push_rows(RowGradients { rows, values })?;
         }
-        Ok(norm)
+        sum.map(|_| norm)
     }
 
     pub(super) fn members(&self) -> impl Iterator<Item = &Variable> {

@@ -1,7 +1,5 @@
 //! The steps that are deferred, and when a deferred update can no longer change a weight.
 
-use candle_core::DType;
-
 /// One step's constants, rounded to the type of the arithmetic as candle's AdamW rounds them. kernels.cu declares the same.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -43,11 +41,6 @@ impl Step<f64> {
     fn with_floor(mut self, smallest: f64) -> Self {
         self.floor = if self.eps >= (self.scale_v * smallest).sqrt() { smallest } else { 0.0 };
         self
-    }
-
-    /// In the type of the arithmetic on weights of this dtype.
-    pub(super) fn of(self, dtype: DType) -> Step<f64> {
-        if dtype == DType::F64 { self } else { self.to_f32().to_f64() }
     }
 
     pub(super) fn to_f32(self) -> Step {

@@ -36,7 +36,6 @@ fn skip_one(theta: f32, m: &mut f32, v: &mut f32, s: &Step) -> f32 {
     update(theta, *m, *v, s)
 }
 
-/// One step of gradient descent.
 #[inline(always)]
 pub(super) fn sgd_one<T: Real>(theta: T, g: T, lr: T) -> T {
     theta - (g * lr + T::zero())
@@ -59,11 +58,15 @@ widest! {
         let [theta, m, v] = row;
         for ((theta, m), v) in theta.chunks_mut(LANES).zip(m.chunks_mut(LANES)).zip(v.chunks_mut(LANES)) {
             // A short last block is replayed inside a full one; zeros are settled at once.
-            let (len, row, mut block) = (theta.len(), [theta, m, v], [[0f32; LANES]; 3]);
-            block.iter_mut().zip(&row).for_each(|(block, values)| block[..len].copy_from_slice(values));
-            let [theta, m, v] = &mut block;
-            replay_block(theta, m, v, history, (from, to), W::round);
-            row.into_iter().zip(&block).for_each(|(values, block)| values.copy_from_slice(&block[..len]));
+            let (len, mut block) = (theta.len(), [[0f32; LANES]; 3]);
+            let [t, p, q] = &mut block;
+            t[..len].copy_from_slice(theta);
+            p[..len].copy_from_slice(m);
+            q[..len].copy_from_slice(v);
+            replay_block(t, p, q, history, (from, to), W::round);
+            theta.copy_from_slice(&t[..len]);
+            m.copy_from_slice(&p[..len]);
+            v.copy_from_slice(&q[..len]);
         }
     }
 }

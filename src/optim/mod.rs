@@ -33,8 +33,8 @@ pub use state::Stateful;
 /// # Accumulation
 /// Row gradients belong to the `GradStore` of their backward, as dense ones do. To train on a batch in parts, add the stores
 /// (`total.extend(grads)?`), then step once: examples/accumulate.rs. A step with a store that lacks the rows of an earlier backward is
-/// [`Error::StaleGradients`](crate::Error::StaleGradients): the table would train on them, and nothing else. So is a second step with one
-/// store, or with one that was added to after its step: the table has no rows of it left.
+/// [`Error::MissingGradients`](crate::Error::MissingGradients): the table would train on them, and nothing else. A second step with one store,
+/// or with one that was added to after its step, is [`Error::SteppedBefore`](crate::Error::SteppedBefore): the table has no rows of it left.
 ///
 /// # Cost
 /// Dense: one pass that reads weight, gradient and both moments and writes all but the gradient, on all threads,

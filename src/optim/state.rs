@@ -161,8 +161,8 @@ impl<P: Rule> Optim<P> {
     /// a table that was replaced are forgotten.
     ///
     /// # Errors
-    /// [`Error::Config`]: a variable whose shape is another in more than its first dimension, or which has another dtype; a
-    /// table with another optimizer; or variables without names (call [`name_by`](Self::name_by) before the table changes).
+    /// [`Error::SecondOptimizer`]: a table with another optimizer. [`Error::Config`]: a variable whose shape is another in more than its
+    /// first dimension, or which has another dtype; or variables without names (call [`name_by`](Self::name_by) before the table changes).
     ///
     /// # Cost
     /// A copy of the moments of each variable that was replaced.

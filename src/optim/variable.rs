@@ -116,7 +116,6 @@ impl State {
 }
 
 impl Variable {
-    /// `moments`: whether the rule has them.
     pub(super) fn new(name: String, var: Var, moments: bool) -> Result<Self> {
         let place = place::of(&var, moments)?;
         Self::in_place(name, var, place)

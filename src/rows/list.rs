@@ -21,15 +21,16 @@ fn address(tensor: &Tensor) -> usize {
 
 /// The table over this tensor's memory, shared by all layers, heads and optimizers over it. They ask once, when they are made.
 pub(super) fn table_of(tensor: &Tensor) -> Arc<RowTable> {
+    let at = address(tensor); // which waits for whoever writes the storage: not under the lock
     let mut tables = lock(&TABLES);
     let tables = tables.get_or_insert_default();
     if tables.len() == tables.capacity() {
         tables.retain(|_, table| table.strong_count() > 0);
     }
-    let known = tables.get(&address(tensor)).and_then(Weak::upgrade);
+    let known = tables.get(&at).and_then(Weak::upgrade);
     known.unwrap_or_else(|| {
         let table = Arc::new(RowTable::new(tensor.clone()));
-        tables.insert(address(tensor), Arc::downgrade(&table));
+        tables.insert(at, Arc::downgrade(&table));
         table
     })
 }
@@ -39,7 +40,8 @@ pub(super) fn row_sparse_table_of(tensor: &Tensor) -> Option<Arc<RowTable>> {
     if ROW_SPARSE.load(Ordering::Relaxed) == 0 {
         return None;
     }
-    let known = lock(&TABLES).as_ref().and_then(|tables| tables.get(&address(tensor)).and_then(Weak::upgrade));
+    let at = address(tensor);
+    let known = lock(&TABLES).as_ref().and_then(|tables| tables.get(&at).and_then(Weak::upgrade));
     known.filter(|table| table.is_row_sparse())
 }
 

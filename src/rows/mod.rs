@@ -1,4 +1,4 @@
-//! Row gradients: the door between a table's layer and its optimizer.
+//! Row gradients: what goes between a table's layer and its optimizer.
 //!
 //! Backward puts (ids, output gradient) here instead of building a dense gradient; the optimizer takes them as
 //! (rows, values). In the other direction the layer asks, before it reads rows, that they be brought up to date.
@@ -179,15 +179,11 @@ impl RowTable {
             return Err(Error::NoOptimizer.into());
         }
         if shared.marks.contains(&mark.id()) {
-            return Err(Error::StaleGradients(
-                "this look-up went backward a second time without a step between: add the losses and go backward once, or \
-                 forget the first gradients (`optimizer.zero_grad()`)"
-                    .to_string(),
-            )
-            .into());
+            return Err(Error::BackwardTwice.into());
         }
         let columns = self.weight().dim(1)?;
         let grad = grad.reshape((ids.elem_count(), columns))?.contiguous()?.detach();
+        shared.done.retain(|done| *done != mark.id()); // backward once more, after a step
         shared.marks.push(mark.id());
         shared.pending.push(Waiting::Lookup { ids: ids.flatten_all()?.detach(), grad });
         Ok(())
@@ -199,17 +195,9 @@ impl RowTable {
         let shared = lock(&self.shared);
         let stepped = shared.done.iter().any(|mark| grads.get_id(*mark).is_some());
         match shared.marks.iter().filter(|mark| grads.get_id(**mark).is_none()).count() {
-            0 if stepped => Err(Error::StaleGradients(
-                "these gradients were stepped or forgotten already, and the table has nothing left of them: make them anew, and \
-                 accumulate into a new `GradStore` after each step"
-                    .to_string(),
-            )),
+            0 if stepped => Err(Error::SteppedBefore),
             0 => Ok(()),
-            strays => Err(Error::StaleGradients(format!(
-                "the row gradients of {strays} look-ups wait that these gradients do not hold: an earlier backward was not \
-                 followed by a step. Add its gradients to accumulate (`total.extend(grads)?`, then one step), or forget them \
-                 (`optimizer.zero_grad()`)"
-            ))),
+            lookups => Err(Error::MissingGradients { lookups }),
         }
     }
 

@@ -29,21 +29,33 @@ macro_rules! widest {
 }
 pub(crate) use widest;
 
-/// Whether registers of so many bits may be used. Always, but in a test that looks at the narrower bodies.
-#[cfg(all(target_arch = "x86_64", not(test)))]
+/// Whether registers of so many bits may be used. Always in a release; tests of the narrower bodies say less, for one thread
+/// (`same_with_every_body`) or for the process (`TALLOW_WIDEST_BITS=256`).
 #[inline(always)]
-pub(crate) fn allows(_bits: usize) -> bool {
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn allows(bits: usize) -> bool {
+    #[cfg(debug_assertions)]
+    {
+        use std::sync::LazyLock;
+        static MOST: LazyLock<usize> = LazyLock::new(|| {
+            let bits = std::env::var("TALLOW_WIDEST_BITS").ok().and_then(|bits| bits.parse().ok());
+            bits.unwrap_or(usize::MAX)
+        });
+        if bits > *MOST {
+            return false;
+        }
+    }
+    #[cfg(test)]
+    if bits > WIDEST_BITS.get() {
+        return false;
+    }
+    _ = bits;
     true
 }
 
 #[cfg(test)]
 thread_local! {
     static WIDEST_BITS: std::cell::Cell<usize> = const { std::cell::Cell::new(usize::MAX) };
-}
-
-#[cfg(all(target_arch = "x86_64", test))]
-pub(crate) fn allows(bits: usize) -> bool {
-    bits <= WIDEST_BITS.get()
 }
 
 /// Runs `work` (on this thread) with the bodies for AVX-512, AVX2 and the baseline, as far as the processor has them, and asks that
@@ -58,7 +70,19 @@ pub(crate) fn same_with_every_body<T: PartialEq + std::fmt::Debug>(work: impl Fn
     };
     let baseline = run(128);
     for bits in [256, 512] {
+        eprintln!(
+            "registers of {bits} bits: {}",
+            if available(bits) { "compared with the baseline" } else { "this processor has none" }
+        );
         assert!(run(bits) == baseline, "registers of {bits} bits give something else");
     }
     baseline
+}
+
+#[cfg(test)]
+fn available(bits: usize) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return if bits == 512 { is_x86_feature_detected!("avx512f") } else { is_x86_feature_detected!("avx2") };
+    #[cfg(not(target_arch = "x86_64"))]
+    return bits == 0;
 }

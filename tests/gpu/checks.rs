@@ -386,7 +386,7 @@ fn edges(device: &Device) -> Result<String> {
         for (dtype, gradient) in [(DType::F32, Gradient::RowSparse), (DType::BF16, Gradient::Dense)] {
             let table = odd(numbers(&[9, 64], dtype, 4)?.to_device(device)?, (9, 64))?;
             let list = Tensor::new(&[8u32, 0, NO_TOKEN, 3], &Device::Cpu)?;
-            all.extend(bits(&TokenEmbedding::from(candle_nn::Embedding::new(table.clone(), 64)).lookup(&list)?)?);
+            all.extend(bits(&TokenEmbedding::try_from(candle_nn::Embedding::new(table.clone(), 64))?.lookup(&list)?)?);
             let cfg = TokenEmbeddingConfig { gradient, ..Default::default() };
             let (var, of_odd) = layer(&numbers(&[9, 64], dtype, 4)?, device, cfg)?;
             let mut optimizer = Sgd::new(vec![var.clone()], 0.5)?;

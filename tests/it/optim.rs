@@ -368,6 +368,10 @@ fn a_backward_that_the_step_does_not_hold_is_an_error() {
         let twice = loss.backward().expect_err("the same look-up twice").to_string();
         assert!(twice.contains("a second time without a step"), "{twice}");
         opt.step(&grads).unwrap();
+        // After a step it may go backward once more, as with candle.
+        let once = bits(wte.flushed_weight().unwrap());
+        opt.backward_step(&loss).unwrap();
+        assert_ne!(bits(wte.flushed_weight().unwrap())[6..8], once[6..8]);
         // A store that was dropped, and forgotten.
         drop(backward(4).unwrap());
         assert!(opt.step(&backward(5).unwrap()).is_err());
@@ -481,7 +485,7 @@ fn a_table_that_was_replaced_is_an_error_until_it_is_followed() {
 }
 
 #[test]
-fn a_gradient_without_a_taker_is_an_error() {
+fn a_gradient_without_an_optimizer_is_an_error() {
     let (wte, varmap) = row_sparse(10, 2, DType::F32);
     let backward =
         || wte.forward(&Tensor::new(&[1u32], &CPU).unwrap()).unwrap().sum_all().unwrap().backward().map(|_| ());
@@ -528,6 +532,12 @@ fn an_optimizer_may_be_made_before_the_layer() {
     for steps_before in [false, true] {
         assert_eq!(after(steps_before, true), after(steps_before, false));
     }
+    // One variable under two names would move twice a step.
+    let varmap = VarMap::new();
+    let var = Var::zeros((2, 2), DType::F32, &CPU).unwrap();
+    varmap.data().lock().unwrap().extend([("a".to_string(), var.clone()), ("b".to_string(), var)]);
+    let twice = AdamW::from_varmap(&varmap, params(1e-2, 0.1)).err().unwrap().to_string();
+    assert!(twice.contains("\"a\" is there again as \"b\""), "{twice}");
     // Two optimizers of a dense variable are candle's habit, too; a row-sparse table has one.
     let varmap = VarMap::new();
     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &CPU);

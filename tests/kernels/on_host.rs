@@ -34,6 +34,8 @@ impl Kernels {
             .args([&library, &source])
             .output();
         let without = |why: &str| {
+            let required = std::env::var("TALLOW_REQUIRE").is_ok_and(|all| all.split(',').any(|one| one == "c++"));
+            assert!(!required, "TALLOW_REQUIRE asks for a C++ compiler: {why}");
             eprintln!("SKIPPED: no C++ compiler ({why}): the CUDA kernels are not checked on the host");
             None
         };

@@ -47,7 +47,8 @@ fn dense<W: Named + Weight<Wide = f32>>() {
         let grad_on_host = Tensor::from_slice(&grad, count, &Device::Cpu).unwrap();
         let update = params(70).update(70);
         let step = Step::new(&params(70), 70).to_f32();
-        let mut host = Host::<W> { m: m.clone(), v: v.clone() };
+        let mut host = Host::<W>::new(&on_host, true);
+        (host.m, host.v) = (m.clone(), v.clone());
         host.dense(&on_host, &grad_on_host, &update).unwrap();
         let (expected_m, expected_v) = (host.m, host.v);
         let expected: Vec<W> = on_host.to_vec1().unwrap();

@@ -21,6 +21,7 @@ const ROWS_TASK_ELEMENTS: usize = 1 << 13;
 
 /// Weights on the CPU, and their moments: m and v, in memory that is not touched before a row is; empty where the rule has none.
 pub(in crate::optim) struct Host<W: Weight> {
+    has_moments: bool,
     pub(in crate::optim) m: Vec<W::Wide>,
     pub(in crate::optim) v: Vec<W::Wide>,
 }
@@ -28,7 +29,7 @@ pub(in crate::optim) struct Host<W: Weight> {
 impl<W: Weight> Host<W> {
     pub(in crate::optim) fn new(weight: &Tensor, moments: bool) -> Self {
         let zeros = || vec![W::Wide::from_f64(0.0); if moments { weight.elem_count() } else { 0 }];
-        Host { m: zeros(), v: zeros() }
+        Host { has_moments: moments, m: zeros(), v: zeros() }
     }
 
     /// Calls `work` with weight and moments of each row that `items` name, on several threads if `steps` are a lot of work.
@@ -131,7 +132,7 @@ impl<W: Weight> Place for Host<W> {
     }
 
     fn moments(&self, weight: &Tensor) -> Result<Option<[Tensor; 2]>> {
-        if self.m.len() != weight.elem_count() {
+        if !self.has_moments {
             return Ok(None);
         }
         let tensor = |moment| Tensor::from_slice(moment, weight.shape(), &Device::Cpu);

@@ -76,9 +76,8 @@ impl Moments {
     fn set(&mut self, new: [&Tensor; 2]) -> Result<()> {
         let Some([m, v]) = &mut self.0 else { return Ok(()) };
         // Copies: rows of these are changed in place.
-        let copy = |new: &Tensor| new.to_dtype(m.dtype())?.to_device(m.device())?.force_contiguous();
-        let (new_m, new_v) = (copy(new[0])?, copy(new[1])?);
-        (*m, *v) = (new_m, new_v);
+        let like = |old: &Tensor, new: &Tensor| new.to_dtype(old.dtype())?.to_device(old.device())?.force_contiguous();
+        (*m, *v) = (like(m, new[0])?, like(v, new[1])?);
         Ok(())
     }
 }

@@ -26,8 +26,8 @@ impl Place for Operations {
             (Update::Sgd { lr }, _) => (weight - (grad * *lr)?)?,
             (Update::AdamW(_), None) => return Ok(()),
             (Update::AdamW(step), Some([m, v])) => {
-                // In the moments' dtype.
-                let (dtype, step) = (m.dtype(), step.of(m.dtype()));
+                let dtype = m.dtype();
+                let step = if dtype == DType::F64 { *step } else { step.to_f32().to_f64() };
                 let all = [weight.to_dtype(dtype)?, m.clone(), v.clone()];
                 let [theta, new_m, new_v] = after(all, Some(&grad.to_dtype(dtype)?), &step)?;
                 (*m, *v) = (new_m, new_v);

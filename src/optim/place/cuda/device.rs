@@ -27,11 +27,11 @@ impl Cuda {
 
 impl Place for Cuda {
     fn dense(&mut self, weight: &Tensor, grad: &Tensor, update: &Update) -> Result<()> {
-        Ok(step_dense(weight, grad, &Rule::new(update, self.moments.0.as_ref()))?)
+        Ok(step_dense(weight, grad, &Kernel::of(update, self.moments.0.as_ref()))?)
     }
 
     fn rows(&mut self, weight: &Tensor, grouped: Grouped, update: &Update) -> Result<()> {
-        Ok(step_rows(weight, &grouped, &Rule::new(update, self.moments.0.as_ref()))?)
+        Ok(step_rows(weight, &grouped, &Kernel::of(update, self.moments.0.as_ref()))?)
     }
 
     fn replay(&mut self, weight: &Tensor, due: &[(u32, u32)], history: &mut History, how: Replay) -> Result<()> {
@@ -42,7 +42,7 @@ impl Place for Cuda {
     fn add(&self, dense: &Tensor, table: &RowTable) -> Result<()> {
         let Some(grouped) = table.take_grouped_with_frozen()? else { return Ok(()) };
         // dense - (-1 · sums): exact, in one pass.
-        Ok(step_rows(dense, &grouped, &Rule::new(&Update::Sgd { lr: -1.0 }, None))?)
+        Ok(step_rows(dense, &grouped, &Kernel::of(&Update::Sgd { lr: -1.0 }, None))?)
     }
 
     fn moments(&self, _weight: &Tensor) -> Result<Option<[Tensor; 2]>> {
@@ -113,30 +113,26 @@ macro_rules! by_dtype {
     };
 }
 
-/// A kernel's name, what it changes beside the weight, and its last argument.
-struct Rule<'a> {
+/// A kernel's name, what it changes beside the weight, and its last argument: the step, or the learning rate.
+struct Kernel<'a> {
     name: &'static str,
     moments: Option<&'a [Tensor; 2]>,
-    numbers: Numbers,
+    step: Option<Step>,
+    lr: f32,
 }
 
-enum Numbers {
-    AdamW(Step),
-    Sgd(f32),
-}
-
-impl<'a> Rule<'a> {
-    fn new(update: &Update, moments: Option<&'a [Tensor; 2]>) -> Self {
+impl<'a> Kernel<'a> {
+    fn of(update: &Update, moments: Option<&'a [Tensor; 2]>) -> Self {
         match update {
-            Update::AdamW(step) => Rule { name: "adamw", moments, numbers: Numbers::AdamW(step.to_f32()) },
-            Update::Sgd { lr } => Rule { name: "sgd", moments: None, numbers: Numbers::Sgd(*lr as f32) },
+            Update::AdamW(step) => Kernel { name: "adamw", moments, step: Some(step.to_f32()), lr: 0.0 },
+            Update::Sgd { lr } => Kernel { name: "sgd", moments: None, step: None, lr: *lr as f32 },
         }
     }
 
-    fn push<'b>(&'b self, args: &mut LaunchArgs<'b>) {
-        match &self.numbers {
-            Numbers::AdamW(step) => args.arg(step),
-            Numbers::Sgd(lr) => args.arg(lr),
+    fn push_last<'b>(&'b self, args: &mut LaunchArgs<'b>) {
+        match &self.step {
+            Some(step) => args.arg(step),
+            None => args.arg(&self.lr),
         };
     }
 }
@@ -155,8 +151,8 @@ fn lend<W: Element>(
 }
 
 /// One dense step, in place: one pass.
-fn step_dense(weight: &Tensor, grad: &Tensor, rule: &Rule) -> candle_core::Result<()> {
-    fn run<W: Element>(weight: &Tensor, grad: &Tensor, rule: &Rule) -> candle_core::Result<()> {
+fn step_dense(weight: &Tensor, grad: &Tensor, with: &Kernel) -> candle_core::Result<()> {
+    fn run<W: Element>(weight: &Tensor, grad: &Tensor, with: &Kernel) -> candle_core::Result<()> {
         let (storage, layout) = grad.storage_and_layout();
         let Storage::Cuda(storage) = &*storage else {
             candle_core::bail!("weight and gradient are on different devices")
@@ -164,15 +160,15 @@ fn step_dense(weight: &Tensor, grad: &Tensor, rule: &Rule) -> candle_core::Resul
         let grad = view::<W>(storage, layout)?;
         let pack = pack(&[grad.len(), layout.start_offset()]);
         let (threads, elements) = (Threads::over_elements(grad.len() / pack), grad.len() as u64);
-        let kernel = kernel(&storage.device, &format!("{}_dense_{}_{pack}", rule.name, W::NAME))?;
-        lend::<W>(weight, rule.moments, |weight, moments| {
+        let kernel = kernel(&storage.device, &format!("{}_dense_{}_{pack}", with.name, W::NAME))?;
+        lend::<W>(weight, with.moments, |weight, moments| {
             let mut args = kernel.args();
             args.arg(weight).arg(&grad);
             if let Some([m, v]) = moments {
                 args.arg(m).arg(v);
             }
             args.arg(&elements);
-            rule.push(&mut args);
+            with.push_last(&mut args);
             // SAFETY: the parameters of adamw_dense or sgd_dense, all of as many elements.
             unsafe { launch(args, threads) }
         })
@@ -181,16 +177,16 @@ fn step_dense(weight: &Tensor, grad: &Tensor, rule: &Rule) -> candle_core::Resul
         candle_core::bail!("a gradient of shape {:?} for a weight of {:?}", grad.dims(), weight.dims())
     }
     let grad = grad.to_dtype(weight.dtype())?.contiguous()?;
-    by_dtype!(weight, run(weight, &grad, rule))
+    by_dtype!(weight, run(weight, &grad, with))
 }
 
 /// One step on the rows that have a gradient: sums and updates in one pass.
-fn step_rows(weight: &Tensor, grouped: &Grouped, rule: &Rule) -> candle_core::Result<()> {
+fn step_rows(weight: &Tensor, grouped: &Grouped, with: &Kernel) -> candle_core::Result<()> {
     fn run<W: Element, G: Element<Wide = f32>>(
         weight: &Tensor,
         grads: &Tensor,
         grouped: &Grouped,
-        rule: &Rule,
+        with: &Kernel,
     ) -> candle_core::Result<()> {
         let (storage, layout) = grads.storage_and_layout();
         let Storage::Cuda(storage) = &*storage else {
@@ -203,8 +199,8 @@ fn step_rows(weight: &Tensor, grouped: &Grouped, rule: &Rule) -> candle_core::Re
         let (rows, (starts, positions)) = (sums.rows(), sums.starts_and_positions());
         let Sums { partials, split, count, .. } = &sums;
         let (threads, count, columns) = (Threads::over_rows(*count, columns / pack), *count as u64, columns as u64);
-        let kernel = kernel(&storage.device, &format!("{}_rows_{}_{}_{pack}", rule.name, W::NAME, G::NAME))?;
-        lend::<W>(weight, rule.moments, |weight, moments| {
+        let kernel = kernel(&storage.device, &format!("{}_rows_{}_{}_{pack}", with.name, W::NAME, G::NAME))?;
+        lend::<W>(weight, with.moments, |weight, moments| {
             let mut args = kernel.args();
             args.arg(weight);
             if let Some([m, v]) = moments {
@@ -212,7 +208,7 @@ fn step_rows(weight: &Tensor, grouped: &Grouped, rule: &Rule) -> candle_core::Re
             }
             args.arg(&rows).arg(&grads).arg(partials).arg(&starts).arg(&positions);
             args.arg(split).arg(&count).arg(&columns);
-            rule.push(&mut args);
+            with.push_last(&mut args);
             // SAFETY: the parameters of adamw_rows or sgd_rows; each row once, and a row of the table.
             unsafe { launch(args, threads) }
         })
@@ -224,7 +220,7 @@ fn step_rows(weight: &Tensor, grouped: &Grouped, rule: &Rule) -> candle_core::Re
     if grads.dtype() != DType::F32 && grads.dtype() != weight.dtype() {
         grads = grads.to_dtype(DType::F32)?;
     }
-    by_dtype!(weight, grads, run(weight, &grads, grouped, rule))
+    by_dtype!(weight, grads, run(weight, &grads, grouped, with))
 }
 
 /// Replays deferred updates, each element by itself: the bits of the replay on the host.
