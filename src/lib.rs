@@ -86,8 +86,6 @@ pub use neighbors::{Neighbor, Table, neighbors, neighbors_of};
 pub use pretrained::{
     PretrainedTable, RowChange, RowChanges, RowStatistics, TensorInfo, Transplanted, list_tensors, weight_files,
 };
-#[cfg(feature = "hub")]
-pub use remote::pull;
 pub use rows::RowGradients;
 pub use support::{keep_pages, tune_threads};
 pub use tallow_text::Error as TextError;

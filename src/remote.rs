@@ -4,9 +4,6 @@ use std::path::Path;
 
 use crate::{PretrainedTable, Result};
 
-#[cfg(feature = "hub")]
-pub use online::pull;
-
 impl PretrainedTable {
     /// The table of a model: a file or folder as [`open`](Self::open) takes it, or a repository on the Hugging Face Hub (`owner/name`, at
     /// a branch, tag or commit; `None`: main). From the Hub only the header and the table's bytes travel; they stay in the
@@ -25,7 +22,7 @@ impl PretrainedTable {
             return Self::open(name, tensor);
         }
         #[cfg(feature = "hub")]
-        return pull(&tallow_text::hub::Hub::from_env(), name, revision, tensor, &|_, _| ());
+        return PretrainedTable::pull(&tallow_text::hub::Hub::from_env(), name, revision, tensor, &|_, _| ());
         #[cfg(not(feature = "hub"))]
         {
             _ = revision;
@@ -50,32 +47,34 @@ mod online {
     const WHOLE: &str = "model.safetensors";
     const INDEX: &str = "model.safetensors.index.json";
 
-    /// [`PretrainedTable::from_pretrained`] for a repository, with settings of your own; `progress` hears of bytes that are here, and of
-    /// how many there will be.
-    ///
-    /// # Errors
-    /// As [`PretrainedTable::from_pretrained`].
-    pub fn pull(
-        hub: &Hub,
-        repo: &str,
-        revision: Option<&str>,
-        tensor: Option<&str>,
-        progress: &(dyn Fn(u64, u64) + Sync),
-    ) -> Result<PretrainedTable> {
-        if !hub.refresh
-            && let Some(table) = cached(hub, repo, revision, tensor)
-        {
-            return table;
+    impl PretrainedTable {
+        /// [`PretrainedTable::from_pretrained`] for a repository, with settings of your own; `progress` hears of bytes that are here, and of
+        /// how many there will be.
+        ///
+        /// # Errors
+        /// As [`PretrainedTable::from_pretrained`].
+        pub fn pull(
+            hub: &Hub,
+            repo: &str,
+            revision: Option<&str>,
+            tensor: Option<&str>,
+            progress: &(dyn Fn(u64, u64) + Sync),
+        ) -> Result<Self> {
+            if !hub.refresh
+                && let Some(table) = cached(hub, repo, revision, tensor)
+            {
+                return table;
+            }
+            let table = Remote::find(hub, repo, revision, tensor)?;
+            let path = place(hub, repo, &table.file.commit, tensor);
+            // The files of a commit never change; a mirror that does not say the commit may have others by now.
+            let finished = || path.is_file() && (!hub.refresh || table.file.is_pinned());
+            if !finished() {
+                table.fetch(&path, finished, progress)?;
+            }
+            hub.remember(repo, revision, &table.file.commit)?;
+            PretrainedTable::open(&path, tensor)
         }
-        let table = Remote::find(hub, repo, revision, tensor)?;
-        let path = place(hub, repo, &table.file.commit, tensor);
-        // The files of a commit never change; a mirror that does not say the commit may have others by now.
-        let finished = || path.is_file() && (!hub.refresh || table.file.is_pinned());
-        if !finished() {
-            table.fetch(&path, finished, progress)?;
-        }
-        hub.remember(repo, revision, &table.file.commit)?;
-        PretrainedTable::open(&path, tensor)
     }
 
     /// What the cache has: a table that was pulled, or a model that the Python client fetched.

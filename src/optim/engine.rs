@@ -199,9 +199,8 @@ impl<P: Rule> Optim<P> {
         };
         let sum: Result<f64> = squares();
         // What was taken is given back also where something failed.
-        let norm = sum.as_ref().map_or(0.0, |sum| sum.sqrt());
-        let scale = max_norm / (norm + 1e-6);
-        if sum.is_ok() && scale < 1.0 {
+        let scale = sum.as_ref().map_or(1.0, |sum| max_norm / (sum.sqrt() + 1e-6));
+        if scale < 1.0 {
             for member in self.members() {
                 if let Some(grad) = grads.get(member.var.as_tensor()) {
                     let scaled = (grad * scale)?;
@@ -213,7 +212,7 @@ impl<P: Rule> Optim<P> {
             let values = if scale < 1.0 && !rows.is_empty() { (values * scale)? } else { values };
             table.push_rows(RowGradients { rows, values })?;
         }
-        sum.map(|_| norm)
+        sum.map(f64::sqrt)
     }
 
     pub(super) fn members(&self) -> impl Iterator<Item = &Variable> {

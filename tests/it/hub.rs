@@ -7,7 +7,7 @@ use std::sync::Mutex;
 
 use candle_core::{DType, Device, Tensor};
 use tallow::hub::Hub;
-use tallow::{Error, PretrainedTable, TextError, pull};
+use tallow::{Error, PretrainedTable, TextError};
 
 use crate::server::{COMMIT, Fault, Server, small};
 
@@ -50,8 +50,10 @@ fn only_the_header_and_the_table_travel_and_only_once() {
     let total = file.len() as u64;
     let server = Server::new(&[("model.safetensors", file)], Fault::None);
     let heard = Mutex::new(Vec::new());
-    let table =
-        pull(&server.hub, "owner/name", None, None, &|here, all| heard.lock().unwrap().push((here, all))).unwrap();
+    let table = PretrainedTable::pull(&server.hub, "owner/name", None, None, &|here, all| {
+        heard.lock().unwrap().push((here, all))
+    })
+    .unwrap();
     assert_eq!(bytes_of(&table), rows.flatten_all().unwrap().to_vec1::<f32>().unwrap());
     assert_eq!((table.name(), table.tied()), ("model.embed_tokens.weight", true));
     let asked = server.asked();
@@ -69,16 +71,16 @@ fn only_the_header_and_the_table_travel_and_only_once() {
     let offline = Hub { offline: true, ..server.hub.clone() };
     for hub in [&server.hub, &offline] {
         for revision in [None, Some("main"), Some(COMMIT)] {
-            let again = pull(hub, "owner/name", revision, None, &|_, _| ()).unwrap();
+            let again = PretrainedTable::pull(hub, "owner/name", revision, None, &|_, _| ()).unwrap();
             assert_eq!(again.vocab_size(), 5000);
         }
     }
     assert!(server.asked().is_empty());
-    let refused = refusal(pull(&offline, "owner/name", Some("v2"), None, &|_, _| ()));
+    let refused = refusal(PretrainedTable::pull(&offline, "owner/name", Some("v2"), None, &|_, _| ()));
     assert!(refused.contains("HF_HUB_OFFLINE"), "{refused}");
     // Asked to look, it looks.
     let fresh = Hub { refresh: true, ..server.hub.clone() };
-    pull(&fresh, "owner/name", None, None, &|_, _| ()).unwrap();
+    PretrainedTable::pull(&fresh, "owner/name", None, None, &|_, _| ()).unwrap();
     let looked = server.asked();
     assert!(!looked.is_empty() && looked.iter().map(|a| a.sent).sum::<u64>() <= 64 << 10, "{looked:?}");
     // Nothing is left over.
@@ -140,7 +142,7 @@ fn every_refusal_is_one_line_that_says_what_to_do() {
             assert!(text.contains(&status.to_string()) && text.contains(advice), "{text}");
         }
         if status != 404 {
-            let text = refusal(pull(&nobody, "owner/name", None, None, &|_, _| ()));
+            let text = refusal(PretrainedTable::pull(&nobody, "owner/name", None, None, &|_, _| ()));
             assert!(text.contains("set HF_TOKEN"), "{text}");
         }
     }
@@ -158,11 +160,14 @@ fn every_refusal_is_one_line_that_says_what_to_do() {
     // Nobody listens.
     let closed = { TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap() };
     let hub = Hub { endpoint: format!("http://{closed}"), ..server.hub.clone() };
-    let text = refusal(pull(&hub, "owner/name", None, None, &|_, _| ()));
+    let text = refusal(PretrainedTable::pull(&hub, "owner/name", None, None, &|_, _| ()));
     assert!(text.contains("no connection") && text.contains("HTTPS_PROXY"), "{text}");
     // Names that would lead out of the cache, or are none.
     for name in ["../x", "a/b/c", "", "a//b", "a\\b", "x/..", ".git/x", "own er/x"] {
-        assert!(matches!(pull(&server.hub, name, None, None, &|_, _| ()), Err(Error::Config(_))), "{name}");
+        assert!(
+            matches!(PretrainedTable::pull(&server.hub, name, None, None, &|_, _| ()), Err(Error::Config(_))),
+            "{name}"
+        );
     }
     assert!(matches!(server.hub.fetch("a/b", None, "../../x"), Err(TextError::Config(_))));
     assert!(matches!(server.hub.fetch("a/b", Some("../x"), "y"), Err(TextError::Config(_))));
@@ -219,7 +224,7 @@ fn shards_and_whole_files_come_through_the_python_client_s_cache() {
     let snapshot = server.hub.cache.join("models--other--whole/snapshots").join(COMMIT);
     std::fs::create_dir_all(&snapshot).unwrap();
     std::fs::write(snapshot.join("model.safetensors"), small()).unwrap();
-    let table = pull(&server.hub, "other/whole", Some(COMMIT), None, &|_, _| ()).unwrap();
+    let table = PretrainedTable::pull(&server.hub, "other/whole", Some(COMMIT), None, &|_, _| ()).unwrap();
     assert_eq!(table.vocab_size(), 50);
     assert!(server.asked().is_empty());
     let listed = server.hub.files("owner/name", None).unwrap();

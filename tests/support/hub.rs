@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sha2::Digest;
+use tallow::PretrainedTable;
 use tallow::hub::Hub;
-use tallow::{PretrainedTable, pull};
 
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -69,7 +69,7 @@ impl Server {
     }
 
     pub fn pull(&self) -> tallow::Result<PretrainedTable> {
-        pull(&self.hub, "owner/name", None, None, &|_, _| ())
+        PretrainedTable::pull(&self.hub, "owner/name", None, None, &|_, _| ())
     }
 
     pub fn asked(&self) -> Vec<Asked> {

@@ -65,7 +65,7 @@ impl Pull {
         let hub = tallow::hub::Hub { refresh: self.refresh, ..tallow::hub::Hub::from_env() };
         let bar = crate::progress::bar(0);
         let hear = crate::progress::hear(&bar);
-        let table = tallow::pull(&hub, repository, self.revision.as_deref(), self.tensor.as_deref(), &hear);
+        let table = PretrainedTable::pull(&hub, repository, self.revision.as_deref(), self.tensor.as_deref(), &hear);
         bar.finish_and_clear();
         Ok(table?)
     }

@@ -18,7 +18,7 @@ pub(super) fn said(asked: String, answer: impl Into<String>, advice: impl Into<S
 pub fn nothing(repo: &str, why: &str, files: &[String]) -> Error {
     let shown = files.iter().take(20).cloned().collect::<Vec<_>>().join(", ");
     let more = if files.len() > 20 { ", …" } else { "" };
-    said(repo.to_string(), why, format!("it has {shown}{more}: fetch one (`hub::fetch`) and open it"))
+    said(repo.to_string(), why, format!("it has {shown}{more}: fetch one (`Hub::fetch`) and open it"))
 }
 
 /// An answer that is not the file.

@@ -197,14 +197,6 @@ impl Hub {
 
 const USER_AGENT: &str = concat!("tallow/", env!("CARGO_PKG_VERSION"));
 
-/// [`Hub::fetch`] with the settings of the environment.
-///
-/// # Errors
-/// As [`Hub::fetch`].
-pub fn fetch(repo: &str, revision: Option<&str>, file: &str) -> Result<PathBuf> {
-    Hub::from_env().fetch(repo, revision, file)
-}
-
 fn at(revision: Option<&str>) -> String {
     revision.map_or(String::new(), |revision| format!(" at {revision}"))
 }
