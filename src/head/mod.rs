@@ -148,7 +148,7 @@ impl Head {
     }
 
     /// The head whose weight is the table of `wte`. `scale` and `padding_id` of the layer do not apply to it. After
-    /// [`TokenEmbedding::resize`] and its like make it anew.
+    /// [`TokenEmbedding::resize`] and its like make it anew; until then it is an error.
     ///
     /// The gradient of the table through it is dense, whatever [`Gradient`](crate::Gradient) says: every row takes part in every
     /// logit. With a row-sparse table the rows that were looked up are added into that dense gradient, and the optimizer takes one
@@ -295,6 +295,13 @@ impl Head {
             )));
         }
         self.fits("hidden states", hidden)?;
+        if self.table.is_replaced() {
+            return Err(Error::Config(
+                "the table of this tied head was replaced by one of another size (add_tokens, resize, shrink): make the head anew, \
+                 `Head::tied(&wte)`"
+                    .to_string(),
+            ));
+        }
         self.table.replay(Rows::All)?;
         Ok(Hidden { rows: hidden.reshape((dims.iter().product::<usize>(), columns))?, dims })
     }

@@ -342,8 +342,11 @@ fn moments_follow_a_table_that_grows_or_shrinks() {
         assert!(values(growing.wte.flushed_weight().unwrap())[40].iter().all(|value| *value > 0.0));
     }
     let mut forgotten = Run::new(Gradient::RowSparse);
+    let head = Head::tied(&forgotten.wte);
     forgotten.wte.resize(&forgotten.varmap, 41, Fill::Zero).unwrap();
     let x = forgotten.wte.forward(&Tensor::new(&[40u32], &CPU).unwrap()).unwrap();
+    assert!(head.logits(&x).unwrap_err().to_string().contains("make the head anew"));
+    assert_eq!(Head::tied(&forgotten.wte).logits(&x).unwrap().dims(), [1, 41]);
     let untold = forgotten.opt.backward_step(&x.sum_all().unwrap()).unwrap_err().to_string();
     assert!(untold.contains("follow(&varmap)"), "{untold}");
 }
