@@ -22,6 +22,7 @@
 //! # Which part do I want?
 //! - Ids of a text, or its text again: [`Tokenizer`]. Larger than memory: [`Tokenizer::encode_reader`]. How many, or how much text
 //!   fits into so many: [`count_tokens`], [`truncate_to_tokens`].
+//! - Special tokens of one's own: [`Tokenizer::add_tokens`]; for tallow and others to read: [`Tokenizer::save`].
 //! - Text files as token shards on disk: [`prepare`]. The files themselves: [`shard`].
 //! - A tokenizer from the Hugging Face Hub: [`Tokenizer::from_pretrained`], with the feature `hub`.
 //!

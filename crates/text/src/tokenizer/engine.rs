@@ -41,6 +41,9 @@ pub(super) trait Engine: Send + Sync {
     /// The same with the `new` special tokens; `found` are those, new or not, that count as added from now on.
     fn with_more(self: Arc<Self>, new: &[&str], found: &[&str]) -> Result<Arc<dyn Engine>>;
 
+    /// The `tokenizer.json` of this tokenizer, or why there is none.
+    fn to_json(&self) -> std::result::Result<Cow<'_, [u8]>, String>;
+
     /// The engine itself, if it encodes pieces of text that do not depend on one another: only then can text be cut, or read as a
     /// stream.
     fn by_pieces(&self) -> Option<&Ranks> {

@@ -2,21 +2,25 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokenizers::{AddedToken, Encoding, Tokenizer};
 
 use super::engine::Engine;
 use super::specials::{SpecialTokens, Specials};
+use super::{WITHOUT_EFFECT, byte_level};
 use crate::support::Fingerprint;
 use crate::{Error, NO_TOKEN};
 
 pub(super) struct File {
     name: String,
+    /// The file, for saving it as it was.
+    json: Vec<u8>,
+    /// What it holds that is not used here.
+    without_effect: Map<String, Value>,
     /// Text and id of every special token.
     specials: Vec<(String, u32)>,
     fingerprint: u64,
@@ -43,8 +47,8 @@ enum Alphabet {
 }
 
 impl File {
-    pub(super) fn from_bytes(path: &Path, json: &[u8]) -> Result<Self, String> {
-        let mut value: Value = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+    /// Reads the bytes of a file, of which `value` is what they say.
+    pub(super) fn new(name: String, json: &[u8], mut value: Value) -> Result<Self, String> {
         check_charsmaps(&value)?;
         let mut plain = contained(|| Tokenizer::from_bytes(json))?;
         // A corpus must come through whole and unpadded: these settings serve single requests.
@@ -58,10 +62,9 @@ impl File {
             plain.with_model(model);
         }
 
+        let mut without_effect = Map::new();
         if let Some(object) = value.as_object_mut() {
-            for without_effect in ["truncation", "padding", "post_processor"] {
-                object.remove(without_effect);
-            }
+            without_effect.extend(WITHOUT_EFFECT.iter().filter_map(|key| object.remove_entry(*key)));
         }
         let mut fingerprint = Fingerprint::new("tokenizer.json");
         fingerprint.add_json(&value);
@@ -73,14 +76,10 @@ impl File {
         let mut specials: Vec<_> =
             added.iter().filter(|(_, t)| t.special).map(|(id, token)| (token.content.clone(), *id)).collect();
         specials.sort_by_key(|(_, id)| *id);
-        let name = match path.file_stem().unwrap_or_default().to_string_lossy() {
-            stem if stem == "tokenizer" => {
-                path.parent().and_then(Path::file_name).map(|n| n.to_string_lossy()).unwrap_or(stem)
-            }
-            stem => stem,
-        };
         Ok(File {
-            name: name.into_owned(),
+            name,
+            json: json.to_vec(),
+            without_effect,
             fingerprint: fingerprint.finish(),
             rows: rows(&mut vocab.values().copied()),
             ordinary_rows: rows(&mut vocab.values().copied().filter(|id| !special(*id))),
@@ -93,15 +92,19 @@ impl File {
     }
 
     /// The same with the `new` special tokens, of which (and of earlier ones) `found` count as added. It is what reading the file
-    /// that it would be saved as gives.
+    /// that it would be saved as gives, truncation and padding included.
     fn grown(&self, new: &[&str], found: &[&str]) -> Result<Self, String> {
         let mut plain = self.plain.clone();
         contained(|| plain.add_special_tokens(new.iter().map(|token| AddedToken::from(*token, true))))?;
         let json = contained(|| plain.to_string(false))?;
-        let mut grown = File::from_bytes(Path::new(&format!("{}.json", self.name)), json.as_bytes())?;
+        let mut value: Value = serde_json::from_str(&json).map_err(|e| e.to_string())?;
+        if let Some(object) = value.as_object_mut() {
+            object.extend(self.without_effect.clone());
+        }
+        let json = value.to_string();
+        let mut grown = File::new(self.name.clone(), json.as_bytes(), value.clone())?;
         // Tokens that are not special are found in text whatever the rule for special ones is. They get the same ids. One that
         // the file has as a special token must lose that mark, which only the file's text can do.
-        let mut value: Value = serde_json::from_str(&json).map_err(|e| e.to_string())?;
         let earlier = self.with_added.as_ref().map(|tokenizer| tokenizer.get_added_tokens_decoder());
         let earlier =
             earlier.iter().flatten().filter(|(_, token)| !token.special).map(|(_, token)| token.content.as_str());
@@ -112,10 +115,13 @@ impl File {
             }
         }
         let mut with_added = contained(|| Tokenizer::from_bytes(value.to_string()))?;
+        with_added.with_truncation(None).map_err(|e| e.to_string())?;
+        with_added.with_padding(None);
         with_added.set_encode_special_tokens(true);
         grown.with_added = Some(with_added);
         if new.is_empty() {
-            grown.fingerprint = self.fingerprint; // the same tokens: writing the file out may have put its rules in other words
+            // The same tokens: writing the file out may have put its rules in other words.
+            (grown.fingerprint, grown.json) = (self.fingerprint, self.json.clone());
         }
         Ok(grown)
     }
@@ -184,7 +190,7 @@ impl Engine for File {
         let added = self.plain.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id);
         let bytes = match self.alphabet {
             _ if added => token.into_bytes(),
-            Alphabet::ByteLevel => byte_level(&token).unwrap_or_else(|| token.into_bytes()),
+            Alphabet::ByteLevel => byte_level::bytes(&token).unwrap_or_else(|| token.into_bytes()),
             Alphabet::ByteFallback => match token.strip_prefix("<0x").and_then(|t| t.strip_suffix('>')) {
                 Some(hex) => u8::from_str_radix(hex, 16).map_or(token.clone().into_bytes(), |byte| vec![byte]),
                 None => token.replace('▁', " ").into_bytes(),
@@ -198,10 +204,7 @@ impl Engine for File {
         let text = std::str::from_utf8(token).ok();
         let as_it_is = text.and_then(|text| self.plain.token_to_id(text));
         let as_bytes = match self.alphabet {
-            Alphabet::ByteLevel => {
-                let spelled: String = token.iter().map(|byte| byte_level_char(*byte)).collect();
-                self.plain.token_to_id(&spelled)
-            }
+            Alphabet::ByteLevel => self.plain.token_to_id(&byte_level::spelled(token)),
             Alphabet::ByteFallback if token.len() == 1 && text.is_none() => {
                 self.plain.token_to_id(&format!("<0x{:02X}>", token[0]))
             }
@@ -241,6 +244,10 @@ impl Engine for File {
                 Err(reason) => Err(self.refused(reason)),
             },
         }
+    }
+
+    fn to_json(&self) -> Result<Cow<'_, [u8]>, String> {
+        Ok(Cow::Borrowed(&self.json))
     }
 
     fn with_more(self: Arc<Self>, new: &[&str], found: &[&str]) -> crate::Result<Arc<dyn Engine>> {
@@ -290,22 +297,4 @@ fn alphabet(decoder: &Value) -> Alphabet {
     } else {
         Alphabet::Text
     }
-}
-
-/// GPT-2's printable stand-in for a byte: itself where it is printable, else the next free code from U+0100.
-fn byte_level_char(byte: u8) -> char {
-    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    match printable(byte) {
-        true => char::from(byte),
-        false => {
-            let before = (0..byte).filter(|b| !printable(*b)).count() as u32;
-            char::from_u32(0x100 + before).unwrap_or(char::REPLACEMENT_CHARACTER)
-        }
-    }
-}
-
-fn byte_level(token: &str) -> Option<Vec<u8>> {
-    static BYTES: OnceLock<std::collections::HashMap<char, u8>> = OnceLock::new();
-    let bytes = BYTES.get_or_init(|| (0..=255).map(|byte| (byte_level_char(byte), byte)).collect());
-    token.chars().map(|c| bytes.get(&c).copied()).collect()
 }

@@ -29,10 +29,11 @@ const OVERLAP_BYTES: usize = 1 << 11;
 /// Source: the merge rule of tiktoken's `byte_pair_merge`; GitHub's crate `bpe` for pairs that decide everything.
 pub(super) fn merge(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) {
     let len = |id: u32| vocab.bytes(id).map_or(0, <[u8]>::len);
+    let rank = |bytes: &[u8]| vocab.id(bytes);
     let (mut start, mut window) = (0, WINDOW_BYTES);
     let (mut tokens, mut next) = (Vec::new(), Vec::new());
     let mut end = window.min(piece.len());
-    merge_window(vocab, &piece[..end], &mut tokens);
+    merge_window(rank, &piece[..end], &mut tokens);
     // `tokens` are those of `piece[start..end]`, and settled but for the last ones.
     while end < piece.len() {
         let (mut number, mut at) = (0, start);
@@ -42,7 +43,7 @@ pub(super) fn merge(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) {
         }
         let next_end = (end + window).min(piece.len());
         next.clear();
-        merge_window(vocab, &piece[at..next_end], &mut next);
+        merge_window(rank, &piece[at..next_end], &mut next);
         // The first token that both windows have, at the same place.
         let (mut there, mut other) = (at, 0);
         while number < tokens.len() && other < next.len() && (at, tokens[number]) != (there, next[other]) {
@@ -64,21 +65,38 @@ pub(super) fn merge(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) {
             window *= 2;
             end = (end + window).min(piece.len());
             tokens.clear();
-            merge_window(vocab, &piece[start..end], &mut tokens);
+            merge_window(rank, &piece[start..end], &mut tokens);
         }
     }
     out.append(&mut tokens);
 }
 
+/// The two tokens out of which merging makes `token`, whatever text it stands in; `None` where merging never makes it.
+///
+/// # Why there is one pair a token
+/// A token comes to be when a last join puts two parts together to all of its bytes. Until then no join has crossed an end
+/// of these bytes, or they would not be a part. So all earlier joins in them are those of the bytes alone, in the same order:
+/// the pairs inside are the same, and the lowest of all pairs is also the lowest there. Merging the bytes alone, the last join
+/// left out, therefore ends in the two parts, or nowhere makes the token.
+///
+/// These pairs, the token's rank being theirs, are a list of merges with tiktoken's result: a step of tiktoken's joins the
+/// leftmost pair of the lowest rank, which is in the list by the argument above; and the list has no pair that tiktoken
+/// would not join. A piece that is a token must be taken whole, as tiktoken does, whether merging makes it or not.
+pub(super) fn halves(vocab: &Vocab, token: &[u8]) -> Option<[u32; 2]> {
+    let mut parts = Vec::new();
+    merge_window(|bytes| vocab.id(bytes).filter(|_| bytes.len() < token.len()), token, &mut parts);
+    parts.try_into().ok()
+}
+
 /// The rule itself, by a heap of candidate pairs in which outdated entries are skipped: O(n log n).
-fn merge_window(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) {
+fn merge_window(rank: impl Fn(&[u8]) -> Option<u32>, piece: &[u8], out: &mut Vec<u32>) {
     // Part i covers bytes i..end[i] while it lives; previous[i] is the part before it.
     let n = piece.len();
     let mut end: Vec<usize> = (1..=n).collect();
     let mut previous: Vec<usize> = (0..n).map(|i| i.wrapping_sub(1)).collect();
     let mut heap = BinaryHeap::with_capacity(n);
     let candidate = |heap: &mut BinaryHeap<_>, left: usize, pair_end: usize| {
-        if let Some(rank) = vocab.id(&piece[left..pair_end]) {
+        if let Some(rank) = rank(&piece[left..pair_end]) {
             heap.push(Reverse((rank, left, pair_end)));
         }
     };
@@ -103,7 +121,7 @@ fn merge_window(vocab: &Vocab, piece: &[u8], out: &mut Vec<u32>) {
     }
     let mut start = 0;
     while start < n {
-        out.extend(vocab.id(&piece[start..end[start]]));
+        out.extend(rank(&piece[start..end[start]]));
         start = end[start];
     }
 }
@@ -151,7 +169,7 @@ mod tests {
         for piece in [&random, &any, &periodic].into_iter().chain(&runs) {
             for length in [piece.len(), WINDOW_BYTES, WINDOW_BYTES + 1, 2 * WINDOW_BYTES + 3] {
                 let (mut whole, mut windows) = (Vec::new(), Vec::new());
-                merge_window(&vocab, &piece[..length], &mut whole);
+                merge_window(|bytes| vocab.id(bytes), &piece[..length], &mut whole);
                 merge(&vocab, &piece[..length], &mut windows);
                 assert!(whole == windows, "{:?}… of {length} bytes", &piece[..8]);
             }
@@ -164,7 +182,7 @@ mod tests {
         let long = Vocab::new((0..).zip(words.iter().map(Vec::as_slice)).collect::<Vec<_>>().into_iter()).unwrap();
         for length in [1 << 17, (1 << 17) + 12_345, 3 << 16] {
             let (mut whole, mut windows) = (Vec::new(), Vec::new());
-            merge_window(&long, &vec![b'x'; length], &mut whole);
+            merge_window(|bytes| long.id(bytes), &vec![b'x'; length], &mut whole);
             merge(&long, &vec![b'x'; length], &mut windows);
             assert_eq!(whole, windows, "{length}");
         }

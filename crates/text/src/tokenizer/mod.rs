@@ -2,11 +2,15 @@
 //!
 //! This module knows nothing about tensors or tables.
 
+mod byte_level;
 mod count;
 mod engine;
 mod file;
 mod merge;
+mod rank_file;
+mod rank_json;
 mod ranks;
+mod save;
 mod specials;
 mod split;
 mod stream;
@@ -58,6 +62,17 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
+/// Of a `tokenizer.json`, what serves single requests and is not used here.
+const WITHOUT_EFFECT: [&str; 3] = ["truncation", "padding", "post_processor"];
+
+/// What a tokenizer from this file is called: the file's name, or its folder's, where it is `tokenizer.json`.
+fn name_of(path: &Path) -> String {
+    let name = |part: Option<&std::ffi::OsStr>| part.map(|part| part.to_string_lossy().into_owned());
+    let stem = name(path.file_stem()).unwrap_or_default();
+    let folder = || name(path.parent().and_then(Path::file_name));
+    Some(&stem).filter(|stem| *stem == "tokenizer").and_then(|_| folder()).unwrap_or(stem)
+}
+
 impl Tokenizer {
     /// The bundled `cl100k_base` (GPT-4's): no network, no file. Its ids are tiktoken's.
     ///
@@ -67,34 +82,37 @@ impl Tokenizer {
         Self::new(Ranks::cl100k())
     }
 
-    /// Reads a Hugging Face `tokenizer.json`, or a `.tiktoken` rank file (told apart by what is in it).
+    /// Reads a Hugging Face `tokenizer.json`, or a `.tiktoken` rank file (told apart by what is in it). What [`save`](Self::save)
+    /// wrote gives the same tokenizer again, as fast as it was.
     ///
     /// Of a `tokenizer.json`, truncation, padding and the post-processor (which adds tokens such as `[CLS]`)
     /// are left out: a corpus must come through whole, with nothing added. A rank file does not hold its
     /// split pattern: 100256, 199998, 50256 and 50280 ranks are taken for cl100k, o200k, r50k and p50k with
-    /// their special tokens; any other number is split by cl100k's pattern and has no special tokens.
+    /// their special tokens; any other number is split by cl100k's pattern and has no special tokens. Where
+    /// `NAME.special_tokens.json` lies beside `NAME.tiktoken`, its special tokens (text → id) are taken instead.
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be read, [`Error::TokenizerFile`] if it is neither format, is torn,
-    /// names a rank twice, or lacks one of the 256 single bytes.
+    /// names a rank twice, or lacks one of the 256 single bytes, or if the special tokens beside it do not fit.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
         let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes); // a mark that Windows editors leave
         let bad = |reason: String| Error::tokenizer_file(path, reason);
         if bytes.trim_ascii_start().starts_with(b"{") {
-            let file = File::from_bytes(path, bytes)
-                .map_err(|reason| bad(format!("not a usable tokenizer.json: {reason}")))?;
-            return Ok(Self::new(Arc::new(file)));
+            let unusable = |reason: String| bad(format!("not a usable tokenizer.json: {reason}"));
+            let value = serde_json::from_slice(bytes).map_err(|e| unusable(e.to_string()))?;
+            return Ok(Self::new(match rank_json::read(path, &value) {
+                Some(ranks) => Arc::new(ranks),
+                None => Arc::new(File::new(name_of(path), bytes, value).map_err(unusable)?),
+            }));
         }
         let text = std::str::from_utf8(bytes)
             .map_err(|_| bad("neither a tokenizer.json nor a .tiktoken rank file (it is not text)".to_string()))?;
         if text.trim().is_empty() {
             return Err(bad("the file is empty".to_string()));
         }
-        let ranks = Ranks::from_file(path, text)
-            .map_err(|reason| bad(format!("not a usable .tiktoken rank file: {reason}")))?;
-        Ok(Self::new(Arc::new(ranks)))
+        Ok(Self::new(Arc::new(rank_file::read(path, text)?)))
     }
 
     fn new(engine: Arc<dyn Engine>) -> Self {

@@ -1,16 +1,16 @@
 //! The engine for tiktoken encodings: a split pattern, ranks that drive the merging, special tokens.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use bpe_openai::byte_pair_encoding::BytePairEncoding;
 
 use super::engine::Engine;
 use super::merge::merge;
+use super::rank_json;
 use super::specials::SpecialTokens;
 use super::split::{self, Splitter};
 use super::vocab::Vocab;
@@ -19,11 +19,11 @@ use crate::support::Fingerprint;
 
 pub(super) struct Ranks {
     name: String,
-    vocab: Vocab,
-    /// Text and id of every special token.
-    specials: Vec<(String, u32)>,
+    pub(super) vocab: Vocab,
+    /// Text and id of every special token, by id.
+    pub(super) specials: Vec<(String, u32)>,
     fingerprint: u64,
-    pattern: &'static str,
+    pub(super) pattern: &'static str,
     splitter: Splitter,
     /// Linear-time merging, where this vocabulary is the bundled one.
     linear: Option<&'static BytePairEncoding>,
@@ -65,8 +65,50 @@ static CL100K: LazyLock<Arc<Ranks>> = LazyLock::new(|| {
     let bpe = &bpe_openai::cl100k_base().bpe;
     let tokens = (0..bpe.num_tokens() as u32).map(|id| (id, bpe.token_bytes(id)));
     let vocab = Vocab::new(tokens).expect("the bundled vocabulary is sound");
-    Arc::new(Ranks::new(known.name.to_string(), vocab, known.pattern, known.specials, Some(bpe)))
+    Arc::new(Ranks::new(known.name.to_string(), vocab, known.pattern, owned(known.specials), Some(bpe)))
 });
+
+fn owned(specials: &[(&str, u32)]) -> Vec<(String, u32)> {
+    specials.iter().map(|(text, id)| (text.to_string(), *id)).collect()
+}
+
+/// The published encoding that has so many ranks, unless the vocabulary is another one all the same: not cl100k's tokens, or a
+/// token where a special one should be.
+fn known(vocab: &Vocab) -> Option<&'static Known> {
+    let free = |(text, id): &(&str, u32)| vocab.bytes(*id).is_none() && vocab.id(text.as_bytes()).is_none();
+    let known = KNOWN.iter().find(|known| known.ranks == vocab.len() && known.specials.iter().all(free))?;
+    (known.pattern != split::CL100K || is_cl100k(vocab)).then_some(known)
+}
+
+fn is_cl100k(vocab: &Vocab) -> bool {
+    let bundled = &Ranks::cl100k().vocab;
+    (0..vocab.rows().max(bundled.rows()) as u32).all(|id| vocab.bytes(id) == bundled.bytes(id))
+}
+
+/// What is wrong with special tokens from a file or for one. Their ids are bounded as ranks are: a stranger must not decide how
+/// large a table is.
+pub(super) fn check_specials(vocab: &Vocab, specials: &[(String, u32)]) -> Result<(), String> {
+    let largest = (vocab.len() + specials.len()) * 2 + 1024;
+    let (mut ids, mut texts) = (HashSet::new(), HashSet::new());
+    for (text, id) in specials {
+        if text.is_empty() {
+            return Err(format!("the special token {id} has no text"));
+        }
+        if let Some(rank) = vocab.id(text.as_bytes()) {
+            return Err(format!("the special token {text:?} is an ordinary token, too: {rank}"));
+        }
+        if vocab.bytes(*id).is_some() {
+            return Err(format!("the id {id} of the special token {text:?} is that of an ordinary token"));
+        }
+        if *id as usize > largest {
+            return Err(format!("the id {id} of {text:?} is above {largest}, the largest accepted for so few tokens"));
+        }
+        if !ids.insert(id) || !texts.insert(text) {
+            return Err(format!("the special token {text:?}, {id}, stands twice"));
+        }
+    }
+    Ok(())
+}
 
 impl Ranks {
     /// The bundled cl100k, built once a process.
@@ -74,38 +116,25 @@ impl Ranks {
         CL100K.clone()
     }
 
-    /// Reads a `.tiktoken` file: one `base64-of-the-token rank` a line.
-    pub(super) fn from_file(path: &Path, text: &str) -> Result<Self, String> {
-        let mut tokens = Vec::new();
-        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let number = number + 1;
-            let (token, rank) = line.trim().split_once(' ').ok_or(format!("line {number}: no \"token rank\" pair"))?;
-            let token = BASE64_STANDARD.decode(token).map_err(|e| format!("line {number}: not base64: {e}"))?;
-            let rank: u32 = rank.trim().parse().map_err(|_| format!("line {number}: {rank:?} is not a rank"))?;
-            tokens.push((rank, token));
-        }
-        let vocab = Vocab::new(tokens.iter().map(|(rank, token)| (*rank, token.as_slice())))?;
+    /// The encoding of a vocabulary from a file. What is not given is told from the number of ranks, as tiktoken's rank files
+    /// leave it to their reader.
+    pub(super) fn of(
+        path: &Path,
+        vocab: Vocab,
+        pattern: Option<&'static str>,
+        specials: Option<Vec<(String, u32)>>,
+    ) -> Result<Self, String> {
         if let Some(byte) = (0..=255u8).find(|byte| vocab.id(&[*byte]).is_none()) {
             return Err(format!("no token for the single byte 0x{byte:02X}: some texts would have no ids"));
         }
-        let bundled = Ranks::cl100k();
-        let is_cl100k =
-            (0..vocab.rows().max(bundled.vocab.rows()) as u32).all(|id| vocab.bytes(id) == bundled.vocab.bytes(id));
-        let linear = bundled.linear.filter(|_| is_cl100k);
-        // As many ranks and still another vocabulary: not cl100k's tokens, or an id where a special token should be.
-        let fits = |known: &&Known| {
-            known.ranks == vocab.len()
-                && known.specials.iter().all(|(_, id)| vocab.bytes(*id).is_none())
-                && (is_cl100k || known.ranks != bundled.vocab.len())
-        };
-        let known = KNOWN.iter().find(fits);
-        let (name, pattern, specials) = match known {
-            Some(known) => (known.name.to_string(), known.pattern, known.specials),
-            None => {
-                let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-                (stem.into_owned(), split::CL100K, &[][..])
-            }
-        };
+        let known = known(&vocab);
+        let told = known.map_or(split::CL100K, |known| known.pattern);
+        let pattern = pattern.unwrap_or(told);
+        let name = known.filter(|known| known.pattern == pattern).map(|known| known.name.to_string());
+        let name = name.unwrap_or_else(|| super::name_of(path));
+        let mut specials = specials.unwrap_or_else(|| owned(known.map_or(&[], |known| known.specials)));
+        specials.sort_by_key(|(_, id)| *id);
+        let linear = Ranks::cl100k().linear.filter(|_| is_cl100k(&vocab));
         Ok(Ranks::new(name, vocab, pattern, specials, linear))
     }
 
@@ -113,7 +142,7 @@ impl Ranks {
         name: String,
         vocab: Vocab,
         pattern: &'static str,
-        specials: &[(&str, u32)],
+        specials: Vec<(String, u32)>,
         linear: Option<&'static BytePairEncoding>,
     ) -> Self {
         let mut fingerprint = Fingerprint::new("ranks");
@@ -121,13 +150,17 @@ impl Ranks {
             fingerprint.add(vocab.bytes(id).unwrap_or_default());
         }
         fingerprint.add(pattern.as_bytes());
-        for (token, id) in specials {
+        for (token, id) in &specials {
             fingerprint.add(token.as_bytes());
             fingerprint.add(&id.to_le_bytes());
         }
-        let specials = specials.iter().map(|(token, id)| (token.to_string(), *id)).collect();
         let fingerprint = fingerprint.finish();
         Ranks { name, vocab, specials, fingerprint, pattern, splitter: Splitter::new(pattern), linear }
+    }
+
+    /// Whether the number of ranks tells the split pattern.
+    pub(super) fn pattern_is_told(&self) -> bool {
+        known(&self.vocab).map_or(split::CL100K, |known| known.pattern) == self.pattern
     }
 
     /// Calls `each(end, ids)` for every piece of ordinary text: where it ends and its ids, until told to stop.
@@ -191,7 +224,8 @@ impl Engine for Ranks {
     }
 
     fn token_bytes(&self, id: u32) -> Option<Cow<'_, [u8]>> {
-        let special = || self.specials.iter().find(|(_, s)| *s == id).map(|(text, _)| text.as_bytes());
+        let special = || self.specials.binary_search_by_key(&id, |(_, id)| *id).ok();
+        let special = || special().map(|index| self.specials[index].0.as_bytes());
         self.vocab.bytes(id).or_else(special).map(Cow::Borrowed)
     }
 
@@ -240,12 +274,16 @@ impl Engine for Ranks {
         if new.is_empty() {
             return Ok(self);
         }
-        let mut specials: Vec<_> = self.specials.iter().map(|(token, id)| (token.as_str(), *id)).collect();
-        specials.extend(new.iter().copied().zip(self.rows() as u32..));
-        Ok(Arc::new(Ranks::new(self.name.clone(), self.vocab.clone(), self.pattern, &specials, self.linear)))
+        let mut specials = self.specials.clone();
+        specials.extend(new.iter().map(|token| token.to_string()).zip(self.rows() as u32..));
+        Ok(Arc::new(Ranks::new(self.name.clone(), self.vocab.clone(), self.pattern, specials, self.linear)))
     }
 
     fn by_pieces(&self) -> Option<&Ranks> {
         Some(self)
+    }
+
+    fn to_json(&self) -> Result<Cow<'_, [u8]>, String> {
+        Ok(Cow::Owned(rank_json::write(self)?.into_bytes()))
     }
 }

@@ -23,6 +23,8 @@ pub(super) const O200K: &str = concat!(
 /// tiktoken's `gpt2`, `r50k_base` and `p50k_base`.
 pub(super) const GPT2: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+$";
 
+pub(super) const ALL: [&str; 3] = [CL100K, O200K, GPT2];
+
 /// More than the bytes after a run of characters that can still decide where a piece ends (a contraction).
 pub(super) const LOOKAHEAD_BYTES: usize = 64;
 

@@ -220,7 +220,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::tokenizer::ranks::Ranks;
+    use crate::tokenizer::rank_file;
     use crate::tokenizer::specials::Specials;
 
     const PIECES: [&str; 40] = [
@@ -272,7 +272,7 @@ mod tests {
         let ranks = |count, bytes: &dyn Fn(u32) -> Option<Vec<u8>>| {
             let line = |id| Some(format!("{} {id}\n", BASE64_STANDARD.encode(bytes(id)?)));
             let lines: String = (0..count).filter_map(line).collect();
-            Tokenizer::new(Arc::new(Ranks::from_file("x".as_ref(), &lines).unwrap()))
+            Tokenizer::new(Arc::new(rank_file::read("/none/x".as_ref(), &lines).unwrap()))
         };
         let all = [
             Tokenizer::cl100k(),

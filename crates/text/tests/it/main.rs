@@ -2,6 +2,7 @@
 
 mod interop;
 mod prepare;
+mod saved;
 mod shard;
 mod stream;
 #[path = "../../../../tests/support/mod.rs"]

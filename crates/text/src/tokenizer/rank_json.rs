@@ -1,0 +1,113 @@
+//! Ranks ⇄ a Hugging Face `tokenizer.json` that gives the same ids.
+//!
+//! Byte-pair encoding there goes by merges, pairs of tokens, of which [`halves`] gives one a token. A piece that is a token
+//! is taken whole (`ignore_merges`), as tiktoken does. Special tokens stand in the vocabulary, too: `tokenizers` would give
+//! those that follow a gap in the ids another number.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use rayon::prelude::*;
+use serde_json::Value;
+
+use super::merge::halves;
+use super::ranks::{Ranks, check_specials};
+use super::vocab::Vocab;
+use super::{byte_level, split};
+
+/// The file, the same bytes for the same ranks.
+pub(super) fn write(ranks: &Ranks) -> Result<String, String> {
+    let Ranks { vocab, specials, pattern, .. } = ranks;
+    check_specials(vocab, specials)?;
+    for (text, _) in specials {
+        // A piece of text with these bytes would be spelled as the special token is.
+        let bytes = byte_level::bytes(text).filter(|bytes| bytes != text.as_bytes());
+        if let Some(bytes) = bytes.filter(|bytes| std::str::from_utf8(bytes).is_ok() || vocab.id(bytes).is_some()) {
+            let bytes = String::from_utf8_lossy(&bytes).into_owned();
+            return Err(format!(
+                "a tokenizer.json cannot tell the special token {text:?} from {bytes:?}: save as .tiktoken"
+            ));
+        }
+    }
+    let quoted = |text: &str| Value::from(text).to_string();
+    let spelled = |id: u32| Some(quoted(&byte_level::spelled(vocab.bytes(id)?)));
+    let ids = || (0..vocab.rows() as u32).into_par_iter();
+    let added: Vec<String> = specials
+        .iter()
+        .map(|(text, id)| {
+            let flags = r#""single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true"#;
+            format!(r#"{{"id":{id},"content":{},{flags}}}"#, quoted(text))
+        })
+        .collect();
+    let mut tokens: Vec<(u32, String)> = ids().filter_map(|id| Some((id, spelled(id)?))).collect();
+    tokens.extend(specials.iter().map(|(text, id)| (*id, quoted(text))));
+    tokens.sort_by_key(|(id, _)| *id);
+    let tokens: Vec<String> = tokens.iter().map(|(id, text)| format!("{text}:{id}")).collect();
+    let merge = |id: u32| {
+        let [left, right] = halves(vocab, vocab.bytes(id)?)?;
+        Some(format!("[{},{}]", spelled(left)?, spelled(right)?))
+    };
+    let merges: Vec<String> = ids().filter_map(merge).collect();
+    Ok(format!(
+        r#"{{
+"version":"1.0",
+"truncation":null,
+"padding":null,
+"added_tokens":[
+{}
+],
+"normalizer":null,
+"pre_tokenizer":{{"type":"Sequence","pretokenizers":[
+{{"type":"Split","pattern":{{"Regex":{}}},"behavior":"Isolated","invert":false}},
+{{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":false,"use_regex":false}}
+]}},
+"post_processor":null,
+"decoder":{{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":false,"use_regex":false}},
+"model":{{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,"end_of_word_suffix":null,
+"fuse_unk":false,"byte_fallback":false,"ignore_merges":true,"vocab":{{
+{}
+}},"merges":[
+{}
+]}}
+}}
+"#,
+        added.join(",\n"),
+        quoted(&with_look_ahead(pattern)),
+        tokens.join(",\n"),
+        merges.join(",\n"),
+    ))
+}
+
+/// The ranks of which [`write`] makes this JSON, if there are any. Nothing in it is believed: it is written again and compared.
+/// Truncation, padding and the post-processor may be anything, for they are left out of every `tokenizer.json`.
+pub(super) fn read(path: &Path, json: &Value) -> Option<Ranks> {
+    let model = &json["model"];
+    let regex = json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"].as_str()?;
+    let pattern = split::ALL.into_iter().find(|pattern| with_look_ahead(pattern) == regex)?;
+    let (tokens, merges) = (model["vocab"].as_object()?, model["merges"].as_array()?);
+    if model["type"] != "BPE" || model["ignore_merges"] != true || merges.len() >= tokens.len() {
+        return None;
+    }
+    let id = |value: &Value| u32::try_from(value.as_u64()?).ok();
+    let special = |token: &Value| Some((token["content"].as_str()?.to_string(), id(&token["id"])?));
+    let specials: Vec<_> = json["added_tokens"].as_array()?.iter().map(special).collect::<Option<_>>()?;
+    let texts: HashSet<&str> = specials.iter().map(|(text, _)| text.as_str()).collect();
+    if texts.iter().any(|text| !tokens.contains_key(*text)) {
+        return None;
+    }
+    let ordinary = tokens.iter().filter(|(text, _)| !texts.contains(text.as_str()));
+    let ordinary = ordinary.map(|(text, value)| Some((id(value)?, byte_level::bytes(text)?)));
+    let ordinary: Vec<_> = ordinary.collect::<Option<_>>()?;
+    let vocab = Vocab::new(ordinary.iter().map(|(id, bytes)| (*id, bytes.as_slice()))).ok()?;
+    let ranks = Ranks::of(path, vocab, Some(pattern), Some(specials)).ok()?;
+
+    let written: Value = serde_json::from_str(&write(&ranks).ok()?).ok()?;
+    let (json, written) = (json.as_object()?, written.as_object()?);
+    let mut keys = json.keys().chain(written.keys()).filter(|key| !super::WITHOUT_EFFECT.contains(&key.as_str()));
+    keys.all(|key| json.get(key) == written.get(key)).then_some(ranks)
+}
+
+/// tiktoken's own pattern, of which `split.rs` leaves out what an automaton cannot do.
+fn with_look_ahead(pattern: &str) -> String {
+    format!(r"{}|\s+(?!\S)|\s+", pattern.trim_end_matches(r"|\s+$"))
+}
