@@ -10,8 +10,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// An id that the tokenizer has no token for.
-    #[error("id {id} at position {position} is not a token of {tokenizer}, whose largest id is {largest}")]
+    /// An id that the tokenizer has no token for: above its largest id, or a number that it leaves out. Ids that a model draws
+    /// are kept to tokens by masking [`Tokenizer::ids_without_token`](crate::Tokenizer::ids_without_token).
+    #[error("id {id} at position {position} is not a token of {tokenizer}{}", why_unknown(*id, *largest))]
     UnknownId {
         /// The id.
         id: u32,
@@ -21,6 +22,15 @@ pub enum Error {
         tokenizer: String,
         /// The largest id that it has.
         largest: u32,
+    },
+
+    /// Ids that end within a character.
+    #[error(
+        "the ids end within a character, after its bytes {bytes:02X?}: push the ids that follow, or show U+FFFD for it"
+    )]
+    HalfCharacter {
+        /// The bytes of the character that are there.
+        bytes: Vec<u8>,
     },
 
     /// Text that spells a special token while [`Specials::Forbid`](crate::Specials::Forbid) is set.
@@ -153,6 +163,15 @@ pub enum Error {
         /// The system's word.
         cause: io::Error,
     },
+}
+
+fn why_unknown(id: u32, largest: u32) -> String {
+    match id > largest {
+        true => format!(", whose largest id is {largest}"),
+        false => format!(
+            ": this number has no token there, though ids go up to {largest}; mask such ids where they are drawn"
+        ),
+    }
 }
 
 // Causes stand in the message already: no variant has a `source` that would print them again.

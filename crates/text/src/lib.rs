@@ -22,6 +22,8 @@
 //! # Which part do I want?
 //! - Ids of a text, or its text again: [`Tokenizer`]. Larger than memory: [`Tokenizer::encode_reader`]. How many, or how much text
 //!   fits into so many: [`count_tokens`], [`truncate_to_tokens`].
+//! - The text of ids as a model gives them, one at a time: [`Tokenizer::decoder`]. Ids that it must not give:
+//!   [`Tokenizer::ids_without_token`].
 //! - Special tokens of one's own: [`Tokenizer::add_tokens`]; for tallow and others to read: [`Tokenizer::save`].
 //! - Text files as token shards on disk: [`prepare`]. The files themselves: [`shard`].
 //! - A tokenizer from the Hugging Face Hub: [`Tokenizer::from_pretrained`], with the feature `hub`.
@@ -47,7 +49,7 @@ mod tokenizer;
 
 pub use error::{Error, Result};
 pub use ids::NO_TOKEN;
-pub use tokenizer::{EncodeReader, Specials, Tokenizer, count_tokens, truncate_to_tokens};
+pub use tokenizer::{Decoder, EncodeReader, Specials, Tokenizer, count_tokens, truncate_to_tokens};
 
 /// The README's program is compiled and run as a test.
 #[cfg(doctest)]

@@ -38,6 +38,13 @@ pub(super) trait Engine: Send + Sync {
     /// The bytes of ids, of which [`NO_TOKEN`](crate::NO_TOKEN) has none.
     fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>>;
 
+    /// Appends the bytes that `id` adds to those of the ids before it, of which `before` has what the engine keeps of them. An
+    /// error is for the id at this position, and changes nothing.
+    fn decode_next(&self, _before: &mut Vec<u32>, id: u32, position: usize, out: &mut Vec<u8>) -> Result<()> {
+        out.extend_from_slice(&self.token_bytes(id).ok_or_else(|| self.unknown(id, position))?);
+        Ok(())
+    }
+
     /// The same with the `new` special tokens; `found` are those, new or not, that count as added from now on.
     fn with_more(self: Arc<Self>, new: &[&str], found: &[&str]) -> Result<Arc<dyn Engine>>;
 

@@ -36,6 +36,9 @@ pub(super) struct File {
     alphabet: Alphabet,
 }
 
+/// How many ids before it are enough to decode one, where a decoder looks at neighbors.
+const NEIGHBORS: usize = 8;
+
 /// How the strings of a vocabulary stand for bytes.
 enum Alphabet {
     /// GPT-2's: every byte is one printable character.
@@ -248,6 +251,37 @@ impl Engine for File {
 
     fn to_json(&self) -> Result<Cow<'_, [u8]>, String> {
         Ok(Cow::Borrowed(&self.json))
+    }
+
+    fn decode_next(&self, before: &mut Vec<u32>, id: u32, position: usize, out: &mut Vec<u8>) -> crate::Result<()> {
+        let bytes = self.token_bytes(id).ok_or_else(|| self.unknown(id, position))?;
+        match self.alphabet {
+            Alphabet::ByteLevel => out.extend_from_slice(&bytes),
+            // Only the first token may lose its space. A byte that is no character by itself cannot.
+            Alphabet::ByteFallback if before.is_empty() && std::str::from_utf8(&bytes).is_ok() => {
+                out.extend(self.decode_bytes(&[id])?);
+                before.push(id);
+            }
+            Alphabet::ByteFallback => {
+                out.extend_from_slice(&bytes);
+                *before = vec![id];
+            }
+            Alphabet::Text => {
+                let given = self.decode_bytes(before)?;
+                let more = self.decode_bytes(&[before.as_slice(), &[id]].concat())?;
+                let new = more.strip_prefix(given.as_slice()).ok_or_else(|| {
+                    self.refused(format!(
+                        "with id {id} at position {position} its decoder changes text that it gave before: decode these ids at once"
+                    ))
+                })?;
+                out.extend_from_slice(new);
+                before.push(id);
+                if before.len() == 2 * NEIGHBORS {
+                    before.drain(..NEIGHBORS);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn with_more(self: Arc<Self>, new: &[&str], found: &[&str]) -> crate::Result<Arc<dyn Engine>> {

@@ -4,6 +4,7 @@
 
 mod byte_level;
 mod count;
+mod decoder;
 mod engine;
 mod file;
 mod merge;
@@ -30,6 +31,7 @@ use ranks::Ranks;
 use specials::SpecialTokens;
 
 pub use count::{count_tokens, truncate_to_tokens};
+pub use decoder::Decoder;
 pub use specials::Specials;
 pub use stream::EncodeReader;
 
@@ -277,6 +279,23 @@ impl Tokenizer {
     /// Rows that a table needs for every ordinary token (largest id + 1): 100256 for cl100k, the lesson's.
     pub fn ordinary_vocab_size(&self) -> usize {
         self.engine.ordinary_rows()
+    }
+
+    /// The ids below `rows` that stand for no token, to be masked when a model's next id is drawn: gaps between the tokens, and
+    /// the rows of a table that has more than [`vocab_size`](Self::vocab_size).
+    ///
+    /// # Cost
+    /// One look-up an id.
+    ///
+    /// # Example
+    /// ```
+    /// use tallow_text::Tokenizer;
+    /// let spare = Tokenizer::cl100k().ids_without_token(100_277);
+    /// assert_eq!((spare.len(), spare[0], spare[1]), (16, 100_256, 100_261));
+    /// ```
+    pub fn ids_without_token(&self, rows: usize) -> Vec<u32> {
+        let rows = u32::try_from(rows).unwrap_or(crate::NO_TOKEN);
+        (0..rows).filter(|id| self.engine.token_bytes(*id).is_none()).collect()
     }
 
     /// Whether every token is a string of bytes of the text: then the bytes of parts of a sequence, joined, are

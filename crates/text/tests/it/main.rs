@@ -1,5 +1,6 @@
 //! All integration tests of the package in one binary.
 
+mod decoder;
 mod interop;
 mod prepare;
 mod saved;
