@@ -28,7 +28,7 @@ fn main() -> Result<()> {
     let old = wte.flushed_weight()?.copy()?;
 
     // Both grow, or neither does. The tokenizer finds the new tokens in text, and its fingerprint is another one from now on.
-    let new = wte.add_tokens(&varmap, &mut tokenizer, &["<|user|>", "<|bot|>"], Fill::Mean)?;
+    let new = wte.add_tokens(None, &varmap, &mut tokenizer, &["<|user|>", "<|bot|>"], Fill::Mean)?;
     wte.freeze_except(&new)?;
     let (before, rows) = (old.dims()[0], wte.vocab_size());
     println!("<|user|> is {}, <|bot|> is {}; the table grew from {before} to {rows} rows", new[0], new[1]);

@@ -29,13 +29,16 @@
 //!   [`optim::AdamW`].
 //! - The loss of a vocabulary's logits, and its gradients, without the logits: [`Head::loss`], then [`backward`]. For
 //!   generation and evaluation [`Head::logits`], [`Head::top_k`], [`Head::log_probs`].
+//! - What every loop has: groups ([`optim::Optim::from_varmap_with`]), a learning rate ([`optim::Schedule`]), loss, perplexity and bits
+//!   per byte of a split ([`evaluate()`]), the next id ([`Sampler`]), its text as soon as it is certain ([`Tokenizer::decoder`]).
 //! - A program that trains: call [`keep_pages`] and [`tune_threads`] first.
 //! - Which weights do not train, and why: [`gradients::missing`].
 //! - Going on after a crash, and weights from PyTorch: [`Checkpoint`], [`load_weights`]. Evaluation without gradients: [`no_grad`].
 //! - Only the first values, for a table of your own: [`Init::rows`].
 //! - Text files as token shards on disk: [`prepare`]. The files themselves: [`shard`].
 //! - Batches for training, out of shards or a string, with resume and ranks: [`Dataset`] and [`DataLoader`].
-//! - Somebody's trained rows, from a file or the Hub: [`PretrainedTable`]. New tokens on them: [`TokenEmbedding::add_tokens`];
+//! - Somebody's trained rows, from a file or the Hub: [`PretrainedTable`]. New tokens at both ends of a model:
+//!   [`TokenEmbedding::add_tokens`]; back into a folder that others read: [`PretrainedTable::merge_into`], [`Tokenizer::save`];
 //!   more rows: [`TokenEmbedding::resize`]; what is near: [`neighbors`].
 //! - Pictures: a sentence's look-up as a page or a figure, a table before and after training, a folder of shards: the package
 //!   [tallow-view](https://docs.rs/tallow-view). The command `tallow`: the package [tallow-cli](https://docs.rs/tallow-cli).
@@ -61,6 +64,7 @@ mod cuda;
 pub mod device;
 mod embedding;
 mod error;
+mod evaluate;
 pub mod gradients;
 mod grouping;
 pub mod head;
@@ -71,6 +75,7 @@ pub mod optim;
 mod pretrained;
 mod remote;
 mod rows;
+mod sample;
 mod support;
 mod tensors;
 
@@ -78,6 +83,7 @@ pub use batch::{PaddedBatch, Padding, Side};
 pub use checkpoint::{Checkpoint, IncompatibleKeys, LoadOptions, load_weights};
 pub use embedding::{Fill, Gradient, Init, Scale, TokenEmbedding, TokenEmbeddingConfig};
 pub use error::{Error, Result};
+pub use evaluate::{Evaluation, evaluate};
 pub use gradients::{backward, no_grad};
 pub use head::Head;
 pub use ids::NO_TOKEN;
@@ -87,11 +93,12 @@ pub use pretrained::{
     PretrainedTable, RowChange, RowChanges, RowStatistics, TensorInfo, Transplanted, list_tensors, weight_files,
 };
 pub use rows::RowGradients;
+pub use sample::{Sampler, SamplerConfig};
 pub use support::{keep_pages, tune_threads};
 pub use tallow_text::Error as TextError;
 #[cfg(feature = "hub")]
 pub use tallow_text::hub;
-pub use tallow_text::{EncodeReader, Specials, Tokenizer, count_tokens, prepare, shard, truncate_to_tokens};
+pub use tallow_text::{Decoder, EncodeReader, Specials, Tokenizer, count_tokens, prepare, shard, truncate_to_tokens};
 
 /// The READMEs' programs are compiled and run as tests.
 #[cfg(doctest)]

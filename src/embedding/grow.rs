@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{Init, TokenEmbedding};
 use crate::rows::RowTable;
-use crate::support::variables::{insert, variables};
+use crate::support::variables::{insert, name_of};
 use crate::{Error, NO_TOKEN, Result};
 
 /// Tables are read in blocks of about this many values.
@@ -91,6 +91,16 @@ impl Fill {
     }
 }
 
+/// A table of another size that is about to take the old one's place.
+pub(crate) struct Growth {
+    /// The variable's name.
+    name: String,
+    /// The larger table, if it is larger.
+    table: Option<Var>,
+    /// Rows that the table has already, and their new values.
+    anew: Vec<(u32, Tensor)>,
+}
+
 fn on_host((from, rows): (usize, Tensor)) -> Result<(usize, Vec<f32>)> {
     Ok((from, rows.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?))
 }
@@ -159,11 +169,13 @@ impl TokenEmbedding {
     ///
     /// Source: `transformers.PreTrainedModel.resize_token_embeddings`.
     pub fn resize(&mut self, varmap: &VarMap, rows: usize, fill: Fill) -> Result<()> {
-        self.grow(varmap, rows, &[], fill)
+        let growth = self.growth(varmap, rows, &[], fill)?;
+        self.apply(varmap, growth)
     }
 
-    /// [`resize`](Self::resize), and rows `anew` that the table has already are filled, too, by the same rows' statistics.
-    pub(crate) fn grow(&mut self, varmap: &VarMap, rows: usize, anew: &[u32], fill: Fill) -> Result<()> {
+    /// What [`resize`](Self::resize) will do, with rows `anew`, which the table has already, filled, too, by the same rows'
+    /// statistics. Nothing is changed yet.
+    pub(crate) fn growth(&self, varmap: &VarMap, rows: usize, anew: &[u32], fill: Fill) -> Result<Growth> {
         let old = self.vocab_size();
         if rows < old {
             let reason =
@@ -174,21 +186,24 @@ impl TokenEmbedding {
             return Err(Error::Config(format!("a table of {rows} rows has more than u32 ids can name")));
         }
         self.flushed_weight()?;
-        self.name_in(varmap)?;
+        let name = self.name_in(varmap)?;
         let ids: Vec<u32> = anew.iter().copied().chain(old as u32..rows as u32).collect();
         if ids.is_empty() {
-            return Ok(());
+            return Ok(Growth { name, table: None, anew: Vec::new() });
         }
         let new = fill.rows(&ids, self.d_model(), || self.blocks())?;
         let new = new.to_dtype(self.weight.dtype())?.to_device(self.weight.device())?;
-        if rows > old {
-            let beyond = new.narrow(0, anew.len(), rows - old)?;
-            self.replace(varmap, &Tensor::cat(&[&self.weight, &beyond], 0)?)?;
+        let beyond = || Tensor::cat(&[&self.weight, &new.narrow(0, anew.len(), rows - old)?], 0);
+        let table = (rows > old).then(|| Var::from_tensor(&beyond()?)).transpose()?;
+        let row = |(i, row): (usize, &u32)| Ok((*row, new.narrow(0, i, 1)?.contiguous()?));
+        Ok(Growth { name, table, anew: anew.iter().enumerate().map(row).collect::<Result<_>>()? })
+    }
+
+    pub(crate) fn apply(&mut self, varmap: &VarMap, growth: Growth) -> Result<()> {
+        if let Some(table) = growth.table {
+            self.replace(varmap, growth.name, table)?;
         }
-        for (i, row) in anew.iter().enumerate() {
-            self.weight.slice_set(&new.narrow(0, i, 1)?.contiguous()?, 0, *row as usize)?;
-        }
-        Ok(())
+        growth.anew.iter().try_for_each(|(id, row)| Ok(self.weight.slice_set(row, 0, *id as usize)?))
     }
 
     /// Drops the rows from `rows` on; their ids are outside the table from then on. All else as in [`resize`](Self::resize).
@@ -201,7 +216,8 @@ impl TokenEmbedding {
             return Err(Error::Config(reason));
         }
         self.flushed_weight()?;
-        self.replace(varmap, &self.weight.narrow(0, 0, rows)?.force_contiguous()?)
+        let table = Var::from_tensor(&self.weight.narrow(0, 0, rows)?.force_contiguous()?)?;
+        self.replace(varmap, self.name_in(varmap)?, table)
     }
 
     /// The table in blocks of rows, each with its first row. The caller brings rows up to date.
@@ -212,8 +228,7 @@ impl TokenEmbedding {
     }
 
     fn name_in(&self, varmap: &VarMap) -> Result<String> {
-        let found = variables(varmap).into_iter().find(|(_, var)| var.as_tensor().id() == self.weight.id());
-        found.map(|(name, _)| name).ok_or_else(|| {
+        name_of(varmap, &self.weight).ok_or_else(|| {
             Error::Config(
                 "this layer's table is no variable of the VarMap: only one that is can change its size".to_string(),
             )
@@ -221,9 +236,7 @@ impl TokenEmbedding {
     }
 
     /// Puts another table in the place of this one.
-    fn replace(&mut self, varmap: &VarMap, table: &Tensor) -> Result<()> {
-        let name = self.name_in(varmap)?;
-        let var = Var::from_tensor(table)?;
+    fn replace(&mut self, varmap: &VarMap, name: String, var: Var) -> Result<()> {
         let table = RowTable::of(&var);
         if self.table.is_row_sparse() {
             table.make_row_sparse(&var)?;

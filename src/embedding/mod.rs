@@ -17,6 +17,7 @@ use crate::rows::{RowTable, Rows};
 use crate::{Error, NO_TOKEN, Result, ids};
 pub use config::{Gradient, Scale, TokenEmbeddingConfig};
 pub use grow::Fill;
+pub(crate) use grow::Growth;
 pub use init::Init;
 use lookup::Lookup;
 

@@ -22,6 +22,17 @@ impl TokenEmbedding {
         Ok(&self.weight)
     }
 
+    /// The table (V, C), as `candle_nn::Embedding` gives it: for code that was written for candle's layer (a tied head,
+    /// `Linear::new(wte.embeddings().clone(), None)`).
+    ///
+    /// What reads the tensor later does not ask whether it is up to date. So from this call on a row-sparse table is brought up to date
+    /// at the end of every step, which costs up to a pass over the table. [`flushed_weight`](Self::flushed_weight) is for one look, and
+    /// [`Head::tied`](crate::Head::tied) for a head.
+    pub fn embeddings(&self) -> &Tensor {
+        self.table.keep_flushed();
+        &self.weight
+    }
+
     /// Takes the row gradients that wait for the optimizer, summed by row: to log them, to change them, to exchange them
     /// between machines. What is not given back by [`add_row_gradients`](Self::add_row_gradients) is lost to the step, which is that
     /// of the same `GradStore`.
@@ -55,12 +66,7 @@ impl TokenEmbedding {
     /// # Errors
     /// As [`freeze_rows`](Self::freeze_rows).
     pub fn freeze_except(&self, rows: &[u32]) -> Result<()> {
-        let table = self.row_sparse()?;
-        table.check_rows("rows to train", rows)?;
-        let mut frozen = vec![true; self.vocab_size()];
-        rows.iter().for_each(|row| frozen[*row as usize] = false);
-        let frozen: Vec<u32> = (0..).zip(&frozen).filter(|(_, frozen)| **frozen).map(|(row, _)| row).collect();
-        table.freeze(&frozen)
+        self.row_sparse()?.freeze_except(rows)
     }
 
     fn row_sparse(&self) -> Result<&RowTable> {

@@ -24,6 +24,7 @@
 
 mod by_operations;
 mod fused;
+mod grow;
 mod kernel;
 mod loss;
 mod product;

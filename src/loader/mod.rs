@@ -78,6 +78,13 @@ pub struct DataLoaderConfig {
     pub device: Device,
 }
 
+impl DataLoaderConfig {
+    /// The same for evaluation: every window once, in order, and the last batch also where it is not full.
+    pub fn once(&self) -> Self {
+        DataLoaderConfig { order: Order::Sequential, epochs: Some(1), drop_last: false, ..self.clone() }
+    }
+}
+
 impl Default for DataLoaderConfig {
     fn default() -> Self {
         DataLoaderConfig {

@@ -62,8 +62,7 @@ impl<P: Rule> Optimizer for Optim<P> {
             let update = group.params.update(self.step);
             group.members.iter().try_for_each(|member| member.step(grads, &update))?;
         }
-        self.tables().for_each(|member| member.table.stepped());
-        Ok(())
+        Ok(self.tables().try_for_each(|member| member.table.stepped())?)
     }
 
     /// [`backward`](crate::backward) and a step.
@@ -89,6 +88,41 @@ impl<P: Rule> Optim<P> {
     /// As [`with_groups`](Self::with_groups).
     pub fn from_varmap(varmap: &VarMap, params: P) -> Result<Self> {
         Self::with_groups(vec![(variables(varmap), params)])
+    }
+
+    /// All variables of a VarMap under their names, with the parameters that `params` gives each: those with equal ones are a group.
+    /// Groups come in the alphabetical order of their first variables.
+    ///
+    /// # Errors
+    /// As [`with_groups`](Self::with_groups).
+    ///
+    /// # Example
+    /// ```
+    /// use candle_core::{DType, Device};
+    /// use candle_nn::{ParamsAdamW, VarBuilder, VarMap};
+    /// use tallow::{TokenEmbedding, TokenEmbeddingConfig, optim::AdamW};
+    /// let varmap = VarMap::new();
+    /// let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+    /// TokenEmbedding::new(&TokenEmbeddingConfig { vocab_size: 100, d_model: 8, ..Default::default() }, vb.pp("wte"))?;
+    /// candle_nn::linear(8, 8, vb.pp("proj"))?;
+    /// // The table takes larger steps and does not decay.
+    /// let mut opt = AdamW::from_varmap_with(&varmap, |name, _var| match name {
+    ///     "wte.weight" => ParamsAdamW { lr: 1e-2, weight_decay: 0.0, ..Default::default() },
+    ///     _ => ParamsAdamW { lr: 1e-3, ..Default::default() },
+    /// })?;
+    /// assert_eq!(opt.groups_mut().len(), 2);
+    /// # Ok::<(), tallow::Error>(())
+    /// ```
+    pub fn from_varmap_with(varmap: &VarMap, params: impl Fn(&str, &Var) -> P) -> Result<Self> {
+        let mut groups: Vec<(Vec<(String, Var)>, P)> = Vec::new();
+        for (name, var) in variables(varmap) {
+            let params = params(&name, &var);
+            match groups.iter_mut().find(|(_, known)| known.same(&params)) {
+                Some((members, _)) => members.push((name, var)),
+                None => groups.push((vec![(name, var)], params)),
+            }
+        }
+        Self::with_groups(groups)
     }
 
     /// Groups of named variables, each with its own parameters. Variables that are not floats are left out.

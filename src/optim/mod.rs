@@ -10,13 +10,15 @@ mod history;
 mod kernel;
 mod place;
 mod rule;
+mod schedule;
 mod state;
 mod variable;
 
 use candle_nn::ParamsAdamW;
 
 pub use engine::{Optim, ParamGroup};
-pub use rule::Rule;
+pub use rule::{Rule, decay_matrices};
+pub use schedule::{Decay, Schedule};
 pub use state::Stateful;
 
 /// Decoupled Adam (Loshchilov and Hutter, 2019), a drop-in for `candle_nn::AdamW`.

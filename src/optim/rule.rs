@@ -1,5 +1,6 @@
 //! The rules, as the numbers of one step.
 
+use candle_core::Var;
 use candle_nn::ParamsAdamW;
 
 use super::history::Step;
@@ -25,6 +26,8 @@ pub(super) trait Numbers {
     const MOMENTS: bool;
     fn lr(&self) -> f64;
     fn set_lr(&mut self, lr: f64);
+    /// Whether these are the same numbers.
+    fn same(&self, other: &Self) -> bool;
     /// The numbers of step `t`, from 1.
     fn update(&self, t: usize) -> Update;
 }
@@ -38,6 +41,11 @@ impl Numbers for ParamsAdamW {
 
     fn set_lr(&mut self, lr: f64) {
         self.lr = lr;
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        let numbers = |p: &Self| [p.lr, p.beta1, p.beta2, p.eps, p.weight_decay].map(f64::to_bits);
+        numbers(self) == numbers(other)
     }
 
     fn update(&self, t: usize) -> Update {
@@ -56,7 +64,38 @@ impl Numbers for f64 {
         *self = lr;
     }
 
+    fn same(&self, other: &Self) -> bool {
+        self.to_bits() == other.to_bits()
+    }
+
     fn update(&self, _t: usize) -> Update {
         Update::Sgd { lr: *self }
+    }
+}
+
+/// Decay for weights of two dimensions or more, none for biases and norms: a closure for [`Optim::from_varmap_with`].
+///
+/// A table has two dimensions, and decays. To leave it out, write the closure by name.
+///
+/// # Example
+/// ```
+/// use candle_core::{DType, Device};
+/// use candle_nn::{ParamsAdamW, VarBuilder, VarMap};
+/// use tallow::optim::{AdamW, decay_matrices};
+/// let varmap = VarMap::new();
+/// candle_nn::linear(2, 3, VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu))?;
+/// let mut opt = AdamW::from_varmap_with(&varmap, decay_matrices(ParamsAdamW { weight_decay: 0.1, ..Default::default() }))?;
+/// let decays: Vec<f64> = opt.groups_mut().iter().map(|group| group.params.weight_decay).collect();
+/// assert_eq!(decays, [0.0, 0.1]); // the bias; the weight
+/// # Ok::<(), tallow::Error>(())
+/// ```
+///
+/// Source: nanoGPT's `configure_optimizers`.
+///
+/// [`Optim::from_varmap_with`]: super::Optim::from_varmap_with
+pub fn decay_matrices(params: ParamsAdamW) -> impl Fn(&str, &Var) -> ParamsAdamW {
+    move |_, var| match var.rank() {
+        0 | 1 => ParamsAdamW { weight_decay: 0.0, ..params.clone() },
+        _ => params.clone(),
     }
 }

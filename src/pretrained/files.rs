@@ -23,7 +23,7 @@ pub(super) fn index_of(folder: &Path, whole: &str) -> PathBuf {
 }
 
 /// Whether a file has the name of a file of weights.
-fn has_ending(path: &Path) -> bool {
+pub(super) fn has_ending(path: &Path) -> bool {
     path.extension().is_some_and(|end| ENDINGS.iter().any(|known| end == *known))
 }
 

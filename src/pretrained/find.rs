@@ -46,6 +46,12 @@ pub(crate) fn has_head<'n>(mut names: impl Iterator<Item = &'n str>) -> bool {
     names.any(|name| ends_with_one(name, &HEADS))
 }
 
+/// Whether a tensor has a number for each row of the vocabulary at a model's end: the head, or its bias.
+pub(crate) fn is_head_or_bias(name: &str) -> bool {
+    ends_with_one(name, &HEADS)
+        || name.strip_suffix("bias").is_some_and(|stem| ends_with_one(&format!("{stem}weight"), &HEADS))
+}
+
 /// Whether these are the last parts of a name: "wte.weight" of "transformer.wte.weight".
 fn ends_with_one(name: &str, parts: &[&str]) -> bool {
     parts.iter().any(|part| name.strip_suffix(part).is_some_and(|before| before.is_empty() || before.ends_with('.')))

@@ -5,6 +5,7 @@
 mod changes;
 mod files;
 pub(crate) mod find;
+mod merge;
 mod open;
 mod report;
 mod tokens;

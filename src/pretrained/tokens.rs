@@ -3,7 +3,7 @@
 use candle_nn::{VarBuilder, VarMap};
 
 use super::PretrainedTable;
-use crate::{Error, Fill, Init, Result, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
+use crate::{Error, Fill, Head, Init, Result, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 
 /// What [`PretrainedTable::transplant`] carried over.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,8 +18,11 @@ pub struct Transplanted {
 
 // Here, because an embedding does not know text.
 impl TokenEmbedding {
-    /// Adds special tokens to the tokenizer, which finds them in text from then on, and rows for them to the table: both or none.
-    /// Gives the ids of `tokens`.
+    /// Adds special tokens to the tokenizer, which finds them in text from then on, and rows for them to the table and the head: all or
+    /// none. Gives the ids of `tokens`.
+    ///
+    /// `head` is the model's output layer: one with a weight of its own grows, too, or the model could never say the new tokens; one
+    /// that is tied is put over the new table. `None` is for a model without an output over this vocabulary.
     ///
     /// (Under [`Specials::Text`](crate::Specials::Text) no special token is found in text; see [`Tokenizer::add_tokens`].)
     /// New tokens take the first free ids. Where the table has rows for those already (many models have more rows than
@@ -28,23 +31,26 @@ impl TokenEmbedding {
     /// [`Checkpoint`](crate::Checkpoint) or shards of the smaller one are told apart from those of this one.
     ///
     /// # Errors
-    /// Those of [`Tokenizer::add_tokens`] and [`resize`](Self::resize). Nothing is changed then.
+    /// Those of [`Tokenizer::add_tokens`] and [`resize`](Self::resize); [`Error::Config`] for a head of other rows than the table's, or
+    /// whose weight is no variable of `varmap`. Nothing is changed then.
     ///
     /// # Example
     /// ```
     /// use candle_core::{DType, Device};
     /// use candle_nn::{VarBuilder, VarMap};
-    /// use tallow::{Fill, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
+    /// use tallow::{Fill, Head, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
     /// let (mut tokenizer, varmap) = (Tokenizer::cl100k(), VarMap::new());
     /// let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
     /// let cfg = TokenEmbeddingConfig { vocab_size: tokenizer.vocab_size(), d_model: 8, ..Default::default() };
     /// let mut wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
-    /// let ids = wte.add_tokens(&varmap, &mut tokenizer, &["<|user|>", "<|bot|>"], Fill::Mean)?;
-    /// assert_eq!((ids, wte.vocab_size()), (vec![100277, 100278], 100279));
+    /// let mut head = Head::tied(&wte); // or Head::new(&vb.get((tokenizer.vocab_size(), 8), "lm_head.weight")?, None)?
+    /// let ids = wte.add_tokens(Some(&mut head), &varmap, &mut tokenizer, &["<|user|>", "<|bot|>"], Fill::Mean)?;
+    /// assert_eq!((ids, wte.vocab_size(), head.vocab_size()), (vec![100277, 100278], 100279, 100279));
     /// # Ok::<(), tallow::Error>(())
     /// ```
     pub fn add_tokens(
         &mut self,
+        head: Option<&mut Head>,
         varmap: &VarMap,
         tokenizer: &mut Tokenizer,
         tokens: &[&str],
@@ -55,7 +61,25 @@ impl TokenEmbedding {
         let old = self.vocab_size();
         let new = |id: &&u32| tokenizer.token_bytes(**id).is_none() && (**id as usize) < old;
         let within: Vec<u32> = ids.iter().filter(new).copied().collect();
-        self.grow(varmap, old.max(grown.vocab_size()), &within, fill)?;
+        let rows = old.max(grown.vocab_size());
+        let growth = self.growth(varmap, rows, &within, fill)?;
+        match head {
+            Some(head) if head.is_tied_to(self) => {
+                self.apply(varmap, growth)?;
+                head.tie(self);
+            }
+            Some(head) if head.vocab_size() != old => {
+                let what =
+                    format!("a head of {} rows and a table of {old}: they are not of one model", head.vocab_size());
+                return Err(Error::Config(what));
+            }
+            Some(head) => {
+                let head_growth = head.growth(varmap, rows, &within, fill)?;
+                self.apply(varmap, growth)?;
+                head.apply(varmap, head_growth)?;
+            }
+            None => self.apply(varmap, growth)?,
+        }
         *tokenizer = grown;
         Ok(ids)
     }

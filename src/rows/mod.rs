@@ -46,6 +46,8 @@ pub(crate) struct RowTable {
     row_sparse: OnceLock<Tensor>,
     /// Whether another variable has this one's place in the VarMap now.
     replaced: AtomicBool,
+    /// Whether every step ends with a table that is up to date.
+    flushed: AtomicBool,
     shared: Mutex<Shared>,
 }
 
@@ -100,7 +102,8 @@ impl Drop for RowTable {
 
 impl RowTable {
     fn new(memory: Tensor) -> Self {
-        RowTable { memory, row_sparse: OnceLock::new(), replaced: AtomicBool::new(false), shared: Mutex::default() }
+        let (row_sparse, shared) = (OnceLock::new(), Mutex::default());
+        RowTable { memory, row_sparse, replaced: AtomicBool::new(false), flushed: AtomicBool::new(false), shared }
     }
 
     /// The table over a tensor's memory: the variable, a detached tensor of it, a view. Locks the list of the process.
@@ -142,6 +145,12 @@ impl RowTable {
 
     pub(crate) fn is_replaced(&self) -> bool {
         self.replaced.load(Ordering::Relaxed)
+    }
+
+    /// Brings the table up to date, now and at the end of every step: somebody has the tensor who does not ask.
+    pub(crate) fn keep_flushed(&self) {
+        self.flushed.store(true, Ordering::Relaxed);
+        _ = self.replay(Rows::All); // should that fail, the next use of the device does, too
     }
 
     /// Adds an optimizer of this variable.
@@ -211,8 +220,9 @@ impl RowTable {
     }
 
     /// Says that a step took what waited.
-    pub(crate) fn stepped(&self) {
+    pub(crate) fn stepped(&self) -> Result<()> {
         lock(&self.shared).retire_marks();
+        if self.flushed.load(Ordering::Relaxed) { self.replay(Rows::All) } else { Ok(()) }
     }
 
     /// Forgets what waits.
@@ -301,6 +311,15 @@ impl RowTable {
         self.replay(Rows::All)?;
         lock(&self.shared).frozen = Arc::new(frozen);
         Ok(())
+    }
+
+    /// Marks all rows but these.
+    pub(crate) fn freeze_except(&self, rows: &[u32]) -> Result<()> {
+        self.check_rows("rows to train", rows)?;
+        let mut frozen = vec![true; self.weight().dim(0)?];
+        rows.iter().for_each(|row| frozen[*row as usize] = false);
+        let frozen: Vec<u32> = (0..).zip(&frozen).filter(|(_, frozen)| **frozen).map(|(row, _)| row).collect();
+        self.freeze(&frozen)
     }
 
     pub(crate) fn frozen(&self) -> Arc<Vec<bool>> {

@@ -2,7 +2,7 @@
 
 use std::sync::PoisonError;
 
-use candle_core::Var;
+use candle_core::{Tensor, Var};
 use candle_nn::VarMap;
 
 /// All of them by name, in alphabetical order: a VarMap's own order is another in every process.
@@ -11,6 +11,11 @@ pub(crate) fn variables(varmap: &VarMap) -> Vec<(String, Var)> {
     let mut named: Vec<_> = data.iter().map(|(name, var)| (name.clone(), var.clone())).collect();
     named.sort_by(|a, b| a.0.cmp(&b.0));
     named
+}
+
+/// The name of the variable that this tensor is.
+pub(crate) fn name_of(varmap: &VarMap, tensor: &Tensor) -> Option<String> {
+    variables(varmap).into_iter().find(|(_, var)| var.as_tensor().id() == tensor.id()).map(|(name, _)| name)
 }
 
 /// Puts variables under these names, in the place of others.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -15,6 +15,10 @@ use tallow_text::support::files::open_regular;
 
 /// The format's own limit for its header.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// Tensors are written in parts of about this many values, and copied in parts of so many bytes.
+const WRITTEN_VALUES: usize = 1 << 21;
+const COPIED_BYTES: u64 = 8 << 20;
 
 /// The header of a safetensors file, found sound: tensors lie one behind another, and end where the file ends.
 pub(crate) struct Header {
@@ -56,6 +60,11 @@ impl Header {
 
     pub(crate) fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.metadata.info(name)
+    }
+
+    /// Bytes of all tensors.
+    pub(crate) fn data_bytes(&self) -> u64 {
+        self.metadata.data_len() as u64
     }
 
     /// A word of the file's metadata.
@@ -115,6 +124,64 @@ impl TensorFile {
         super::read_at(&self.file, range).map_err(|e| Error::io(&self.path, e))
     }
 
+    /// Writes the file once more to `path`, with `new` tensors in the place of those of the same names, in the dtypes of the file. All
+    /// other tensors and the metadata are copied; the whole file, where none is new.
+    pub(crate) fn rewrite(&self, path: &Path, new: &HashMap<String, Tensor>) -> Result<()> {
+        let io = |e| Error::io(path, e);
+        let mut out = BufWriter::new(File::create_new(path).map_err(io)?);
+        match self.header.names().iter().any(|name| new.contains_key(name)) {
+            true => self.write_with(&mut out, path, new)?,
+            false => self.copy_range(&mut out, path, 0..self.header.start + self.header.data_bytes())?,
+        }
+        let out = out.into_inner().map_err(|e| io(e.into_error()))?;
+        out.sync_all().map_err(io)
+    }
+
+    fn write_with(&self, out: &mut dyn Write, path: &Path, new: &HashMap<String, Tensor>) -> Result<()> {
+        let mut old: Vec<(String, &TensorInfo)> = Vec::new();
+        for name in self.header.metadata.offset_keys() {
+            old.extend(self.header.info(&name).map(|info| (name, info)));
+        }
+        // A tensor of another size must not move wider ones off their alignment.
+        old.sort_by_key(|(_, info)| std::cmp::Reverse(info.dtype.bitsize()));
+        let (mut end, mut infos) = (0, Vec::new());
+        for (name, info) in &old {
+            let (from, to) = info.data_offsets;
+            let (shape, bytes) = match new.get(name) {
+                Some(tensor) => (tensor.dims().to_vec(), tensor.elem_count() * info.dtype.bitsize() / 8),
+                None => (info.shape.clone(), to - from),
+            };
+            infos.push((name.clone(), TensorInfo { dtype: info.dtype, shape, data_offsets: (end, end + bytes) }));
+            end += bytes;
+        }
+        let notes = self.header.metadata.metadata().clone().unwrap_or_default();
+        let io = |e| Error::io(path, e);
+        out.write_all(&header_with(infos, notes.into_iter().collect())?).map_err(io)?;
+        for (name, info) in old {
+            match new.get(&name) {
+                Some(tensor) => {
+                    let dtype = dtype_of(info).map_err(|reason| wrong(&self.path, format!("{name:?} {reason}")))?;
+                    let values = tensor.flatten_all()?;
+                    for from in (0..values.elem_count()).step_by(WRITTEN_VALUES) {
+                        let part = values.narrow(0, from, WRITTEN_VALUES.min(values.elem_count() - from))?;
+                        let part = part.to_dtype(dtype)?.to_device(&Device::Cpu)?.contiguous()?;
+                        out.write_all(&safetensors::View::data(&part)).map_err(io)?;
+                    }
+                }
+                None => self.copy_range(out, path, self.header.range(&name).unwrap_or_default())?,
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_range(&self, out: &mut dyn Write, path: &Path, range: std::ops::Range<u64>) -> Result<()> {
+        for from in range.clone().step_by(COPIED_BYTES as usize) {
+            let bytes = self.bytes(from..range.end.min(from + COPIED_BYTES))?;
+            out.write_all(&bytes).map_err(|e| Error::io(path, e))?;
+        }
+        Ok(())
+    }
+
     /// Reads all tensors, to the CPU.
     pub(crate) fn read_all(&self) -> Result<HashMap<String, Tensor>> {
         self.header.names().into_iter().map(|name| Ok((name.clone(), self.read(&name, &Device::Cpu)?))).collect()
@@ -149,15 +216,22 @@ pub(crate) fn write<'t>(
     Ok(())
 }
 
-/// The first bytes of a file, up to its first tensor.
+/// The first bytes of a file of ours, up to its first tensor.
 fn header_of(infos: Vec<(String, TensorInfo)>, notes: &[(&str, String)]) -> candle_core::Result<Vec<u8>> {
+    let fixed = [("format", "pt".to_string()), ("tallow", env!("CARGO_PKG_VERSION").to_string())];
+    let notes = fixed.into_iter().chain(notes.iter().cloned()).map(|(key, note)| (key.to_string(), note));
+    header_with(infos, notes.collect())
+}
+
+/// The first bytes of a file with these notes as metadata, up to its first tensor.
+fn header_with(infos: Vec<(String, TensorInfo)>, notes: BTreeMap<String, String>) -> candle_core::Result<Vec<u8>> {
     let sound = |e: &dyn std::fmt::Display| candle_core::Error::Msg(format!("no header for these tensors: {e}"));
     let header = Metadata::new(None, infos).map_err(|e| sound(&e))?;
     let mut header = serde_json::to_value(&header).map_err(|e| sound(&e))?;
     // The crate keeps metadata in a hash map, whose order changes from run to run.
-    let fixed = [("format", "pt".to_string()), ("tallow", env!("CARGO_PKG_VERSION").to_string())];
-    let notes: BTreeMap<&str, String> = fixed.into_iter().chain(notes.iter().cloned()).collect();
-    header["__metadata__"] = serde_json::to_value(notes).unwrap_or(Value::Null);
+    if !notes.is_empty() {
+        header["__metadata__"] = serde_json::to_value(notes).unwrap_or(Value::Null);
+    }
     let mut header = header.to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' ');
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();

@@ -3,12 +3,14 @@
 mod batch;
 mod checkpoint;
 mod embedding;
+mod grown;
 mod head;
 #[cfg(feature = "hub")]
 mod hub;
 mod init;
 mod loader;
 mod optim;
+mod pieces;
 mod pretrained;
 mod pth;
 #[cfg(feature = "hub")]

@@ -418,7 +418,7 @@ fn tokenizer_and_table_grow_together_or_not_at_all() {
         let mut wte = TokenEmbedding::new(&cfg, vb.pp("wte")).unwrap();
         let old = values(wte.flushed_weight().unwrap());
         let mut tokenizer = original.clone(); // the default rule: what was added is found
-        let ids = wte.add_tokens(&varmap, &mut tokenizer, &["<|user|>", "<|bot|>"], Fill::Mean).unwrap();
+        let ids = wte.add_tokens(None, &varmap, &mut tokenizer, &["<|user|>", "<|bot|>"], Fill::Mean).unwrap();
         let first = original.vocab_size() as u32;
         assert_eq!((ids.clone(), wte.vocab_size()), (vec![first, first + 1], rows + 1));
         let new = values(wte.flushed_weight().unwrap());
@@ -434,12 +434,12 @@ fn tokenizer_and_table_grow_together_or_not_at_all() {
         assert_eq!(original.encode("<|bot|>").unwrap().len(), original.clone().encode("<|bot|>").unwrap().len());
         assert!(original.token_bytes(first).is_none());
         // The same tokens again are the same ids; a bad one leaves both as they are.
-        assert_eq!(wte.add_tokens(&varmap, &mut tokenizer, &["<|bot|>"], Fill::Zero).unwrap(), [first + 1]);
+        assert_eq!(wte.add_tokens(None, &varmap, &mut tokenizer, &["<|bot|>"], Fill::Zero).unwrap(), [first + 1]);
         for bad in ["", "a"] {
-            let refused = wte.add_tokens(&varmap, &mut tokenizer, &["<|new|>", bad], Fill::Zero);
+            let refused = wte.add_tokens(None, &varmap, &mut tokenizer, &["<|new|>", bad], Fill::Zero);
             assert!(matches!(refused, Err(Error::Config(_) | Error::Text(TextError::TokenExists { .. }))), "{bad:?}");
         }
-        let refused = wte.add_tokens(&varmap, &mut tokenizer, &["<|new|>"], Fill::CopyOf(99_999_999));
+        let refused = wte.add_tokens(None, &varmap, &mut tokenizer, &["<|new|>"], Fill::CopyOf(99_999_999));
         assert!(matches!(refused, Err(Error::RowOutOfRange { row: 99_999_999, .. })));
         assert_eq!((tokenizer.vocab_size(), wte.vocab_size()), (rows + 1, rows + 1));
         // A checkpoint of the grown pair is not taken for one of the old tokenizer.
@@ -465,12 +465,12 @@ fn noise_differs_from_row_to_row_where_rows_are_to_spare() {
         let cfg = TokenEmbeddingConfig { vocab_size: rows, d_model: columns, init: Init::CANDLE, ..Default::default() };
         let mut wte = TokenEmbedding::new(&cfg, vb.pp("wte")).unwrap();
         let fill = Fill::MultivariateNormal { seed: 3 };
-        let mut ids = wte.add_tokens(&varmap, &mut tokenizer, &["<|a|>", "<|b|>", "<|c|>"], fill).unwrap();
+        let mut ids = wte.add_tokens(None, &varmap, &mut tokenizer, &["<|a|>", "<|b|>", "<|c|>"], fill).unwrap();
         let mut pairs = vec![(0, 1), (0, 2), (1, 2)];
         // One by one, too; where a spare row was filled between two calls, the mean of the table is another.
         if spare == 0 {
-            ids.extend(wte.add_tokens(&varmap, &mut tokenizer, &["<|d|>"], fill).unwrap());
-            ids.extend(wte.add_tokens(&varmap, &mut tokenizer, &["<|e|>"], fill).unwrap());
+            ids.extend(wte.add_tokens(None, &varmap, &mut tokenizer, &["<|d|>"], fill).unwrap());
+            ids.extend(wte.add_tokens(None, &varmap, &mut tokenizer, &["<|e|>"], fill).unwrap());
             pairs.extend([(0, 3), (0, 4), (3, 4)]);
         }
         let new = values(&wte.flushed_weight().unwrap().index_select(&Tensor::new(ids, &CPU).unwrap(), 0).unwrap());

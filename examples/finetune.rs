@@ -1,0 +1,79 @@
+//! Two new tokens for a trained model: rows at both ends, trained alone, merged into a new folder, and spoken from there.
+//!
+//!     cargo run --release --example finetune [MODEL-FOLDER NEW-FOLDER]
+//!
+//! ```text
+//! ```
+//!
+//! Without arguments the model is assets/tiny-llama, and the new folder a temporary one. transformers loads such a folder as it loaded
+//! the old one.
+
+mod args;
+mod llama;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use candle_core::{Device, Tensor};
+use candle_nn::{Optimizer, ParamsAdamW, VarMap};
+use llama::Llama;
+use tallow::{Fill, Sampler, SamplerConfig, Specials, Tokenizer, optim::AdamW};
+
+const ASSETS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets");
+
+fn main() -> Result<()> {
+    let folders: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    let (temporary, device) = (tempfile::tempdir()?, args::device("cpu")?);
+    let (model, grown) = match &folders[..] {
+        [model, grown, ..] if !model.starts_with("--device") => (model.clone(), grown.clone()),
+        _ => (Path::new(ASSETS).join("tiny-llama"), temporary.path().join("grown")),
+    };
+    let story = std::fs::read_to_string(Path::new(ASSETS).join("story.txt"))?;
+    finetune(&model, &grown, &story, &device)?;
+    let (tokenizer, ids) = speak(&grown, "<|user|>What is in the table?", 30, &device)?;
+    println!("{:?}", tokenizer.decode(&ids)?);
+    Ok(())
+}
+
+/// Adds `<|user|>` and `<|bot|>` to the model and its tokenizer, teaches them, and writes all of it into the folder `grown`.
+pub fn finetune(model: &Path, grown: &Path, story: &str, device: &Device) -> Result<()> {
+    let (varmap, mut tokenizer) = (VarMap::new(), Tokenizer::from_file(model.join("tokenizer.json"))?);
+    let (mut model, table) = Llama::load(model, &varmap, device)?;
+    let (tokens, head) = (["<|user|>", "<|bot|>"], Some(&mut model.head));
+    let new = model.wte.add_tokens(head, &varmap, &mut tokenizer, &tokens, Fill::Mean)?;
+    println!("the new ids are {new:?}: table and head have {} rows now", model.head.vocab_size());
+    model.wte.freeze_except(&new)?;
+    model.head.freeze_except(&new)?;
+
+    // The story as a dialogue: two speakers have a sentence each in turn.
+    let sentences: Vec<&str> =
+        story.lines().flat_map(|line| line.split_inclusive(". ")).filter(|s| !s.is_empty()).collect();
+    let mut opt = AdamW::from_varmap(&varmap, ParamsAdamW { lr: 3e-2, weight_decay: 0.0, ..Default::default() })?;
+    let mut losses = Vec::new();
+    for turns in sentences.chunks_exact(4).take(100) {
+        let [a, b, c, d] = turns else { continue };
+        let ids = tokenizer.encode(&format!("<|user|>{a}<|bot|>{b}<|user|>{c}<|bot|>{d}"))?;
+        let ids = Tensor::new(&ids[..], &Device::Cpu)?.unsqueeze(0)?;
+        let (inputs, targets) = (ids.narrow(1, 0, ids.dim(1)? - 1)?, ids.narrow(1, 1, ids.dim(1)? - 1)?);
+        let loss = model.head.loss(&model.forward(&inputs)?, &targets, &Default::default())?;
+        opt.backward_step(&loss)?;
+        losses.push(loss.to_scalar::<f32>()?);
+    }
+    let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
+    println!("loss {:.2} -> {:.2}: {} rows were trained", mean(&losses[..10]), mean(&losses[90..]), 2 * new.len());
+    Ok(table.merge_into(grown, &varmap, &tokenizer)?)
+}
+
+/// What the model in a folder says to a prompt: the likeliest token again and again.
+pub fn speak(folder: &Path, prompt: &str, tokens: usize, device: &Device) -> Result<(Tokenizer, Vec<u32>)> {
+    let tokenizer = Tokenizer::from_file(folder.join("tokenizer.json"))?.with_specials(Specials::Allow);
+    let (model, _) = Llama::load(folder, &VarMap::new(), device)?;
+    let mut sampler = Sampler::new(SamplerConfig { temperature: 0.0, ..Default::default() })?;
+    let mut ids = tokenizer.encode(prompt)?;
+    for _ in 0..tokens {
+        let seen = Tensor::new(&ids[..], &Device::Cpu)?.unsqueeze(0)?;
+        let last = model.forward(&seen)?.narrow(1, ids.len() - 1, 1)?;
+        ids.push(sampler.sample(&model.head.logits(&last)?)?);
+    }
+    Ok((tokenizer, ids))
+}

@@ -1,0 +1,96 @@
+//! The vocabulary's other end grows with the table, or trains some rows alone.
+
+use candle_core::{Tensor, Var};
+use candle_nn::VarMap;
+
+use super::Head;
+use crate::embedding::Growth;
+use crate::support::variables::{insert, name_of};
+use crate::{Error, Fill, Result, TokenEmbedding};
+
+/// A weight and a bias of another size that are about to take the old ones' place.
+pub(crate) struct HeadGrowth {
+    weight: Growth,
+    bias: Option<(String, Var)>,
+}
+
+impl Head {
+    /// Gives the head `rows` rows, as [`TokenEmbedding::resize`] does with a table: new variables take the place of weight and bias in
+    /// `varmap`. New values of the bias come from its old ones by the same `fill` ([`Fill::Init`] begins it at 0).
+    ///
+    /// [`TokenEmbedding::add_tokens`] does this with table and tokenizer in one call.
+    ///
+    /// # Errors
+    /// As [`TokenEmbedding::resize`]; [`Error::Config`] for a tied head: resize the table, and make the head anew. Nothing is changed then.
+    pub fn resize(&mut self, varmap: &VarMap, rows: usize, fill: Fill) -> Result<()> {
+        let growth = self.growth(varmap, rows, &[], fill)?;
+        self.apply(varmap, growth)
+    }
+
+    /// Trains these rows of the weight alone; the others keep their bits. Of a tied head it is [`TokenEmbedding::freeze_except`] of its
+    /// table.
+    ///
+    /// # Errors
+    /// - [`Error::Config`]: a weight that is no variable or f64; a head with a bias, which trains as a whole.
+    /// - [`Error::RowOutOfRange`].
+    pub fn freeze_except(&self, rows: &[u32]) -> Result<()> {
+        let wrong = |what: &str| Err(Error::Config(what.to_string()));
+        if self.bias.is_some() {
+            return wrong("a head's bias trains as a whole: with it no row keeps what it says");
+        }
+        if !self.weight.is_variable() || self.weight.dtype() == candle_core::DType::F64 {
+            return wrong("rows can be frozen in a head whose weight is a variable of f32, bf16 or f16");
+        }
+        self.table.make_row_sparse(&self.weight)?;
+        self.table.freeze_except(rows)
+    }
+
+    /// Whether this is the head of that table.
+    pub(crate) fn is_tied_to(&self, wte: &TokenEmbedding) -> bool {
+        std::sync::Arc::ptr_eq(&self.table, wte.weight_and_table().1)
+    }
+
+    /// The same head over the table as it is now.
+    pub(crate) fn tie(&mut self, wte: &TokenEmbedding) {
+        *self = Head { bias: self.bias.take(), soft_cap: self.soft_cap, ..Head::tied(wte) };
+    }
+
+    /// What [`resize`](Self::resize) will do, with rows `anew`, which the head has already, filled, too.
+    pub(crate) fn growth(&self, varmap: &VarMap, rows: usize, anew: &[u32], fill: Fill) -> Result<HeadGrowth> {
+        let old = self.vocab_size();
+        let weight = self.as_table()?.growth(varmap, rows, anew, fill)?;
+        let bias = |bias: &Tensor| {
+            let name = name_of(varmap, bias).ok_or_else(|| {
+                Error::Config("this head's bias is no variable of the VarMap: only one that is can grow".to_string())
+            })?;
+            let ids: Vec<u32> = anew.iter().copied().chain(old as u32..rows as u32).collect();
+            let fill = if matches!(fill, Fill::Init { .. }) { Fill::Zero } else { fill };
+            let new = fill.rows(&ids, 1, || {
+                std::iter::once(bias.detach().unsqueeze(1).map(|old| (0, old)).map_err(Error::from))
+            })?;
+            let new = new.flatten_all()?.to_dtype(bias.dtype())?.to_device(bias.device())?;
+            let grown = Tensor::cat(&[bias, &new.narrow(0, anew.len(), rows - old)?], 0)?;
+            for (i, id) in anew.iter().enumerate() {
+                grown.slice_set(&new.narrow(0, i, 1)?, 0, *id as usize)?;
+            }
+            Ok::<_, Error>((name, Var::from_tensor(&grown)?))
+        };
+        Ok(HeadGrowth { weight, bias: self.bias.as_ref().map(bias).transpose()? })
+    }
+
+    pub(crate) fn apply(&mut self, varmap: &VarMap, growth: HeadGrowth) -> Result<()> {
+        let mut table = self.as_table()?;
+        table.apply(varmap, growth.weight)?;
+        if let Some((name, bias)) = growth.bias {
+            self.bias = Some(bias.as_tensor().clone());
+            insert(varmap, [(name, bias)]);
+        }
+        self.tie(&table);
+        Ok(())
+    }
+
+    /// The weight as a layer's table, whose growth is the same.
+    fn as_table(&self) -> Result<TokenEmbedding> {
+        TokenEmbedding::from_weight(self.weight.clone())
+    }
+}

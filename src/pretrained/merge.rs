@@ -1,0 +1,278 @@
+//! The way back: a model's head into a layer, and trained variables among the model's other tensors.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+use candle_nn::{VarBuilder, VarMap};
+use serde_json::{Value, json};
+
+use super::files::{has_ending, index_of, weight_files};
+use super::open::Kind;
+use super::{PretrainedTable, find};
+use crate::rows::{RowTable, Rows};
+use crate::support::variables::variables;
+use crate::tensors::{TensorFile, dtype_of, wrong};
+use crate::{Error, Head, Result, TokenEmbedding, Tokenizer};
+use tallow_text::support::files::{TEMPORARY, folder_of, open_regular, read_regular, sync_folder};
+
+impl PretrainedTable {
+    /// The model's output layer: over the table of `wte` where the model is [`tied`](Self::tied), else a variable `weight` of `vb` with
+    /// the values of the model's own (`lm_head.weight`, say), and `bias`, if it has one.
+    ///
+    /// # Errors
+    /// - [`Error::Checkpoint`]: the model says that it has a head, and none of the names that heads have is there.
+    /// - those of [`embedding`](Self::embedding) and of reading.
+    ///
+    /// # Cost
+    /// One pass over the head; a few MiB beside it.
+    pub fn head(&self, wte: &TokenEmbedding, vb: VarBuilder) -> Result<Head> {
+        if self.tied {
+            return Ok(Head::tied(wte));
+        }
+        let (mut weight, mut bias) = (None, None);
+        for path in self.model_files()? {
+            for tensor in super::list_tensors(&path)?.into_iter().filter(|tensor| find::is_head_or_bias(&tensor.name)) {
+                let end = if tensor.name.ends_with("bias") { &mut bias } else { &mut weight };
+                *end = Some((path.clone(), tensor.name));
+            }
+        }
+        let (path, name) = weight.ok_or_else(|| wrong(&self.path, "no tensor has a name that heads have"))?;
+        let table = PretrainedTable::open(path, Some(&name))?;
+        let weight = table.embedding(&table.config(), vb.clone())?;
+        let Some((path, name)) = bias else { return Ok(Head::tied(&weight)) };
+        let values = TensorFile::open(&path)?.read(&name, vb.device())?;
+        let bias = vb.get_with_hints(table.vocab_size(), "bias", candle_nn::Init::Const(0.0))?;
+        bias.slice_set(&values.to_dtype(bias.dtype())?, 0, 0)?;
+        Head::new(weight.flushed_weight()?, Some(&bias))
+    }
+
+    /// Writes the model that this table is of into a new folder, with the variables of `varmap` in the place of the tensors of the same
+    /// names, and with this tokenizer. Everything else is copied bit for bit.
+    ///
+    /// Variables are named as the model names its tensors (`vb.pp("model.embed_tokens")`, `vb.pp("lm_head")`): of a model in
+    /// shards each goes into the shard that it was in. They are written in the dtype of the file, so that of a bf16 model rows that
+    /// did not train keep their bits. Table, head and the head's bias may have more rows than before; `vocab_size` in config.json
+    /// changes with them. tokenizer.json is `tokenizer`'s ([`Tokenizer::save`]). Of other files those that lie in the model's folder
+    /// itself are copied, but for weights in other formats, which would be the old ones.
+    ///
+    /// The folder appears whole or not at all. transformers loads it as it loaded the old one.
+    ///
+    /// # Errors
+    /// - [`Error::Config`]: a variable that is no tensor of the model, or of another shape; a table that grew while the model's own head did
+    ///   not; fewer rows than the tokenizer has ids; a config.json without the old `vocab_size`; `out` is there already and not empty.
+    /// - [`Error::Checkpoint`]: weights that are not safetensors files.
+    /// - [`Error::Io`].
+    ///
+    /// # Cost
+    /// One pass over the model's files; a few MiB of memory.
+    pub fn merge_into(&self, out: impl AsRef<Path>, varmap: &VarMap, tokenizer: &Tokenizer) -> Result<()> {
+        let (out, folder) = (out.as_ref(), folder_of(&self.path));
+        let files = self.model_files()?.into_iter().map(|path| match Kind::of(&path)? {
+            Kind::Safetensors => TensorFile::open(&path),
+            _ => Err(wrong(&path, "only a model of safetensors files can be merged into: save it as such first")),
+        });
+        let files: Vec<TensorFile> = files.collect::<Result<_>>()?;
+        let new = self.replacements(&files, varmap, tokenizer)?;
+        let rows = new.get(&self.name).map_or(self.shape.0, |table| table.dims()[0]);
+        if fs::read_dir(out).is_ok_and(|mut inside| inside.next().is_some()) || out.is_file() {
+            return Err(Error::Config(format!("{} is there already: name a new folder", out.display())));
+        }
+        let (others, index) = (self.other_files(folder)?, index_of(folder, super::files::WHOLE[0]));
+        let index = Some(index)
+            .filter(|index| index.is_file() && !files.iter().any(|file| file.path().ends_with(super::files::WHOLE[0])));
+        if let Some(index) = &index {
+            let text = read_regular(index).map_err(|e| Error::io(index, e))?;
+            let json: Value =
+                serde_json::from_slice(&text).map_err(|e| wrong(index, format!("it is no index: {e}")))?;
+            let is_here = |name: &str| files.iter().any(|file| file.header.info(name).is_some());
+            let all = json["weight_map"].as_object().into_iter().flatten();
+            if let Some((name, file)) = all.into_iter().find(|(name, _)| !is_here(name)) {
+                return Err(wrong(
+                    index,
+                    format!("{name:?} should lie in {file}, which is not here: fetch the whole model"),
+                ));
+            }
+        }
+
+        fs::create_dir_all(folder_of(out)).map_err(|e| Error::io(out, e))?;
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(TEMPORARY);
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+        let temporary = builder.tempdir_in(folder_of(out)).map_err(|e| Error::io(out, e))?;
+        let into = |path: &Path| temporary.path().join(path.file_name().unwrap_or_default());
+        let mut sizes = [0, 0]; // bytes, and how many numbers more than before
+        for file in &files {
+            let path = into(file.path());
+            file.rewrite(&path, &new)?;
+            sizes[0] += TensorFile::open(&path)?.header.data_bytes() as i64;
+        }
+        for (name, tensor) in &new {
+            let old =
+                files.iter().find_map(|file| file.header.info(name)).map_or(0, |info| info.shape.iter().product());
+            sizes[1] += tensor.elem_count() as i64 - old as i64;
+        }
+        for path in others {
+            let (from, to) = (&path, into(&path));
+            let mut old = open_regular(from).map_err(|e| Error::io(from, e))?;
+            let copied =
+                File::create_new(&to).and_then(|mut new| std::io::copy(&mut old, &mut new).and(new.sync_all()));
+            copied.map_err(|e| Error::io(&to, e))?;
+        }
+        if let Some(index) = &index {
+            rewrite(index, &into(index), |text| with_sizes(text, sizes))?;
+        }
+        let config = folder.join("config.json");
+        if config.is_file() {
+            rewrite(&config, &into(&config), |text| with_vocab_size(text, self.shape.0, rows))?;
+        }
+        tokenizer.save(temporary.path().join("tokenizer.json"))?;
+        sync_folder(temporary.path())?;
+        if out.is_dir() {
+            fs::remove_dir(out).map_err(|e| Error::io(out, e))?; // an empty one
+        }
+        fs::rename(temporary.path(), out).map_err(|e| Error::io(out, e))?;
+        sync_folder(folder_of(out))?;
+        Ok(())
+    }
+
+    /// The weights of the model that this table is of.
+    fn model_files(&self) -> Result<Vec<PathBuf>> {
+        let all = weight_files(folder_of(&self.path))?;
+        Ok(if all.contains(&self.path) { all } else { vec![self.path.clone()] })
+    }
+
+    /// What else a model consists of: files of its folder that are neither weights nor written anew.
+    fn other_files(&self, folder: &Path) -> Result<Vec<PathBuf>> {
+        let io = |e| Error::io(folder, e);
+        let mut others = Vec::new();
+        for entry in fs::read_dir(folder).map_err(io)? {
+            let path = entry.map_err(io)?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let anew = ["config.json", "tokenizer.json"].contains(&name.as_str()) || name.ends_with(".index.json");
+            others.extend((!anew && !has_ending(&path) && path.is_file()).then_some(path));
+        }
+        others.sort();
+        Ok(others)
+    }
+
+    /// The variables by name, found to fit the model.
+    fn replacements(
+        &self,
+        files: &[TensorFile],
+        varmap: &VarMap,
+        tokenizer: &Tokenizer,
+    ) -> Result<HashMap<String, Tensor>> {
+        let wrong = |what: String| Err(Error::Config(what));
+        let named: BTreeMap<String, _> = variables(varmap).into_iter().collect();
+        let rows = named.get(&self.name).map_or(self.shape.0, |table| table.dims().first().copied().unwrap_or(0));
+        if tokenizer.vocab_size() > rows {
+            let (name, ids) = (tokenizer.name(), tokenizer.vocab_size());
+            return wrong(format!("{} has {rows} rows and {name} {ids} ids: add the tokens to both", self.name));
+        }
+        let mut new = HashMap::new();
+        for file in files {
+            for name in file.header.names() {
+                let Some(info) = file.header.info(&name) else { continue };
+                let is_end =
+                    name == self.name || find::is_head_or_bias(&name) && info.shape.first() == Some(&self.shape.0);
+                let mut shape = info.shape.clone();
+                if is_end {
+                    shape[0] = rows;
+                }
+                let var = named.get(&name);
+                if shape != info.shape && var.is_none_or(|var| var.dims() == info.shape) {
+                    return wrong(format!(
+                        "{} has {rows} rows now and {name} still {}: give the head to `add_tokens`, and name it {name:?} in \
+                         the VarMap",
+                        self.name, info.shape[0]
+                    ));
+                }
+                let Some(var) = var else { continue };
+                if var.dims() != shape {
+                    return wrong(format!(
+                        "the variable {name:?} has shape {:?}, the model's tensor {shape:?}",
+                        var.dims()
+                    ));
+                }
+                dtype_of(info).map_err(|reason| Error::Config(format!("{name:?} {reason}")))?;
+                if let Some(table) = RowTable::find(var) {
+                    table.replay(Rows::All)?;
+                }
+                new.insert(name, var.as_tensor().detach());
+            }
+        }
+        match named.into_keys().find(|name| !new.contains_key(name)) {
+            Some(name) => wrong(format!(
+                "the model has no tensor {name:?}: name variables as the model does, the table {:?}",
+                self.name
+            )),
+            None => Ok(new),
+        }
+    }
+}
+
+/// Writes a text file once more, changed.
+fn rewrite(from: &Path, to: &Path, change: impl Fn(&str) -> std::result::Result<String, String>) -> Result<()> {
+    let text = read_regular(from).map_err(|e| Error::io(from, e))?;
+    let text = String::from_utf8(text).map_err(|_| wrong(from, "it is not text"))?;
+    let text = change(&text).map_err(|reason| wrong(from, reason))?;
+    let mut file = File::create_new(to).map_err(|e| Error::io(to, e))?;
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(|e| Error::io(to, e))
+}
+
+/// An index of shards with another size, as transformers writes it.
+fn with_sizes(text: &str, [bytes, more]: [i64; 2]) -> std::result::Result<String, String> {
+    let mut index: Value = serde_json::from_str(text).map_err(|e| format!("it is no index of shards: {e}"))?;
+    if let Some(about) = index["metadata"].as_object_mut() {
+        about.insert("total_size".to_string(), json!(bytes));
+        if let Some(parameters) = about.get_mut("total_parameters") {
+            *parameters = json!(parameters.as_i64().unwrap_or(0) + more);
+        }
+    }
+    serde_json::to_string_pretty(&index).map(|text| text + "\n").map_err(|e| e.to_string())
+}
+
+/// A config with another `vocab_size`, wherever the old one stands; nothing else in the text changes.
+fn with_vocab_size(text: &str, old: usize, new: usize) -> std::result::Result<String, String> {
+    const KEY: &str = "\"vocab_size\"";
+    serde_json::from_str::<Value>(text).map_err(|e| format!("it is no JSON: {e}"))?;
+    let (mut out, mut rest, mut found) = (String::new(), text, false);
+    while let Some(at) = rest.find(KEY) {
+        let (before, after) = rest.split_at(at + KEY.len());
+        out.push_str(before);
+        let number = after.trim_start().trim_start_matches(':').trim_start();
+        let end = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
+        rest = after;
+        if number[..end] == old.to_string() {
+            found = true;
+            out.push_str(&after[..after.len() - number.len()]);
+            out.push_str(&new.to_string());
+            rest = &number[end..];
+        }
+    }
+    match found || old == new {
+        true => Ok(out + rest),
+        false => Err(format!("it has no \"vocab_size\": {old} that could become {new}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_vocab_size;
+
+    #[test]
+    fn only_the_vocabulary_s_size_changes() {
+        let config =
+            "{\"a\": 64, \"vocab_size\" : 64,\n \"vision\": {\"vocab_size\": 7}, \"text\": {\"vocab_size\":64}}";
+        let grown =
+            "{\"a\": 64, \"vocab_size\" : 66,\n \"vision\": {\"vocab_size\": 7}, \"text\": {\"vocab_size\":66}}";
+        assert_eq!(with_vocab_size(config, 64, 66).unwrap(), grown);
+        assert_eq!(with_vocab_size("{}", 64, 64).unwrap(), "{}");
+        assert!(with_vocab_size("{\"vocab_size\": 640}", 64, 66).unwrap_err().contains("64"));
+        assert!(with_vocab_size("{\"vocab_size\": 64", 64, 66).is_err());
+    }
+}

@@ -1,0 +1,154 @@
+//! Logits → the next id: temperature, top-k, top-p, a mask, a seed.
+//!
+//! This module does not know where logits come from.
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::{Error, Result};
+use tallow_text::support::mix;
+
+/// How [`Sampler`] draws.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SamplerConfig {
+    /// Logits are divided by it. Below 1 likely ids get likelier; 0 always takes the likeliest (of equal ones the lowest id).
+    pub temperature: f64,
+    /// Only the so many likeliest ids are drawn. `None`: all.
+    pub top_k: Option<usize>,
+    /// Of what `top_k` left, only the smallest number of likeliest ids whose probabilities sum to at least this, 0 to 1. `None`: all.
+    pub top_p: Option<f64>,
+    /// What is drawn from.
+    pub seed: u64,
+}
+
+/// Temperature 1, no limits, seed 1337.
+impl Default for SamplerConfig {
+    fn default() -> Self {
+        SamplerConfig { temperature: 1.0, top_k: None, top_p: None, seed: 1337 }
+    }
+}
+
+/// Draws ids by their logits.
+///
+/// p = softmax(logits / temperature) over the `top_k` likeliest ids that are not masked, cut to `top_p`, divided by their sum. Draw n is a
+/// function of the seed, n and the logits: two samplers of one seed draw the same. The arithmetic is f64, in one order, with one exp for
+/// all platforms: equal logits give the same draw on every machine.
+///
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tallow::{Sampler, SamplerConfig, Tokenizer};
+/// let logits = Tensor::new(&[1f32, 5., 3.], &Device::Cpu)?;
+/// let mut greedy = Sampler::new(SamplerConfig { temperature: 0.0, ..Default::default() })?;
+/// assert_eq!(greedy.sample(&logits)?, 1);
+/// greedy.mask([1]); // never drawn from now on
+/// assert_eq!(greedy.sample(&logits)?, 2);
+/// // A model's table may have rows that are no token's; until it is trained it would draw them:
+/// let mut sampler = Sampler::new(SamplerConfig { top_k: Some(40), ..Default::default() })?;
+/// sampler.mask(Tokenizer::cl100k().ids_without_token(100_352));
+/// # Ok::<(), tallow::Error>(())
+/// ```
+///
+/// Source: Fan, Lewis and Dauphin, 2018 (top-k); Holtzman et al., 2020 (top-p); in the order of transformers' logits processors.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    cfg: SamplerConfig,
+    /// By id; ids beyond are not masked.
+    masked: Vec<bool>,
+    draws: u64,
+}
+
+impl Sampler {
+    /// A sampler that masks nothing and has drawn nothing.
+    ///
+    /// # Errors
+    /// [`Error::Config`]: a temperature that is negative or no number, a `top_k` of 0, a `top_p` that is not above 0 and at most 1.
+    pub fn new(cfg: SamplerConfig) -> Result<Self> {
+        let SamplerConfig { temperature, top_k, top_p, .. } = cfg;
+        if !(temperature.is_finite() && temperature >= 0.0) {
+            return Err(Error::Config(format!("temperature {temperature} is not a number from 0 on")));
+        }
+        if top_k == Some(0) || top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
+            let what = format!("top_k {top_k:?} and top_p {top_p:?} leave nothing to draw: 1 <= top_k, 0 < top_p <= 1");
+            return Err(Error::Config(what));
+        }
+        Ok(Sampler { cfg, masked: Vec::new(), draws: 0 })
+    }
+
+    /// Never draws these ids from now on, beside those that were masked before.
+    pub fn mask(&mut self, ids: impl IntoIterator<Item = u32>) {
+        for id in ids {
+            let at = id as usize;
+            if self.masked.len() <= at {
+                self.masked.resize(at + 1, false);
+            }
+            self.masked[at] = true;
+        }
+    }
+
+    /// Draws an id.
+    ///
+    /// # Shapes
+    /// - logits: V numbers in any shape, such as the (1, 1, V) of [`Head::logits`](crate::Head::logits) for the last position, f32, f64,
+    ///   bf16 or f16. -∞ is never drawn.
+    ///
+    /// # Errors
+    /// [`Error::Config`]: logits of several positions; a logit that is NaN or +∞ (masked ones aside); nothing left to draw.
+    ///
+    /// # Cost
+    /// One pass over V logits and an exp for each that is left; with `top_k` or `top_p` a selection or a sort of them.
+    pub fn sample(&mut self, logits: &Tensor) -> Result<u32> {
+        let wrong = |what: String| Err(Error::Config(what));
+        if logits.dims().last() != Some(&logits.elem_count()) {
+            return wrong(format!("logits {:?} of several positions: sample takes those of one", logits.dims()));
+        }
+        let logits: Vec<f64> = logits.flatten_all()?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()?;
+        let masked = |id: usize| self.masked.get(id).is_some_and(|masked| *masked);
+        let mut left: Vec<(f64, u32)> = Vec::with_capacity(logits.len());
+        for (id, logit) in logits.into_iter().enumerate().filter(|(id, _)| !masked(*id)) {
+            if logit.is_nan() || logit == f64::INFINITY {
+                return wrong(format!(
+                    "the logit of id {id} is {logit}: the model's weights or its input are not sound"
+                ));
+            }
+            left.extend((logit > f64::NEG_INFINITY).then_some((logit + 0.0, id as u32))); // -0 is 0
+        }
+        if left.is_empty() {
+            return wrong("no id is left to draw: all are masked, or have the logit -inf".to_string());
+        }
+        let SamplerConfig { temperature, top_k, top_p, seed } = self.cfg;
+        // The largest first, of equal ones the lower id: ids are there once, so that every order is decided.
+        let order = |a: &(f64, u32), b: &(f64, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        let most = if temperature == 0.0 { 1 } else { top_k.unwrap_or(left.len()) };
+        if most < left.len() {
+            left.select_nth_unstable_by(most - 1, order);
+            left.truncate(most);
+        }
+        if top_k.is_some() || top_p.is_some() {
+            left.sort_unstable_by(order);
+        }
+        let largest = left.iter().map(|(logit, _)| *logit).fold(f64::NEG_INFINITY, f64::max);
+        let weights = left.iter().map(|(logit, _)| match temperature {
+            0.0 => 1.0,
+            t => libm::exp((logit - largest) / t),
+        });
+        let mut weights: Vec<f64> = weights.collect();
+        if let Some(top_p) = top_p {
+            let (mut kept, mut sum, enough) = (0, 0.0, top_p * weights.iter().sum::<f64>());
+            while kept < weights.len() && sum < enough {
+                sum += weights[kept];
+                kept += 1;
+            }
+            weights.truncate(kept.max(1));
+        }
+        let unit = (mix(seed ^ mix(self.draws)) >> 11) as f64 / (1u64 << 53) as f64; // 0 <= unit < 1
+        self.draws += 1;
+        let mut rest = unit * weights.iter().sum::<f64>();
+        let drawn = weights.iter().position(|weight| {
+            rest -= weight;
+            rest < 0.0
+        });
+        // Rounding may leave a rest beyond the last.
+        let last = weights.iter().rposition(|weight| *weight > 0.0).unwrap_or(0);
+        Ok(left[drawn.unwrap_or(last)].1)
+    }
+}
