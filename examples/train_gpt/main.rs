@@ -15,7 +15,8 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{Config, Gpt, mix};
 use tallow::optim::AdamW;
-use tallow::{Batch, Checkpoint, DataLoader, DataLoaderConfig, Dataset, LoadOptions, Order, Tokenizer, loader::Split};
+use tallow::{Batch, Checkpoint, DataLoader, DataLoaderConfig, Dataset, Evaluation, LoadOptions};
+use tallow::{Sampler, SamplerConfig, Tokenizer, evaluate};
 use tallow_view::{Fonts, Lang, loss_curve};
 
 /// Trains the lesson's GPT from a text.
@@ -108,6 +109,9 @@ fn main() -> Result<()> {
     let varmap = VarMap::new();
     let model = Gpt::new(&cfg, VarBuilder::from_varmap(&varmap, args.dtype, device))?;
     let frozen = Gpt::new(&cfg, tallow::no_grad(&varmap, args.dtype, device))?;
+    let log_probs = |batch: &Batch| -> Result<_> {
+        Ok(frozen.head.log_probs(&frozen.hidden(&batch.inputs, None)?, &batch.targets)?)
+    };
     let mut opt = AdamW::from_varmap(&varmap, ParamsAdamW { lr: cfg.lr, ..Default::default() })?;
     let parameters: usize = varmap.all_vars().iter().map(|var| var.elem_count()).sum();
     eprintln!("{parameters} parameters; {} tokens to train on, {} to validate with", train.tokens(), val.tokens());
@@ -148,12 +152,14 @@ fn main() -> Result<()> {
         record.since.push(loss);
         bar.set_position(step);
         if step % args.eval_every == 0 || step == args.steps {
-            let val = evaluate(&frozen, &val, &loading)?;
-            let train = mean(&std::mem::take(&mut record.since));
+            let first = DataLoader::new(&val, loading.once())?.take(20);
+            let Evaluation { loss: val, bits_per_byte, .. } = evaluate(first, &tokenizer, log_probs)?;
+            let (train, val) = (record.since.iter().sum::<f32>() / record.since.len() as f32, val as f32);
+            record.since.clear();
             record.curve.push((step, train, val));
             let each = began.elapsed().as_secs_f64() / (step - start) as f64;
             let (speed, left) = ((batch_size * context_length) as f64 / each, (args.steps - step) as f64 * each);
-            let json = serde_json::json!({"step": step, "loss": train, "val_loss": val, "tokens_per_second": speed});
+            let json = serde_json::json!({"step": step, "loss": train, "val_loss": val, "val_bits_per_byte": bits_per_byte, "tokens_per_second": speed});
             let line =
                 format!("step {step:5}  loss {train:6.3}  validation {val:6.3}  {speed:.0} tokens/s  {left:.0} s left");
             bar.set_message(format!("{train:.3}"));
@@ -173,36 +179,18 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Mean loss of the first batches of a split.
-fn evaluate(model: &Gpt, split: &Split, loading: &DataLoaderConfig) -> Result<f32> {
-    let cfg = DataLoaderConfig { order: Order::Sequential, epochs: Some(1), drop_last: false, ..loading.clone() };
-    let loss = |batch: tallow::Result<Batch>| Ok(model.loss(&batch?, None)?.to_scalar::<f32>()?);
-    Ok(mean(&DataLoader::new(split, cfg)?.take(20).map(loss).collect::<Result<Vec<f32>>>()?))
-}
-
-fn mean(losses: &[f32]) -> f32 {
-    losses.iter().sum::<f32>() / losses.len() as f32
-}
-
 /// Goes on from a prompt: of the 40 best tokens, one at random by their probabilities.
 fn sample(model: &Gpt, cfg: &Config, tokenizer: &Tokenizer, prompt: &str) -> Result<String> {
     let mut ids = tokenizer.encode(prompt)?;
     ensure!(!ids.is_empty(), "--prompt needs a token at least");
-    for i in 0..100 {
+    let mut sampler = Sampler::new(SamplerConfig { top_k: Some(40), seed: cfg.seed, ..Default::default() })?;
+    sampler.mask(tokenizer.ids_without_token(cfg.vocab_size)); // cl100k leaves numbers out
+    for _ in 0..100 {
         let seen = &ids[ids.len().saturating_sub(cfg.context)..];
-        let rows = model.wte.lookup(&Tensor::new(seen, &Device::Cpu)?.unsqueeze(0)?)?;
-        let last = model.body.forward(&rows, None)?.narrow(1, seen.len() - 1, 1)?;
-        let (logits, best) = model.head.top_k(&last, 40.min(cfg.vocab_size))?;
-        let (logits, best) = (logits.flatten_all()?.to_vec1::<f32>()?, best.flatten_all()?.to_vec1::<u32>()?);
-        // The largest of logits + Gumbel noise. (Some rows are no token's: cl100k leaves numbers out.)
-        let noisy =
-            best.iter().zip(&logits).filter(|(id, _)| tokenizer.token_bytes(**id).is_some()).map(|(id, logit)| {
-                let unit = ((mix(cfg.seed ^ mix(i << 32 | u64::from(*id))) >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-                (f64::from(*logit) - (-unit.ln()).ln(), *id)
-            });
-        ids.push(noisy.max_by(|a, b| a.0.total_cmp(&b.0)).context("no token is likely")?.1);
+        let hidden = model.hidden(&Tensor::new(seen, &Device::Cpu)?.unsqueeze(0)?, None)?;
+        ids.push(sampler.sample(&model.head.logits(&hidden.narrow(1, seen.len() - 1, 1)?)?)?);
     }
-    Ok(String::from_utf8_lossy(&tokenizer.decode_bytes(&ids)?).into_owned())
+    Ok(tokenizer.decode(&ids)?)
 }
 
 fn draw(curve: &[(u64, f32, f32)], path: &PathBuf) -> Result<()> {

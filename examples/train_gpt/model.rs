@@ -60,10 +60,14 @@ impl Gpt {
         Ok(Gpt { wte, body: Body::new(cfg, vb)?, head })
     }
 
-    /// Mean cross-entropy of a batch, f32. `noise`: what dropout draws from, a number of the step; none for evaluation.
+    /// Ids (B, T) → (B, T, C), for the head. `noise`: what dropout draws from, a number of the step; none for evaluation.
+    pub fn hidden(&self, ids: &Tensor, noise: Option<u64>) -> Result<Tensor> {
+        self.body.forward(&self.wte.lookup(ids)?, noise)
+    }
+
+    /// Mean cross-entropy of a batch, f32.
     pub fn loss(&self, batch: &Batch, noise: Option<u64>) -> Result<Tensor> {
-        let x = self.wte.lookup_below(&batch.inputs, batch.id_bound)?;
-        let hidden = self.body.forward(&x, noise)?;
+        let hidden = self.hidden(&batch.inputs, noise)?;
         Ok(self.head.loss(&hidden, &batch.targets, &Default::default())?.to_dtype(DType::F32)?)
     }
 }
