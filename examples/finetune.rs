@@ -3,10 +3,12 @@
 //!     cargo run --release --example finetune [MODEL-FOLDER NEW-FOLDER]
 //!
 //! ```text
+//! the new ids are [640, 641]: table and head have 642 rows now
+//! loss 2.05 -> 1.31: 4 rows were trained
+//! "<|user|>What is in the table? <|bot|>\"Yes,\" said Maren.<|bot|>\"You thusandood,\" said Maren.<|bot|>\"You were wrong"
 //! ```
 //!
-//! Without arguments the model is assets/tiny-llama, and the new folder a temporary one. transformers loads such a folder as it loaded
-//! the old one.
+//! Without arguments the model is assets/tiny-llama, and the new folder a temporary one. transformers loads it as it loaded the old one.
 
 mod args;
 mod llama;
@@ -46,21 +48,21 @@ pub fn finetune(model: &Path, grown: &Path, story: &str, device: &Device) -> Res
     model.head.freeze_except(&new)?;
 
     // The story as a dialogue: two speakers have a sentence each in turn.
-    let sentences: Vec<&str> =
-        story.lines().flat_map(|line| line.split_inclusive(". ")).filter(|s| !s.is_empty()).collect();
+    let sentences: Vec<&str> = story.split_inclusive(['.', '\n']).filter(|s| s.len() > 2).collect();
     let mut opt = AdamW::from_varmap(&varmap, ParamsAdamW { lr: 3e-2, weight_decay: 0.0, ..Default::default() })?;
     let mut losses = Vec::new();
     for turns in sentences.chunks_exact(4).take(100) {
         let [a, b, c, d] = turns else { continue };
         let ids = tokenizer.encode(&format!("<|user|>{a}<|bot|>{b}<|user|>{c}<|bot|>{d}"))?;
-        let ids = Tensor::new(&ids[..], &Device::Cpu)?.unsqueeze(0)?;
-        let (inputs, targets) = (ids.narrow(1, 0, ids.dim(1)? - 1)?, ids.narrow(1, 1, ids.dim(1)? - 1)?);
+        let ids = Tensor::new(&[ids], &Device::Cpu)?;
+        let last = ids.dim(1)? - 1;
+        let (inputs, targets) = (ids.narrow(1, 0, last)?, ids.narrow(1, 1, last)?);
         let loss = model.head.loss(&model.forward(&inputs)?, &targets, &Default::default())?;
         opt.backward_step(&loss)?;
         losses.push(loss.to_scalar::<f32>()?);
     }
-    let mean = |losses: &[f32]| losses.iter().sum::<f32>() / losses.len() as f32;
-    println!("loss {:.2} -> {:.2}: {} rows were trained", mean(&losses[..10]), mean(&losses[90..]), 2 * new.len());
+    let ten = |losses: &[f32]| losses.iter().sum::<f32>() / 10.0;
+    println!("loss {:.2} -> {:.2}: 4 rows were trained", ten(&losses[..10]), ten(&losses[90..]));
     Ok(table.merge_into(grown, &varmap, &tokenizer)?)
 }
 
@@ -71,8 +73,7 @@ pub fn speak(folder: &Path, prompt: &str, tokens: usize, device: &Device) -> Res
     let mut sampler = Sampler::new(SamplerConfig { temperature: 0.0, ..Default::default() })?;
     let mut ids = tokenizer.encode(prompt)?;
     for _ in 0..tokens {
-        let seen = Tensor::new(&ids[..], &Device::Cpu)?.unsqueeze(0)?;
-        let last = model.forward(&seen)?.narrow(1, ids.len() - 1, 1)?;
+        let last = model.forward(&Tensor::new(&[&ids[..]], &Device::Cpu)?)?.narrow(1, ids.len() - 1, 1)?;
         ids.push(sampler.sample(&model.head.logits(&last)?)?);
     }
     Ok((tokenizer, ids))

@@ -3,10 +3,14 @@
 //!     cargo run --release --example loop
 //!
 //! ```text
+//! step 100: lr 0.0028, norm 0.9, validation 4.52, 3.00 bits a byte
+//! step 200: lr 0.0019, norm 1.0, validation 3.73, 2.48 bits a byte
+//! step 300: lr 0.0008, norm 1.3, validation 3.50, 2.33 bits a byte
+//! step 400: lr 0.0003, norm 1.4, validation 3.44, 2.29 bits a byte
+//! "The table was a all the sunder. \"It is all the long the"
 //! ```
 
 mod args;
-#[allow(dead_code)] // loading a trained one
 mod llama;
 
 use anyhow::{Context, Result};
@@ -39,10 +43,9 @@ fn main() -> Result<()> {
     let frozen = model(vocab_size, tallow::no_grad(&varmap, dtype, &device))?; // the same weights, without gradients
     let log_probs =
         |batch: &Batch| -> Result<_> { Ok(frozen.head.log_probs(&frozen.forward(&batch.inputs)?, &batch.targets)?) };
-
     let params = ParamsAdamW { weight_decay: 0.1, ..Default::default() };
     let mut opt = AdamW::from_varmap_with(&varmap, decay_matrices(params))?;
-    let schedule = Schedule { peak: 3e-3, min: 3e-4, warmup_steps: 20, total_steps: 300, decay: Decay::Cosine };
+    let schedule = Schedule { peak: 3e-3, min: 3e-4, warmup_steps: 40, total_steps: 400, decay: Decay::Cosine };
     let part = |loader: &mut DataLoader| -> Result<_> {
         let batch = loader.next().context("it has no end")??;
         let loss = gpt.head.loss(&gpt.forward(&batch.inputs)?, &batch.targets, &Default::default())?;
@@ -64,12 +67,13 @@ fn main() -> Result<()> {
         }
     }
     let mut sampler = Sampler::new(SamplerConfig { temperature: 0.3, top_k: Some(40), ..Default::default() })?;
-    let (mut ids, mut decoder, mut text) = (tokenizer.encode("The table")?, tokenizer.decoder(), String::new());
+    let (mut ids, mut decoder, mut text) =
+        (tokenizer.encode("The table")?, tokenizer.decoder(), "The table".to_string());
     for _ in 0..20 {
-        let last = frozen.forward(&Tensor::new(&ids[..], &Device::Cpu)?.unsqueeze(0)?)?.narrow(1, ids.len() - 1, 1)?;
+        let last = frozen.forward(&Tensor::new(&[&ids[..]], &Device::Cpu)?)?.narrow(1, ids.len() - 1, 1)?;
         ids.push(sampler.sample(&frozen.head.logits(&last)?)?);
         text += decoder.push(ids[ids.len() - 1])?; // print it at once: never half a character
     }
-    println!("The table{text}");
+    println!("{text:?}");
     Ok(())
 }

@@ -46,6 +46,7 @@ impl Llama {
         Ok(Llama { wte, head, layers, norm: norm("model.norm", &vb)? })
     }
 
+    #[allow(dead_code)] // not by every example
     /// Reads a folder as transformers writes it. Table and head become variables of `varmap` under the model's names, so that they can be
     /// merged back; the rest does not train.
     pub fn load(folder: &Path, varmap: &VarMap, device: &Device) -> Result<(Self, PretrainedTable)> {
