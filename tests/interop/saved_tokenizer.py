@@ -1,5 +1,5 @@
 """Reads saved tokenizers with Python's tokenizers (NAME.json) and tiktoken (NAME.tiktoken and NAME.special_tokens.json), and says
-what they make of the texts in cases.json."""
+what they make of the texts in cases.json. Writes NAME-again.json, as tokenizers does."""
 
 import json
 import os
@@ -33,6 +33,7 @@ cases = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
 found = {}
 for name in cases["names"]:
     tokenizer = Tokenizer.from_file(str(folder / f"{name}.json"))
+    tokenizer.save(str(folder / f"{name}-again.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in cases["texts"]]

@@ -23,6 +23,10 @@ impl Tokenizer {
     /// that spells one stays text under the default rule. Call [`add_tokens`](Self::add_tokens) with them again, which gives
     /// the same ids and the same fingerprint, or use [`Specials::Allow`](crate::Specials::Allow).
     ///
+    /// Two things to know of other readers: transformers' `len(tokenizer)` is the number of tokens, which is below
+    /// [`vocab_size`](Self::vocab_size) where ids have gaps, as cl100k's have; and tokenizers decodes a special token with letters
+    /// such as é to U+FFFD, while its id is right.
+    ///
     /// # Errors
     /// - [`Error::TokenizerFile`] for another ending, for a `.tiktoken` of a tokenizer without ranks, or with a split pattern that
     ///   a rank file would not bring back, and for a special token that the format cannot tell from an ordinary one.

@@ -332,6 +332,10 @@ fn needs_python_others_read_what_was_saved() {
     std::fs::write(&path, json!({"names": names, "texts": texts}).to_string()).unwrap();
     let found = run(&python, "saved_tokenizer.py", &[folder.path()]);
     for (name, tokenizer) in &all {
+        // What Python's tokenizers writes of it is the same tokenizer still, in other words.
+        let again = Tokenizer::from_file(folder.path().join(format!("{name}-again.json"))).unwrap();
+        assert_eq!(again.fingerprint(), tokenizer.fingerprint(), "{name}");
+        assert_eq!(streams(&again), streams(tokenizer), "{name}");
         let tokenizer = allowing(tokenizer);
         for (number, text) in texts.iter().enumerate() {
             let ids = tokenizer.encode(text).unwrap();
