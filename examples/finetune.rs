@@ -12,7 +12,6 @@
 
 mod args;
 mod llama;
-
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -48,13 +47,13 @@ pub fn finetune(model: &Path, grown: &Path, story: &str, device: &Device) -> Res
     model.head.freeze_except(&new)?;
 
     // The story as a dialogue: two speakers have a sentence each in turn.
-    let sentences: Vec<&str> = story.split_inclusive(['.', '\n']).filter(|s| s.len() > 2).collect();
+    let sentences: Vec<&str> = story.split_inclusive(". ").flat_map(str::lines).filter(|s| !s.is_empty()).collect();
     let mut opt = AdamW::from_varmap(&varmap, ParamsAdamW { lr: 3e-2, weight_decay: 0.0, ..Default::default() })?;
     let mut losses = Vec::new();
     for turns in sentences.chunks_exact(4).take(100) {
         let [a, b, c, d] = turns else { continue };
         let ids = tokenizer.encode(&format!("<|user|>{a}<|bot|>{b}<|user|>{c}<|bot|>{d}"))?;
-        let ids = Tensor::new(&[ids], &Device::Cpu)?;
+        let ids = Tensor::new(vec![ids], &Device::Cpu)?;
         let last = ids.dim(1)? - 1;
         let (inputs, targets) = (ids.narrow(1, 0, last)?, ids.narrow(1, 1, last)?);
         let loss = model.head.loss(&model.forward(&inputs)?, &targets, &Default::default())?;
@@ -73,7 +72,7 @@ pub fn speak(folder: &Path, prompt: &str, tokens: usize, device: &Device) -> Res
     let mut sampler = Sampler::new(SamplerConfig { temperature: 0.0, ..Default::default() })?;
     let mut ids = tokenizer.encode(prompt)?;
     for _ in 0..tokens {
-        let last = model.forward(&Tensor::new(&[&ids[..]], &Device::Cpu)?)?.narrow(1, ids.len() - 1, 1)?;
+        let last = model.forward(&Tensor::new(vec![ids.clone()], &Device::Cpu)?)?.narrow(1, ids.len() - 1, 1)?;
         ids.push(sampler.sample(&model.head.logits(&last)?)?);
     }
     Ok((tokenizer, ids))

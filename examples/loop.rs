@@ -70,7 +70,7 @@ fn main() -> Result<()> {
     let (mut ids, mut decoder, mut text) =
         (tokenizer.encode("The table")?, tokenizer.decoder(), "The table".to_string());
     for _ in 0..20 {
-        let last = frozen.forward(&Tensor::new(&[&ids[..]], &Device::Cpu)?)?.narrow(1, ids.len() - 1, 1)?;
+        let last = frozen.forward(&Tensor::new(vec![ids.clone()], &Device::Cpu)?)?.narrow(1, ids.len() - 1, 1)?;
         ids.push(sampler.sample(&frozen.head.logits(&last)?)?);
         text += decoder.push(ids[ids.len() - 1])?; // print it at once: never half a character
     }
