@@ -13,7 +13,7 @@ use tallow::{
 
 use crate::support;
 
-#[allow(dead_code)] // its main
+#[allow(dead_code, clippy::duplicate_mod)] // its main, and the flags of examples
 #[path = "../../examples/finetune.rs"]
 mod finetune;
 
