@@ -84,11 +84,11 @@ pub enum Error {
     #[error("this row-sparse table has an optimizer already: drop that one first")]
     SecondOptimizer,
 
-    /// A row-sparse table went backward, and no optimizer of [`optim`](crate::optim) has its variable.
+    /// A row-sparse table, or a head with frozen rows, went backward, and no optimizer of [`optim`](crate::optim) has its variable.
     #[error(
-        "no optimizer takes this row-sparse gradient: make a tallow::optim optimizer from the table's variable before going backward, \
-         or use Gradient::Dense with other optimizers. Where the table was resized or got tokens: `optimizer.follow(&varmap)` \
-         before that"
+        "no optimizer takes this row-sparse gradient, or keeps these rows frozen: make a tallow::optim optimizer from the table's \
+         variable before going backward, or use Gradient::Dense and no frozen rows with other optimizers. Where the table was \
+         resized or got tokens: `optimizer.follow(&varmap)` before that"
     )]
     NoOptimizer,
 

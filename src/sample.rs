@@ -52,8 +52,8 @@ impl Default for SamplerConfig {
 #[derive(Clone, Debug)]
 pub struct Sampler {
     cfg: SamplerConfig,
-    /// By id; ids beyond are not masked.
-    masked: Vec<bool>,
+    /// Ascending, each once.
+    masked: Vec<u32>,
     draws: u64,
 }
 
@@ -76,13 +76,9 @@ impl Sampler {
 
     /// Never draws these ids from now on, beside those that were masked before.
     pub fn mask(&mut self, ids: impl IntoIterator<Item = u32>) {
-        for id in ids {
-            let at = id as usize;
-            if self.masked.len() <= at {
-                self.masked.resize(at + 1, false);
-            }
-            self.masked[at] = true;
-        }
+        self.masked.extend(ids);
+        self.masked.sort_unstable();
+        self.masked.dedup();
     }
 
     /// Draws an id.
@@ -102,15 +98,17 @@ impl Sampler {
             return wrong(format!("logits {:?} of several positions: sample takes those of one", logits.dims()));
         }
         let logits: Vec<f64> = logits.flatten_all()?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()?;
-        let masked = |id: usize| self.masked.get(id).is_some_and(|masked| *masked);
-        let mut left: Vec<(f64, u32)> = Vec::with_capacity(logits.len());
-        for (id, logit) in logits.into_iter().enumerate().filter(|(id, _)| !masked(*id)) {
+        let (mut left, mut masked) = (Vec::with_capacity(logits.len()), self.masked.iter().peekable());
+        for (id, logit) in (0u32..).zip(logits) {
+            if masked.next_if_eq(&&id).is_some() {
+                continue;
+            }
             if logit.is_nan() || logit == f64::INFINITY {
                 return wrong(format!(
                     "the logit of id {id} is {logit}: the model's weights or its input are not sound"
                 ));
             }
-            left.extend((logit > f64::NEG_INFINITY).then_some((logit + 0.0, id as u32))); // -0 is 0
+            left.extend((logit > f64::NEG_INFINITY).then_some((logit + 0.0, id))); // -0 is 0
         }
         if left.is_empty() {
             return wrong("no id is left to draw: all are masked, or have the logit -inf".to_string());

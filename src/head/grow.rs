@@ -30,6 +30,9 @@ impl Head {
     /// Trains these rows of the weight alone; the others keep their bits. Of a tied head it is [`TokenEmbedding::freeze_except`] of its
     /// table.
     ///
+    /// An optimizer of [`optim`](crate::optim) keeps them so. A backward of [`loss`](Self::loss) without one is
+    /// [`Error::NoOptimizer`]; of [`logits`](Self::logits), whose gradient candle computes, it is not noticed.
+    ///
     /// # Errors
     /// - [`Error::Config`]: a weight that is no variable or f64; a head with a bias, which trains as a whole.
     /// - [`Error::RowOutOfRange`].

@@ -1,6 +1,6 @@
 //! The loss as one candle operation: what was computed beforehand goes in, and backward hands gradients on.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use candle_core::backend::BackendStorage;
 use candle_core::{
@@ -9,6 +9,7 @@ use candle_core::{
 
 use super::fused::{self, Problem};
 use super::{CrossEntropyConfig, Grads, Head, Hidden, Reduction, Wanted, by_operations};
+use crate::rows::RowTable;
 use crate::support::parallel;
 use crate::{NO_TOKEN, Result, gradients};
 
@@ -56,7 +57,7 @@ pub(super) fn cross_entropy(
         return Ok(value);
     }
     let ready = Mutex::new(upstream.is_some().then_some(grads));
-    Ok(hidden.apply_op3(&weight, &bias, Loss { job, value, ready })?)
+    Ok(hidden.apply_op3(&weight, &bias, Loss { job, value, ready, table: head.table.clone() })?)
 }
 
 struct Job {
@@ -174,6 +175,7 @@ struct Loss {
     value: Tensor,
     /// Taken by the first backward; any other one computes them again.
     ready: Mutex<Option<Grads>>,
+    table: Arc<RowTable>,
 }
 
 impl CustomOp3 for Loss {
@@ -236,6 +238,7 @@ impl CustomOp3 for Loss {
         _value: &Tensor,
         upstream: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        self.table.check_frozen()?;
         let upstream = upstream.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
         let ready = self.ready.lock().ok().and_then(|mut ready| ready.take());
         let count = self.job.targets.len();

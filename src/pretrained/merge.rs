@@ -20,10 +20,11 @@ use tallow_text::support::files::{TEMPORARY, folder_of, open_regular, read_regul
 
 impl PretrainedTable {
     /// The model's output layer: over the table of `wte` where the model is [`tied`](Self::tied), else a variable `weight` of `vb` with
-    /// the values of the model's own (`lm_head.weight`, say), and `bias`, if it has one.
+    /// the values of the model's own (`lm_head.weight`, say), and `bias`, if it has one. Variables that `vb` already has (a run that goes
+    /// on) are used as they are.
     ///
     /// # Errors
-    /// - [`Error::Checkpoint`]: the model says that it has a head, and none of the names that heads have is there.
+    /// - [`Error::Checkpoint`]: none, or more than one, of the model's tensors has a name that heads have.
     /// - those of [`embedding`](Self::embedding) and of reading.
     ///
     /// # Cost
@@ -32,20 +33,28 @@ impl PretrainedTable {
         if self.tied {
             return Ok(Head::tied(wte));
         }
-        let (mut weight, mut bias) = (None, None);
+        let (mut weights, mut bias) = (Vec::new(), None);
         for path in self.model_files()? {
             for tensor in super::list_tensors(&path)?.into_iter().filter(|tensor| find::is_head_or_bias(&tensor.name)) {
-                let end = if tensor.name.ends_with("bias") { &mut bias } else { &mut weight };
-                *end = Some((path.clone(), tensor.name));
+                match tensor.name.ends_with("bias") {
+                    true => bias = Some((path.clone(), tensor.name)),
+                    false => weights.push((path.clone(), tensor.name)),
+                }
             }
         }
-        let (path, name) = weight.ok_or_else(|| wrong(&self.path, "no tensor has a name that heads have"))?;
-        let table = PretrainedTable::open(path, Some(&name))?;
+        let [(path, name)] = &weights[..] else {
+            let names: Vec<&String> = weights.iter().map(|(_, name)| name).collect();
+            return Err(wrong(&self.path, format!("it is unsure which tensor is the head: {names:?}")));
+        };
+        let table = PretrainedTable::open(path, Some(name))?;
         let weight = table.embedding(&table.config(), vb.clone())?;
         let Some((path, name)) = bias else { return Ok(Head::tied(&weight)) };
-        let values = TensorFile::open(&path)?.read(&name, vb.device())?;
+        let new = !vb.contains_tensor("bias");
         let bias = vb.get_with_hints(table.vocab_size(), "bias", candle_nn::Init::Const(0.0))?;
-        bias.slice_set(&values.to_dtype(bias.dtype())?, 0, 0)?;
+        if new {
+            let values = TensorFile::open(&path)?.read(&name, vb.device())?;
+            bias.slice_set(&values.to_dtype(bias.dtype())?, 0, 0)?;
+        }
         Head::new(weight.flushed_weight()?, Some(&bias))
     }
 
@@ -81,20 +90,9 @@ impl PretrainedTable {
             return Err(Error::Config(format!("{} is there already: name a new folder", out.display())));
         }
         let (others, index) = (self.other_files(folder)?, index_of(folder, super::files::WHOLE[0]));
-        let index = Some(index)
-            .filter(|index| index.is_file() && !files.iter().any(|file| file.path().ends_with(super::files::WHOLE[0])));
-        if let Some(index) = &index {
-            let text = read_regular(index).map_err(|e| Error::io(index, e))?;
-            let json: Value =
-                serde_json::from_slice(&text).map_err(|e| wrong(index, format!("it is no index: {e}")))?;
-            let is_here = |name: &str| files.iter().any(|file| file.header.info(name).is_some());
-            let all = json["weight_map"].as_object().into_iter().flatten();
-            if let Some((name, file)) = all.into_iter().find(|(name, _)| !is_here(name)) {
-                return Err(wrong(
-                    index,
-                    format!("{name:?} should lie in {file}, which is not here: fetch the whole model"),
-                ));
-            }
+        let in_shards = index.is_file() && files.iter().all(|file| !file.path().ends_with(super::files::WHOLE[0]));
+        if in_shards {
+            all_here(&index, &files)?;
         }
 
         fs::create_dir_all(folder_of(out)).map_err(|e| Error::io(out, e))?;
@@ -122,8 +120,8 @@ impl PretrainedTable {
                 File::create_new(&to).and_then(|mut new| std::io::copy(&mut old, &mut new).and(new.sync_all()));
             copied.map_err(|e| Error::io(&to, e))?;
         }
-        if let Some(index) = &index {
-            rewrite(index, &into(index), |text| with_sizes(text, sizes))?;
+        if in_shards {
+            rewrite(&index, &into(&index), |text| with_sizes(text, sizes))?;
         }
         let config = folder.join("config.json");
         if config.is_file() {
@@ -211,6 +209,19 @@ impl PretrainedTable {
                 self.name
             )),
             None => Ok(new),
+        }
+    }
+}
+
+/// An error if a tensor that the index names is in none of the files.
+fn all_here(index: &Path, files: &[TensorFile]) -> Result<()> {
+    let text = read_regular(index).map_err(|e| Error::io(index, e))?;
+    let json: Value = serde_json::from_slice(&text).map_err(|e| wrong(index, format!("it is no index: {e}")))?;
+    let absent = |name: &str| files.iter().all(|file| file.header.info(name).is_none());
+    match json["weight_map"].as_object().into_iter().flatten().find(|(name, _)| absent(name)) {
+        None => Ok(()),
+        Some((name, file)) => {
+            Err(wrong(index, format!("{name:?} should lie in {file}, which is not here: fetch the whole model")))
         }
     }
 }

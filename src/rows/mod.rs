@@ -301,6 +301,15 @@ impl RowTable {
         }
     }
 
+    /// An error if rows are frozen and there is no optimizer that keeps them so: candle's would move them.
+    pub(crate) fn check_frozen(&self) -> Result<()> {
+        let shared = lock(&self.shared);
+        match !shared.frozen.is_empty() && shared.keepers.is_empty() {
+            true => Err(Error::NoOptimizer),
+            false => Ok(()),
+        }
+    }
+
     /// Marks rows that never change; an empty list frees all.
     pub(crate) fn freeze(&self, rows: &[u32]) -> Result<()> {
         self.check_rows("rows to freeze", rows)?;

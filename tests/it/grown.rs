@@ -146,6 +146,12 @@ fn rows_of_a_head_train_alone() -> Out {
     assert!(matches!(head.freeze_except(&[20]), Err(Error::RowOutOfRange { row: 20, .. })));
     let (_, _, biased) = untied(20, true);
     assert!(message(biased.freeze_except(&[3])).contains("bias"));
+    // candle's optimizer knows of no frozen rows.
+    let (varmap, _, head) = untied(20, false);
+    head.freeze_except(&[3])?;
+    let loss = head.loss(&hidden, &Tensor::new(&[1u32, 3], &CPU)?, &Default::default())?;
+    let mut candle = candle_nn::AdamW::new(varmap.all_vars(), ParamsAdamW::default())?;
+    assert!(candle.backward_step(&loss).unwrap_err().to_string().contains("frozen"));
     let constant = Head::new(&Tensor::zeros((20, 4), DType::F32, &CPU)?, None)?;
     assert!(message(constant.freeze_except(&[3])).contains("variable"));
     Ok(())
@@ -357,5 +363,51 @@ fn needs_python_transformers_a_grown_model_speaks() -> Out {
     assert_eq!(support::ids_of(&theirs["ids"]), ids);
     assert_eq!(theirs["text"].as_str().unwrap(), tokenizer.decode(&ids)?);
     assert!(ids.contains(&tokenizer.token_to_id("<|bot|>").unwrap()), "the new token is spoken: {:?}", theirs["text"]);
+    Ok(())
+}
+
+#[test]
+fn a_model_s_own_head_is_read_with_its_bias() -> Out {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("model.safetensors");
+    let tensor = |shape: &[usize], from: f32| {
+        let count = shape.iter().product::<usize>();
+        Tensor::arange(from, from + count as f32, &CPU).unwrap().reshape(shape).unwrap()
+    };
+    let mut model = std::collections::HashMap::from([
+        ("transformer.wte.weight", tensor(&[5, 2], 0.0)),
+        ("lm_head.weight", tensor(&[5, 2], 20.0)),
+        ("lm_head.bias", tensor(&[5], 40.0).to_dtype(DType::BF16)?),
+    ]);
+    candle_core::safetensors::save(&model, &path)?;
+    let table = PretrainedTable::open(&path, None)?;
+    let varmap = VarMap::new();
+    let vb = VarBuilder::from_varmap(&varmap, DType::F32, &CPU);
+    let mut wte = table.embedding(&table.config(), vb.pp("transformer.wte"))?;
+    let mut head = table.head(&wte, vb.pp("lm_head"))?;
+    let hidden = Tensor::new(&[[1f32, -1.0]], &CPU)?;
+    assert_eq!(head.logits(&hidden)?.to_vec2::<f32>()?, [[39., 40., 41., 42., 43.]]);
+    // What the VarMap has already (of a checkpoint, say) stays.
+    variable(&varmap, "lm_head.bias").unwrap().slice_set(&tensor(&[5], 0.0), 0, 0)?;
+    let again = table.head(&wte, vb.pp("lm_head"))?;
+    assert_eq!(again.logits(&hidden)?.to_vec2::<f32>()?, [[-1., 0., 1., 2., 3.]]);
+    // The bias grows, and is written back, too.
+    head.resize(&varmap, 7, Fill::Mean)?;
+    wte.resize(&varmap, 7, Fill::Mean)?;
+    let tokenizer = {
+        let path = folder.path().join("small.json");
+        let vocab = serde_json::json!({"a": 0, "b": 1, "c": 2});
+        let model = serde_json::json!({"type": "WordLevel", "vocab": vocab, "unk_token": "a"});
+        std::fs::write(&path, serde_json::json!({"version": "1.0", "added_tokens": [], "model": model}).to_string())?;
+        Tokenizer::from_file(path)?
+    };
+    let out = folder.path().join("out");
+    table.merge_into(&out, &varmap, &tokenizer)?;
+    assert_eq!(tensors(&out)["lm_head.bias"].1, [7]);
+    // Two heads are a doubt.
+    model.insert("decoder.weight", tensor(&[5, 2], 0.0));
+    candle_core::safetensors::save(&model, &path)?;
+    let doubt = message(PretrainedTable::open(&path, None)?.head(&wte, vb.pp("other")));
+    assert!(doubt.contains("decoder.weight") && doubt.contains("lm_head.weight"), "{doubt}");
     Ok(())
 }
