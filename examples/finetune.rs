@@ -23,11 +23,12 @@ use tallow::{Fill, Sampler, SamplerConfig, Specials, Tokenizer, optim::AdamW};
 const ASSETS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/assets");
 
 fn main() -> Result<()> {
-    let folders: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
+    let folders: Vec<_> = std::env::args().skip(1).take_while(|a| !a.starts_with("--")).map(PathBuf::from).collect();
     let (temporary, device) = (tempfile::tempdir()?, args::device("cpu")?);
     let (model, grown) = match &folders[..] {
-        [model, grown, ..] if !model.starts_with("--device") => (model.clone(), grown.clone()),
-        _ => (Path::new(ASSETS).join("tiny-llama"), temporary.path().join("grown")),
+        [] => (Path::new(ASSETS).join("tiny-llama"), temporary.path().join("grown")),
+        [model, grown] if !grown.exists() => (model.clone(), grown.clone()),
+        _ => anyhow::bail!("give the folder of a Llama, and the name of a new folder; then flags"),
     };
     let story = std::fs::read_to_string(Path::new(ASSETS).join("story.txt"))?;
     finetune(&model, &grown, &story, &device)?;
@@ -54,9 +55,8 @@ pub fn finetune(model: &Path, grown: &Path, story: &str, device: &Device) -> Res
         let [a, b, c, d] = turns else { continue };
         let ids = tokenizer.encode(&format!("<|user|>{a}<|bot|>{b}<|user|>{c}<|bot|>{d}"))?;
         let ids = Tensor::new(vec![ids], &Device::Cpu)?;
-        let last = ids.dim(1)? - 1;
-        let (inputs, targets) = (ids.narrow(1, 0, last)?, ids.narrow(1, 1, last)?);
-        let loss = model.head.loss(&model.forward(&inputs)?, &targets, &Default::default())?;
+        let [inputs, targets] = [0, 1].map(|from| ids.narrow(1, from, ids.dim(1)? - 1));
+        let loss = model.head.loss(&model.forward(&inputs?)?, &targets?, &Default::default())?;
         opt.backward_step(&loss)?;
         losses.push(loss.to_scalar::<f32>()?);
     }

@@ -87,7 +87,10 @@ pub fn evaluate<E: From<Error>>(
         }
     }
     if tokens == 0 {
-        return Err(config("no target to evaluate on: the split is shorter than a window".to_string()).into());
+        return Err(config(
+            "no target to evaluate on: the split, or this rank's share of it, is shorter than a window".to_string(),
+        )
+        .into());
     }
     let loss = nats / tokens as f64;
     let bits_per_byte = nats_of_text / std::f64::consts::LN_2 / bytes as f64;

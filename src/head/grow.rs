@@ -8,9 +8,9 @@ use crate::embedding::Growth;
 use crate::support::variables::{insert, name_of};
 use crate::{Error, Fill, Result, TokenEmbedding};
 
-/// A weight and a bias of another size that are about to take the old ones' place.
+/// A weight, unless the head is tied, and a bias of another size that are about to take the old ones' place.
 pub(crate) struct HeadGrowth {
-    weight: Growth,
+    weight: Option<Growth>,
     bias: Option<(String, Var)>,
 }
 
@@ -23,8 +23,11 @@ impl Head {
     /// # Errors
     /// As [`TokenEmbedding::resize`]; [`Error::Config`] for a tied head: resize the table, and make the head anew. Nothing is changed then.
     pub fn resize(&mut self, varmap: &VarMap, rows: usize, fill: Fill) -> Result<()> {
-        let growth = self.growth(varmap, rows, &[], fill)?;
-        self.apply(varmap, growth)
+        if self.tied {
+            return Err(Error::Config("a tied head is as large as its table: resize that one".to_string()));
+        }
+        let growth = self.growth(varmap, rows, &[], fill, false)?;
+        self.apply(varmap, growth, None)
     }
 
     /// Trains these rows of the weight alone; the others keep their bits. Of a tied head it is [`TokenEmbedding::freeze_except`] of its
@@ -35,7 +38,7 @@ impl Head {
     ///
     /// # Errors
     /// - [`Error::Config`]: a weight that is no variable or f64; a head with a bias, which trains as a whole.
-    /// - [`Error::RowOutOfRange`].
+    /// - [`Error::SecondOptimizer`] if two optimizers have the weight; [`Error::RowOutOfRange`].
     pub fn freeze_except(&self, rows: &[u32]) -> Result<()> {
         let wrong = |what: &str| Err(Error::Config(what.to_string()));
         if self.bias.is_some() {
@@ -49,19 +52,25 @@ impl Head {
     }
 
     /// Whether this is the head of that table.
-    pub(crate) fn is_tied_to(&self, wte: &TokenEmbedding) -> bool {
+    pub(crate) fn is_over(&self, wte: &TokenEmbedding) -> bool {
         std::sync::Arc::ptr_eq(&self.table, wte.weight_and_table().1)
     }
 
-    /// The same head over the table as it is now.
-    pub(crate) fn tie(&mut self, wte: &TokenEmbedding) {
-        *self = Head { bias: self.bias.take(), soft_cap: self.soft_cap, ..Head::tied(wte) };
-    }
-
-    /// What [`resize`](Self::resize) will do, with rows `anew`, which the head has already, filled, too.
-    pub(crate) fn growth(&self, varmap: &VarMap, rows: usize, anew: &[u32], fill: Fill) -> Result<HeadGrowth> {
+    /// What [`resize`](Self::resize) will do, with rows `anew`, which the head has already, filled, too. A `tied` weight is left to its
+    /// layer.
+    pub(crate) fn growth(
+        &self,
+        varmap: &VarMap,
+        rows: usize,
+        anew: &[u32],
+        fill: Fill,
+        tied: bool,
+    ) -> Result<HeadGrowth> {
         let old = self.vocab_size();
-        let weight = self.as_table()?.growth(varmap, rows, anew, fill)?;
+        let weight = match tied {
+            true => None,
+            false => Some(self.as_table()?.growth(varmap, rows, anew, fill)?),
+        };
         let bias = |bias: &Tensor| {
             let name = name_of(varmap, bias).ok_or_else(|| {
                 Error::Config("this head's bias is no variable of the VarMap: only one that is can grow".to_string())
@@ -72,23 +81,30 @@ impl Head {
                 std::iter::once(bias.detach().unsqueeze(1).map(|old| (0, old)).map_err(Error::from))
             })?;
             let new = new.flatten_all()?.to_dtype(bias.dtype())?.to_device(bias.device())?;
-            let grown = Tensor::cat(&[bias, &new.narrow(0, anew.len(), rows - old)?], 0)?;
+            let grown = match rows > old {
+                true => Tensor::cat(&[bias, &new.narrow(0, anew.len(), rows - old)?], 0)?,
+                false => bias.copy()?,
+            };
             for (i, id) in anew.iter().enumerate() {
                 grown.slice_set(&new.narrow(0, i, 1)?, 0, *id as usize)?;
             }
-            Ok::<_, Error>((name, Var::from_tensor(&grown)?))
+            Ok::<_, Error>((name, Var::from_tensor(&grown.detach())?))
         };
         Ok(HeadGrowth { weight, bias: self.bias.as_ref().map(bias).transpose()? })
     }
 
-    pub(crate) fn apply(&mut self, varmap: &VarMap, growth: HeadGrowth) -> Result<()> {
-        let mut table = self.as_table()?;
-        table.apply(varmap, growth.weight)?;
+    /// `table` is that of a tied head, grown already.
+    pub(crate) fn apply(&mut self, varmap: &VarMap, growth: HeadGrowth, table: Option<&TokenEmbedding>) -> Result<()> {
+        let mut own = self.as_table()?;
+        if let Some(growth) = growth.weight {
+            own.apply(varmap, growth)?;
+        }
+        let (weight, table) = table.unwrap_or(&own).weight_and_table();
+        (self.weight, self.table) = (weight.clone(), table.clone());
         if let Some((name, bias)) = growth.bias {
             self.bias = Some(bias.as_tensor().clone());
             insert(varmap, [(name, bias)]);
         }
-        self.tie(&table);
         Ok(())
     }
 

@@ -107,6 +107,8 @@ pub struct Head {
     weight: Tensor,
     bias: Option<Tensor>,
     soft_cap: Option<f64>,
+    /// Whether the weight is a layer's table, which grows there.
+    tied: bool,
     /// Shared with the layers and optimizers over the weight's memory.
     table: Arc<RowTable>,
 }
@@ -143,7 +145,7 @@ impl Head {
             return wrong(format!("a bias of shape {:?} for a head of {vocab_size} rows", bias.dims()));
         }
         let (bias, table) = (bias.cloned(), RowTable::of(weight));
-        let head = Head { weight: weight.clone(), bias, soft_cap: None, table };
+        let head = Head { weight: weight.clone(), bias, soft_cap: None, tied: false, table };
         head.bias.as_ref().map_or(Ok(()), |bias| head.fits("bias", bias))?;
         Ok(head)
     }
@@ -157,7 +159,16 @@ impl Head {
     /// as in a GPT; rows are added last, and candle adds in the graph's order.
     pub fn tied(wte: &TokenEmbedding) -> Self {
         let (weight, table) = wte.weight_and_table();
-        Head { weight: weight.clone(), bias: None, soft_cap: None, table: table.clone() }
+        Head { weight: weight.clone(), bias: None, soft_cap: None, tied: true, table: table.clone() }
+    }
+
+    /// The same with a bias (V): a tied head has none of its own.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_bias(self, bias: &Tensor) -> Result<Self> {
+        let Head { tied, soft_cap, .. } = self;
+        Ok(Head { tied, soft_cap, ..Head::new(&self.weight, Some(bias))? })
     }
 
     /// Logits become cap · tanh(logits / cap) (Gemma 2: 30).

@@ -79,7 +79,8 @@ pub struct DataLoaderConfig {
 }
 
 impl DataLoaderConfig {
-    /// The same for evaluation: every window once, in order, and the last batch also where it is not full.
+    /// The same for evaluation: every window once, in order, and the last batch also where it is not full. Of several ranks each gets
+    /// its share.
     pub fn once(&self) -> Self {
         DataLoaderConfig { order: Order::Sequential, epochs: Some(1), drop_last: false, ..self.clone() }
     }

@@ -52,6 +52,12 @@ pub(crate) fn is_head_or_bias(name: &str) -> bool {
         || name.strip_suffix("bias").is_some_and(|stem| ends_with_one(&format!("{stem}weight"), &HEADS))
 }
 
+/// Whether a tensor of the table's shape may be a copy of the table or the head, by its name: "encoder.embed_tokens.weight",
+/// "mtp.shared_head.head.weight".
+pub(crate) fn may_be_an_end(name: &str) -> bool {
+    ends_with_one(name, &TABLES) || ["embed", "head"].iter().any(|part| name.contains(part))
+}
+
 /// Whether these are the last parts of a name: "wte.weight" of "transformer.wte.weight".
 fn ends_with_one(name: &str, parts: &[&str]) -> bool {
     parts.iter().any(|part| name.strip_suffix(part).is_some_and(|before| before.is_empty() || before.ends_with('.')))

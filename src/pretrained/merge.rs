@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use serde_json::{Value, json};
 
@@ -16,46 +16,52 @@ use crate::rows::{RowTable, Rows};
 use crate::support::variables::variables;
 use crate::tensors::{TensorFile, dtype_of, wrong};
 use crate::{Error, Head, Result, TokenEmbedding, Tokenizer};
-use tallow_text::support::files::{TEMPORARY, folder_of, open_regular, read_regular, sync_folder};
+use tallow_text::support::files::{TEMPORARY, folder_of, read_regular, sync_folder};
 
 impl PretrainedTable {
-    /// The model's output layer: over the table of `wte` where the model is [`tied`](Self::tied), else a variable `weight` of `vb` with
-    /// the values of the model's own (`lm_head.weight`, say), and `bias`, if it has one. Variables that `vb` already has (a run that goes
-    /// on) are used as they are.
+    /// The model's output layer: a variable `weight` of `vb` with the values of the model's own (`lm_head.weight`, say), or, where it has
+    /// none, the table of `wte`; and a variable `bias`, if the model has that. Variables that `vb` already has (a run that goes on) are
+    /// used as they are.
     ///
     /// # Errors
-    /// - [`Error::Checkpoint`]: none, or more than one, of the model's tensors has a name that heads have.
+    /// - [`Error::Checkpoint`]: more than one of the model's tensors could be the head.
     /// - those of [`embedding`](Self::embedding) and of reading.
     ///
     /// # Cost
     /// One pass over the head; a few MiB beside it.
     pub fn head(&self, wte: &TokenEmbedding, vb: VarBuilder) -> Result<Head> {
-        if self.tied {
-            return Ok(Head::tied(wte));
-        }
         let (mut weights, mut bias) = (Vec::new(), None);
         for path in self.model_files()? {
-            for tensor in super::list_tensors(&path)?.into_iter().filter(|tensor| find::is_head_or_bias(&tensor.name)) {
+            for tensor in
+                super::list_tensors(&path)?.into_iter().filter(|tensor| self.is_head(&tensor.name, &tensor.shape))
+            {
                 match tensor.name.ends_with("bias") {
                     true => bias = Some((path.clone(), tensor.name)),
+                    // A pickle names a tied head, too: the same view of the same storage.
+                    false if self.tied && path == self.path => (),
                     false => weights.push((path.clone(), tensor.name)),
                 }
             }
         }
-        let [(path, name)] = &weights[..] else {
-            let names: Vec<&String> = weights.iter().map(|(_, name)| name).collect();
-            return Err(wrong(&self.path, format!("it is unsure which tensor is the head: {names:?}")));
+        let head = match &weights[..] {
+            [] => Head::tied(wte),
+            [(path, name)] => {
+                let table = PretrainedTable::open(path, Some(name))?;
+                Head::new(table.embedding(&table.config(), vb.clone())?.flushed_weight()?, None)?
+            }
+            many => {
+                let names: Vec<&String> = many.iter().map(|(_, name)| name).collect();
+                return Err(wrong(&self.path, format!("it is unsure which tensor is the head: {names:?}")));
+            }
         };
-        let table = PretrainedTable::open(path, Some(name))?;
-        let weight = table.embedding(&table.config(), vb.clone())?;
-        let Some((path, name)) = bias else { return Ok(Head::tied(&weight)) };
+        let Some((path, name)) = bias else { return Ok(head) };
         let new = !vb.contains_tensor("bias");
-        let bias = vb.get_with_hints(table.vocab_size(), "bias", candle_nn::Init::Const(0.0))?;
+        let bias = vb.get_with_hints(self.shape.0, "bias", candle_nn::Init::Const(0.0))?;
         if new {
             let values = TensorFile::open(&path)?.read(&name, vb.device())?;
             bias.slice_set(&values.to_dtype(bias.dtype())?, 0, 0)?;
         }
-        Head::new(weight.flushed_weight()?, Some(&bias))
+        head.with_bias(&bias)
     }
 
     /// Writes the model that this table is of into a new folder, with the variables of `varmap` in the place of the tensors of the same
@@ -65,18 +71,21 @@ impl PretrainedTable {
     /// shards each goes into the shard that it was in. They are written in the dtype of the file, so that of a bf16 model rows that
     /// did not train keep their bits. Table, head and the head's bias may have more rows than before; `vocab_size` in config.json
     /// changes with them. tokenizer.json is `tokenizer`'s ([`Tokenizer::save`]). Of other files those that lie in the model's folder
-    /// itself are copied, but for weights in other formats, which would be the old ones.
+    /// itself are copied, but for other weights (in other formats, or that the index does not name), which would be the old ones; a list of
+    /// added tokens in tokenizer_config.json gets the new ones, too.
     ///
-    /// The folder appears whole or not at all. transformers loads it as it loaded the old one.
+    /// The folder appears whole or not at all (killed, this leaves a folder `.tmp-…` beside it, to be deleted). transformers loads it as it
+    /// loaded the old one.
     ///
     /// # Errors
-    /// - [`Error::Config`]: a variable that is no tensor of the model, or of another shape; a table that grew while the model's own head did
-    ///   not; fewer rows than the tokenizer has ids; a config.json without the old `vocab_size`; `out` is there already and not empty.
-    /// - [`Error::Checkpoint`]: weights that are not safetensors files.
+    /// - [`Error::Config`]: a variable that is no tensor of the model, of another shape, or of a dtype that cannot hold the file's values; a
+    ///   table that grew while the model's own head, its bias or a copy of the table did not; fewer rows than the tokenizer has ids; a
+    ///   config.json without the old `vocab_size`; `out` is there already and not an empty folder.
+    /// - [`Error::Checkpoint`]: weights that are not safetensors files, or not all there.
     /// - [`Error::Io`].
     ///
     /// # Cost
-    /// One pass over the model's files; a few MiB of memory.
+    /// One pass over the model's files, some 10 MiB: as fast as copying them.
     pub fn merge_into(&self, out: impl AsRef<Path>, varmap: &VarMap, tokenizer: &Tokenizer) -> Result<()> {
         let (out, folder) = (out.as_ref(), folder_of(&self.path));
         let files = self.model_files()?.into_iter().map(|path| match Kind::of(&path)? {
@@ -86,7 +95,9 @@ impl PretrainedTable {
         let files: Vec<TensorFile> = files.collect::<Result<_>>()?;
         let new = self.replacements(&files, varmap, tokenizer)?;
         let rows = new.get(&self.name).map_or(self.shape.0, |table| table.dims()[0]);
-        if fs::read_dir(out).is_ok_and(|mut inside| inside.next().is_some()) || out.is_file() {
+        let empty = || fs::read_dir(out).is_ok_and(|mut inside| inside.next().is_none());
+        let is_new = fs::symlink_metadata(out).map_or(true, |about| about.is_dir() && empty());
+        if !is_new || out.file_name().is_none() {
             return Err(Error::Config(format!("{} is there already: name a new folder", out.display())));
         }
         let (others, index) = (self.other_files(folder)?, index_of(folder, super::files::WHOLE[0]));
@@ -102,6 +113,7 @@ impl PretrainedTable {
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
         let temporary = builder.tempdir_in(folder_of(out)).map_err(|e| Error::io(out, e))?;
         let into = |path: &Path| temporary.path().join(path.file_name().unwrap_or_default());
+        tokenizer.save(temporary.path().join("tokenizer.json"))?;
         let mut sizes = [0, 0]; // bytes, and how many numbers more than before
         for file in &files {
             let path = into(file.path());
@@ -114,20 +126,22 @@ impl PretrainedTable {
             sizes[1] += tensor.elem_count() as i64 - old as i64;
         }
         for path in others {
-            let (from, to) = (&path, into(&path));
-            let mut old = open_regular(from).map_err(|e| Error::io(from, e))?;
-            let copied =
-                File::create_new(&to).and_then(|mut new| std::io::copy(&mut old, &mut new).and(new.sync_all()));
-            copied.map_err(|e| Error::io(&to, e))?;
+            let to = into(&path);
+            match path.file_name().is_some_and(|name| name == "tokenizer_config.json") {
+                true => rewrite_text(&path, &to, |text| with_added_tokens(text, tokenizer))?,
+                false => {
+                    let copied = fs::copy(&path, &to).and_then(|_| File::open(&to)?.sync_all());
+                    copied.map_err(|e| Error::io(&to, e))?;
+                }
+            }
         }
         if in_shards {
-            rewrite(&index, &into(&index), |text| with_sizes(text, sizes))?;
+            rewrite_text(&index, &into(&index), |text| with_sizes(text, sizes))?;
         }
         let config = folder.join("config.json");
         if config.is_file() {
-            rewrite(&config, &into(&config), |text| with_vocab_size(text, self.shape.0, rows))?;
+            rewrite_text(&config, &into(&config), |text| with_vocab_size(text, self.shape.0, rows))?;
         }
-        tokenizer.save(temporary.path().join("tokenizer.json"))?;
         sync_folder(temporary.path())?;
         if out.is_dir() {
             fs::remove_dir(out).map_err(|e| Error::io(out, e))?; // an empty one
@@ -135,6 +149,11 @@ impl PretrainedTable {
         fs::rename(temporary.path(), out).map_err(|e| Error::io(out, e))?;
         sync_folder(folder_of(out))?;
         Ok(())
+    }
+
+    /// Whether a tensor is the model's head, or the head's bias.
+    fn is_head(&self, name: &str, shape: &[usize]) -> bool {
+        find::is_head_or_bias(name) && shape.first() == Some(&self.shape.0)
     }
 
     /// The weights of the model that this table is of.
@@ -175,8 +194,9 @@ impl PretrainedTable {
         for file in files {
             for name in file.header.names() {
                 let Some(info) = file.header.info(&name) else { continue };
-                let is_end =
-                    name == self.name || find::is_head_or_bias(&name) && info.shape.first() == Some(&self.shape.0);
+                // Models have copies of either end under names of their own.
+                let is_copy = info.shape == [self.shape.0, self.shape.1] && find::may_be_an_end(&name);
+                let is_end = name == self.name || is_copy || self.is_head(&name, &info.shape);
                 let mut shape = info.shape.clone();
                 if is_end {
                     shape[0] = rows;
@@ -184,8 +204,8 @@ impl PretrainedTable {
                 let var = named.get(&name);
                 if shape != info.shape && var.is_none_or(|var| var.dims() == info.shape) {
                     return wrong(format!(
-                        "{} has {rows} rows now and {name} still {}: give the head to `add_tokens`, and name it {name:?} in \
-                         the VarMap",
+                        "{} has {rows} rows now and {name} still {}: give the head to `add_tokens` (or resize what else it is), and \
+                         name it {name:?} in the VarMap",
                         self.name, info.shape[0]
                     ));
                 }
@@ -196,7 +216,15 @@ impl PretrainedTable {
                         var.dims()
                     ));
                 }
-                dtype_of(info).map_err(|reason| Error::Config(format!("{name:?} {reason}")))?;
+                let dtype = dtype_of(info).map_err(|reason| Error::Config(format!("{name:?} {reason}")))?;
+                if !holds(var.dtype(), dtype) {
+                    return wrong(format!(
+                        "the variable {name:?} is {} and the model's tensor {}: rows that did not train would change; make the \
+                         VarBuilder in f32 or in the file's dtype",
+                        var.dtype().as_str(),
+                        dtype.as_str()
+                    ));
+                }
                 if let Some(table) = RowTable::find(var) {
                     table.replay(Rows::All)?;
                 }
@@ -213,6 +241,11 @@ impl PretrainedTable {
     }
 }
 
+/// Whether one dtype has every value of another.
+fn holds(wide: DType, narrow: DType) -> bool {
+    wide == narrow || wide == DType::F64 || wide == DType::F32 && matches!(narrow, DType::BF16 | DType::F16)
+}
+
 /// An error if a tensor that the index names is in none of the files.
 fn all_here(index: &Path, files: &[TensorFile]) -> Result<()> {
     let text = read_regular(index).map_err(|e| Error::io(index, e))?;
@@ -227,7 +260,7 @@ fn all_here(index: &Path, files: &[TensorFile]) -> Result<()> {
 }
 
 /// Writes a text file once more, changed.
-fn rewrite(from: &Path, to: &Path, change: impl Fn(&str) -> std::result::Result<String, String>) -> Result<()> {
+fn rewrite_text(from: &Path, to: &Path, change: impl Fn(&str) -> std::result::Result<String, String>) -> Result<()> {
     let text = read_regular(from).map_err(|e| Error::io(from, e))?;
     let text = String::from_utf8(text).map_err(|_| wrong(from, "it is not text"))?;
     let text = change(&text).map_err(|reason| wrong(from, reason))?;
@@ -238,13 +271,31 @@ fn rewrite(from: &Path, to: &Path, change: impl Fn(&str) -> std::result::Result<
 /// An index of shards with another size, as transformers writes it.
 fn with_sizes(text: &str, [bytes, more]: [i64; 2]) -> std::result::Result<String, String> {
     let mut index: Value = serde_json::from_str(text).map_err(|e| format!("it is no index of shards: {e}"))?;
-    if let Some(about) = index["metadata"].as_object_mut() {
+    if let Some(about) = index.get_mut("metadata").and_then(Value::as_object_mut) {
         about.insert("total_size".to_string(), json!(bytes));
-        if let Some(parameters) = about.get_mut("total_parameters") {
-            *parameters = json!(parameters.as_i64().unwrap_or(0) + more);
+        if let Some(parameters) = about.get("total_parameters").and_then(Value::as_i64) {
+            about.insert("total_parameters".to_string(), json!(parameters + more));
         }
     }
     serde_json::to_string_pretty(&index).map(|text| text + "\n").map_err(|e| e.to_string())
+}
+
+/// A tokenizer_config.json whose list of added tokens, if it has one, has all special tokens: some classes of transformers go by that
+/// list and not by tokenizer.json.
+fn with_added_tokens(text: &str, tokenizer: &Tokenizer) -> std::result::Result<String, String> {
+    let mut config: Value = serde_json::from_str(text).map_err(|e| format!("it is no JSON: {e}"))?;
+    let listed = config.get_mut("added_tokens_decoder").and_then(Value::as_object_mut);
+    let Some(listed) = listed else { return Ok(text.to_string()) };
+    let before = listed.len();
+    for (token, id) in tokenizer.special_ids() {
+        listed.entry(id.to_string()).or_insert_with(|| {
+            json!({"content": token, "lstrip": false, "normalized": false, "rstrip": false, "single_word": false, "special": true})
+        });
+    }
+    match listed.len() == before {
+        true => Ok(text.to_string()),
+        false => serde_json::to_string_pretty(&config).map(|text| text + "\n").map_err(|e| e.to_string()),
+    }
 }
 
 /// A config with another `vocab_size`, wherever the old one stands; nothing else in the text changes.

@@ -64,19 +64,16 @@ impl TokenEmbedding {
         let rows = old.max(grown.vocab_size());
         let growth = self.growth(varmap, rows, &within, fill)?;
         match head {
-            Some(head) if head.is_tied_to(self) => {
-                self.apply(varmap, growth)?;
-                head.tie(self);
-            }
             Some(head) if head.vocab_size() != old => {
                 let what =
                     format!("a head of {} rows and a table of {old}: they are not of one model", head.vocab_size());
                 return Err(Error::Config(what));
             }
             Some(head) => {
-                let head_growth = head.growth(varmap, rows, &within, fill)?;
+                let tied = head.is_over(self);
+                let head_growth = head.growth(varmap, rows, &within, fill, tied)?;
                 self.apply(varmap, growth)?;
-                head.apply(varmap, head_growth)?;
+                head.apply(varmap, head_growth, tied.then_some(&*self))?;
             }
             None => self.apply(varmap, growth)?,
         }

@@ -123,7 +123,24 @@ fn a_tied_head_follows_the_table() -> Out {
     let hidden = Tensor::new(&[[40f32, -10.0, 20.0, 25.0]], &CPU)?;
     let expected = ((hidden.matmul(&wte.flushed_weight()?.t()?)? / 2.0)?.tanh()? * 2.0)?;
     assert_eq!(bits(&head.logits(&hidden)?), bits(&expected));
-    assert!(message(head.resize(&varmap, 10, Fill::Zero)).contains("257 rows"));
+    let before = wte.clone();
+    for rows in [10, 257, 300] {
+        assert!(message(head.resize(&varmap, rows, Fill::Zero)).contains("tied"), "{rows}");
+    }
+    // A bias of a tied head grows with the table.
+    let bias = vb.get_with_hints(257, "lm_head.bias", candle_nn::Init::Const(0.5))?;
+    let mut head = head.with_bias(&bias)?;
+    wte.add_tokens(Some(&mut head), &varmap, &mut tokenizer, &["<|b|>"], Fill::Mean)?;
+    assert_eq!(variable(&varmap, "lm_head.bias").unwrap().to_vec1::<f32>()?, [0.5; 258]);
+    let targets = Tensor::new(&[257u32], &CPU)?;
+    assert!(head.loss(&hidden, &targets, &Default::default())?.to_scalar::<f32>()?.is_finite());
+    // The layer from before would read a table that nothing trains any more.
+    let ids = Tensor::new(&[0u32], &CPU)?;
+    assert!(message(before.lookup(&ids)).contains("make the layer anew") && wte.lookup(&ids).is_ok());
+    // A head over the table by candle's name for it, too.
+    let mut by_hand = Head::new(wte.embeddings(), None)?;
+    wte.add_tokens(Some(&mut by_hand), &varmap, &mut tokenizer, &["<|c|>"], Fill::Mean)?;
+    assert_eq!(bits(&by_hand.logits(&hidden)?), bits(&Head::tied(&wte).logits(&hidden)?));
     Ok(())
 }
 
@@ -190,6 +207,8 @@ fn a_grown_model_is_the_old_one_but_for_its_ends() -> Out {
         std::fs::copy(&path, model.join(path.file_name().unwrap()))?;
     }
     std::fs::write(model.join("chat_template.jinja"), "{{ messages }}")?;
+    let listed = r#"{"added_tokens_decoder": {"0": {"content": "<|endoftext|>", "special": true}}, "tokenizer_class": "GPT2Tokenizer"}"#;
+    std::fs::write(model.join("tokenizer_config.json"), listed)?;
     std::fs::write(model.join("pytorch_model.bin"), "the same weights in an old format")?;
     std::fs::create_dir(model.join("onnx"))?;
 
@@ -235,7 +254,10 @@ fn a_grown_model_is_the_old_one_but_for_its_ends() -> Out {
         names
     };
     assert_eq!(names(&out), names(&model));
-    for copied in ["generation_config.json", "tokenizer_config.json", "chat_template.jinja"] {
+    let listed: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(out.join("tokenizer_config.json"))?)?;
+    let listed = &listed["added_tokens_decoder"];
+    assert_eq!((&listed["641"]["content"], &listed["0"]["content"]), (&"<|bot|>".into(), &"<|endoftext|>".into()));
+    for copied in ["generation_config.json", "chat_template.jinja"] {
         assert_eq!(std::fs::read(out.join(copied))?, std::fs::read(model.join(copied))?);
     }
     let config = |folder: &Path| std::fs::read_to_string(folder.join("config.json"));
@@ -323,6 +345,26 @@ fn what_does_not_fit_is_not_merged() -> Out {
         assert!(there.contains("is there already"), "{there}");
     }
     assert_eq!(std::fs::read_dir(folder.path())?.count(), 1, "nothing is left behind");
+    // A dtype that would round what did not train.
+    let halves = VarMap::new();
+    let vb = VarBuilder::from_varmap(&halves, DType::F16, &CPU);
+    table.embedding(&table.config(), vb.pp("model.embed_tokens"))?;
+    let rounded = message(table.merge_into(&out, &halves, &fresh));
+    assert!(rounded.contains("f16") && rounded.contains("bf16"), "{rounded}");
+    // A copy of the table under another name.
+    let copied = folder.path().join("copied");
+    std::fs::create_dir(&copied)?;
+    let zeros = Tensor::zeros((256, 2), DType::F32, &CPU)?;
+    let model = [("shared.weight", zeros.clone()), ("encoder.embed_tokens.weight", zeros)];
+    candle_core::safetensors::save(&model.into(), copied.join("model.safetensors"))?;
+    let shared = PretrainedTable::open(&copied, Some("shared.weight"))?;
+    let alone = VarMap::new();
+    let mut layer =
+        shared.embedding(&shared.config(), VarBuilder::from_varmap(&alone, DType::F32, &CPU).pp("shared"))?;
+    layer.resize(&alone, 258, Fill::Zero)?;
+    let copy = message(shared.merge_into(&out, &alone, &bytes_tokenizer()));
+    assert!(copy.contains("encoder.embed_tokens.weight still 256"), "{copy}");
+    std::fs::remove_dir_all(&copied)?;
     // A model that is not whole.
     let part = folder.path().join("part");
     std::fs::create_dir(&part)?;
@@ -349,13 +391,24 @@ fn needs_python_transformers_a_grown_model_speaks() -> Out {
     let folder = tempfile::tempdir()?;
     let story = std::fs::read_to_string(support::root().join("assets/story.txt"))?;
     let grown = folder.path().join("grown");
-    finetune::finetune(&tiny_llama(), &grown, &story, &CPU)?;
+    // Some classes of transformers go by the list of added tokens in tokenizer_config.json, not by tokenizer.json.
+    let model = folder.path().join("model");
+    std::fs::create_dir(&model)?;
+    for file in support::contents(&tiny_llama()).keys().filter_map(|file| file.file_name()) {
+        std::fs::copy(tiny_llama().join(file), model.join(file))?;
+    }
+    let end = serde_json::json!({"content": "<|endoftext|>", "lstrip": false, "normalized": false, "rstrip": false, "single_word": false, "special": true});
+    let config = serde_json::json!({"added_tokens_decoder": {"0": end}, "eos_token": "<|endoftext|>", "tokenizer_class": "GPT2Tokenizer"});
+    std::fs::write(model.join("tokenizer_config.json"), config.to_string())?;
+    finetune::finetune(&model, &grown, &story, &CPU)?;
     let text = "<|user|>What is in the table?";
     let (tokenizer, ids) = finetune::speak(&grown, text, 24, &CPU)?;
     let (prompt, count) = (folder.path().join("prompt"), folder.path().join("count"));
     std::fs::write(&prompt, text)?;
     std::fs::write(&count, "24")?;
     let theirs = support::run(&python, "speak.py", &[&grown, &prompt, &count]);
+    std::fs::copy(tiny_llama().join("tokenizer_config.json"), grown.join("tokenizer_config.json"))?;
+    assert_eq!(theirs, support::run(&python, "speak.py", &[&grown, &prompt, &count]), "by the other class");
     assert_eq!(theirs["table"], serde_json::json!([642, 64]));
     assert_eq!(theirs["head"], theirs["table"]);
     assert_eq!((&theirs["vocab_size"], &theirs["tied"]), (&serde_json::json!(642), &serde_json::json!(false)));

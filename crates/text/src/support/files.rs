@@ -61,11 +61,11 @@ pub fn sync_folder(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes the files that killed processes left in `folder`.
+/// Removes the files that killed processes left in `folder`. Folders are no work of those who call this.
 pub fn remove_temporaries(folder: &Path) -> Result<()> {
     for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
         let entry = entry.map_err(|e| Error::io(folder, e))?;
-        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
+        if entry.file_name().to_string_lossy().starts_with(TEMPORARY) && !entry.path().is_dir() {
             match std::fs::remove_file(entry.path()) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(entry.path(), e)),
                 _ => (),

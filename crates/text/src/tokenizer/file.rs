@@ -263,7 +263,11 @@ impl Engine for File {
                 before.push(id);
             }
             Alphabet::ByteFallback => {
-                out.extend_from_slice(&bytes);
+                // In text an added token is spelled as it is; its decoder makes spaces of it as of any other.
+                match std::str::from_utf8(&bytes) {
+                    Ok(text) => out.extend(text.replace('▁', " ").bytes()),
+                    Err(_) => out.extend_from_slice(&bytes),
+                }
                 *before = vec![id];
             }
             Alphabet::Text => {

@@ -15,6 +15,8 @@ use super::ranks::{Ranks, check_specials};
 use super::vocab::Vocab;
 use super::{byte_level, split};
 
+const DECODER: &str = r#"{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":false,"use_regex":false}"#;
+
 /// The file, the same bytes for the same ranks.
 pub(super) fn write(ranks: &Ranks) -> Result<String, String> {
     let Ranks { vocab, specials, pattern, .. } = ranks;
@@ -62,7 +64,7 @@ pub(super) fn write(ranks: &Ranks) -> Result<String, String> {
 {{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":false,"use_regex":false}}
 ]}},
 "post_processor":null,
-"decoder":{{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":false,"use_regex":false}},
+"decoder":{DECODER},
 "model":{{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,"end_of_word_suffix":null,
 "fuse_unk":false,"byte_fallback":false,"ignore_merges":true,"vocab":{{
 {}
@@ -84,6 +86,10 @@ pub(super) fn read(path: &Path, json: &Value) -> Option<Ranks> {
     let model = &json["model"];
     let regex = json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"].as_str()?;
     let pattern = split::ALL.into_iter().find(|pattern| with_look_ahead(pattern) == regex)?;
+    // Most files of others differ here already, before anything large is built.
+    if json["normalizer"] != Value::Null || serde_json::from_str::<Value>(DECODER).ok()? != json["decoder"] {
+        return None;
+    }
     let (tokens, merges) = (model["vocab"].as_object()?, model["merges"].as_array()?);
     if model["type"] != "BPE" || model["ignore_merges"] != true || merges.len() >= tokens.len() {
         return None;

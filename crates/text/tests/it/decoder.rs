@@ -38,13 +38,15 @@ fn llama(folder: &Path) -> Tokenizer {
         tokens.push(format!("{left}{right}"));
         merges.push([left, right]);
     }
+    tokens.push("▁<PRE>".to_string()); // CodeLlama has such
+    let last = tokens.len() as u32 - 1;
     let vocab: serde_json::Map<_, _> = tokens.iter().cloned().zip((0..).map(|id: u32| json!(id))).collect();
     let added = |id: u32| {
         json!({"id": id, "content": tokens[id as usize], "single_word": false, "lstrip": false,
             "rstrip": false, "normalized": false, "special": true})
     };
     let value = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [added(0), added(1), added(2)],
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [added(0), added(1), added(2), added(last)],
         "normalizer": {"type": "Sequence", "normalizers": [
             {"type": "Prepend", "prepend": "▁"},
             {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
