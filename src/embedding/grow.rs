@@ -139,10 +139,10 @@ impl TokenEmbedding {
     /// Gives the table `rows` rows: a new variable takes the old one's place in `varmap`, with the same first rows. For a tensor
     /// core's taste say `rows.next_multiple_of(128)`.
     ///
-    /// Afterwards tell whoever had the old variable: [`AdamW::follow`](crate::optim::AdamW::follow) takes its moments along; a tied
-    /// head is made anew ([`Head::tied`](crate::Head::tied)); other layers over the table are made anew. Until then a step of an
-    /// optimizer of tallow's that was not told is an error; one of candle's goes on with the old table, which nothing reads. Frozen
-    /// rows stay frozen, new ones are free; row gradients that wait are forgotten.
+    /// Afterwards tell whoever had the old variable: [`AdamW::follow`](crate::optim::AdamW::follow) takes its moments along; tied heads
+    /// ([`Head::tied`](crate::Head::tied)) and other layers over the table are made anew. Until then a step of an optimizer of tallow's
+    /// that was not told is an error, and so is what such a head or layer is asked; an optimizer of candle's goes on with the old
+    /// table, which nothing reads. Frozen rows stay frozen, new ones are free; row gradients that wait are forgotten.
     ///
     /// # Errors
     /// - [`Error::Config`]: fewer rows than now ([`shrink`](Self::shrink) drops rows), more than ids can name, a table that is no
