@@ -3,6 +3,8 @@
 use std::fmt;
 use std::io::{self, BufRead, Read};
 
+use crate::support::take_text;
+
 /// Bytes of a line as UTF-8, in whole characters: what is none becomes U+FFFD if `lossy`, else an error.
 pub(super) struct Utf8<R> {
     inner: R,
@@ -10,7 +12,7 @@ pub(super) struct Utf8<R> {
     /// Bytes read that may be the beginning of a character, and where they stand in the line.
     raw: Vec<u8>,
     at: usize,
-    text: Vec<u8>,
+    text: String,
     given: usize,
     end: bool,
     bad: Option<NotUtf8>,
@@ -38,23 +40,10 @@ impl<R: Read> Utf8<R> {
         self.end = (&mut self.inner).take(1 << 16).read_to_end(&mut self.raw)? == 0;
         self.text.clear();
         self.given = 0;
-        let mut taken = 0;
-        for chunk in self.raw.utf8_chunks() {
-            let unfinished = taken + chunk.valid().len() + chunk.invalid().len() == self.raw.len() && !self.end;
-            self.text.extend_from_slice(chunk.valid().as_bytes());
-            taken += chunk.valid().len();
-            if chunk.invalid().is_empty() || unfinished {
-                continue;
-            }
-            if !self.lossy {
-                self.bad = Some(NotUtf8(self.at + taken));
-                break;
-            }
-            self.text.extend_from_slice("\u{FFFD}".as_bytes());
-            taken += chunk.invalid().len();
+        match take_text(&mut self.raw, &mut self.text, self.lossy, self.end) {
+            Ok(taken) => self.at += taken,
+            Err(valid) => self.bad = Some(NotUtf8(self.at + valid)),
         }
-        self.at += taken;
-        self.raw.drain(..taken);
         Ok(())
     }
 }
@@ -78,7 +67,7 @@ impl<R: Read> BufRead for Utf8<R> {
             }
             self.refill()?;
         }
-        Ok(&self.text[self.given..])
+        Ok(&self.text.as_bytes()[self.given..])
     }
 
     fn consume(&mut self, count: usize) {

@@ -5,8 +5,10 @@ mod fingerprint;
 mod mix;
 mod prefetch;
 mod same_file;
+mod utf8;
 
 pub use fingerprint::Fingerprint;
 pub use mix::{below, mix};
 pub use prefetch::prefetch;
 pub use same_file::{belongs_to, lies_in, same_file};
+pub(crate) use utf8::take_text;

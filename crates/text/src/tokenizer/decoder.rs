@@ -1,6 +1,7 @@
 //! Ids to text one at a time, as a model gives them.
 
 use super::Tokenizer;
+use crate::support::take_text;
 use crate::{Error, NO_TOKEN, Result};
 
 /// The text of ids that come one at a time, made by [`Tokenizer::decoder`].
@@ -58,7 +59,7 @@ impl Decoder<'_> {
         if id != NO_TOKEN {
             let position = self.pushes - 1;
             self.tokenizer.engine.decode_next(&mut self.before, id, position, &mut self.bytes)?;
-            self.take_text();
+            _ = take_text(&mut self.bytes, &mut self.text, true, false); // lossy: no error
         }
         Ok(&self.text)
     }
@@ -72,23 +73,5 @@ impl Decoder<'_> {
             true => Ok(()),
             false => Err(Error::HalfCharacter { bytes: self.bytes }),
         }
-    }
-
-    /// Moves all that is certain from `bytes` to `text`.
-    fn take_text(&mut self) {
-        let mut taken = 0;
-        for chunk in self.bytes.utf8_chunks() {
-            self.text.push_str(chunk.valid());
-            taken += chunk.valid().len();
-            let (bad, last) = (chunk.invalid(), taken + chunk.invalid().len() == self.bytes.len());
-            if last && std::str::from_utf8(bad).is_err_and(|error| error.error_len().is_none()) {
-                break; // the beginning of a character
-            }
-            if !bad.is_empty() {
-                self.text.push(char::REPLACEMENT_CHARACTER);
-                taken += bad.len();
-            }
-        }
-        self.bytes.drain(..taken);
     }
 }

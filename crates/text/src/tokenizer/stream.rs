@@ -7,6 +7,7 @@ use super::Tokenizer;
 use super::ranks::Ranks;
 use super::specials::SpecialTokens;
 use super::split::Splitter;
+use crate::support::take_text;
 use crate::{Error, Result};
 
 /// Bytes read before the first ids are given; doubled while no piece of text is settled.
@@ -136,32 +137,8 @@ impl<R: Read> EncodeReader<'_, R> {
 
     /// Moves what is valid text from `rest` to `text`.
     fn take_text(&mut self) -> Result<()> {
-        let mut taken = 0;
-        while taken < self.rest.len() {
-            let bytes = &self.rest[taken..];
-            match std::str::from_utf8(bytes) {
-                Ok(text) => {
-                    self.text.push_str(text);
-                    taken = self.rest.len();
-                }
-                Err(error) => {
-                    let valid = error.valid_up_to();
-                    self.text.push_str(std::str::from_utf8(&bytes[..valid]).unwrap_or_default());
-                    taken += valid;
-                    let bad = match error.error_len() {
-                        Some(len) => len,
-                        None if self.end => bytes.len() - valid,
-                        None => break,
-                    };
-                    if !self.lossy {
-                        return Err(Error::InvalidUtf8 { byte: self.rest_at + taken as u64 });
-                    }
-                    self.text.push(char::REPLACEMENT_CHARACTER);
-                    taken += bad;
-                }
-            }
-        }
-        self.rest.drain(..taken);
+        let taken = take_text(&mut self.rest, &mut self.text, self.lossy, self.end)
+            .map_err(|valid| Error::InvalidUtf8 { byte: self.rest_at + valid as u64 })?;
         self.rest_at += taken as u64;
         Ok(())
     }
