@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::tensors::wrong;
 use crate::{Error, Result};
-use tallow_text::support::files::{TEMPORARY, open_regular, sync_folder};
+use tallow_text::support::files::{TEMPORARY, open_regular, sync_folder, temporary_folder};
 
 /// Larger JSON is not read.
 pub(super) const MAX_JSON_BYTES: u64 = 16 << 20;
@@ -65,11 +65,7 @@ impl Draft {
                 fs::remove_dir_all(&path).map_err(|e| Error::io(&path, e))?;
             }
         }
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(TEMPORARY);
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-        let temporary = builder.tempdir_in(folder).map_err(|e| Error::io(folder, e))?;
+        let temporary = temporary_folder(folder)?;
         let target = folder.join(format!("step-{step:08}"));
         Ok(Draft { folder: folder.to_path_buf(), target, temporary, files: BTreeMap::new() })
     }

@@ -240,10 +240,9 @@ impl TokenEmbedding {
         let table = RowTable::of(&var);
         if self.table.is_row_sparse() {
             table.make_row_sparse(&var)?;
-            let (rows, frozen) = (var.dim(0)? as u32, self.table.frozen());
-            table.freeze(
-                &(0..rows).zip(frozen.iter()).filter(|(_, frozen)| **frozen).map(|(row, _)| row).collect::<Vec<_>>(),
-            )?;
+            let mut frozen = self.table.frozen().to_vec();
+            frozen.resize(var.dim(0)?, false);
+            table.set_frozen(frozen)?;
         }
         insert(varmap, [(name, var.clone())]);
         self.table.replace();

@@ -206,12 +206,7 @@ impl TokenEmbedding {
         if !matches!(ids.dtype(), DType::U8 | DType::U32 | DType::I64) {
             return Err(Error::IdDType { dtype: ids.dtype() });
         }
-        if self.table.is_replaced() {
-            return Err(Error::Config(
-                "the table of this layer was replaced by one of another size (add_tokens, resize, shrink): make the layer anew"
-                    .to_string(),
-            ));
-        }
+        self.table.check_current("layer", "the layer anew")?;
         let (device, is_row_sparse) = (self.weight.device(), self.table.is_row_sparse());
         if ids.elem_count() == 0 && !device.is_cpu() {
             // Backends reject allocations of size zero: an empty view of the table, in the right shape.

@@ -307,13 +307,7 @@ impl Head {
             )));
         }
         self.fits("hidden states", hidden)?;
-        if self.table.is_replaced() {
-            return Err(Error::Config(
-                "the table of this tied head was replaced by one of another size (add_tokens, resize, shrink): make the head anew, \
-                 `Head::tied(&wte)`"
-                    .to_string(),
-            ));
-        }
+        self.table.check_current("tied head", "the head anew, `Head::tied(&wte)`")?;
         self.table.replay(Rows::All)?;
         Ok(Hidden { rows: hidden.reshape((dims.iter().product::<usize>(), columns))?, dims })
     }

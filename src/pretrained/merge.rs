@@ -16,7 +16,7 @@ use crate::rows::{RowTable, Rows};
 use crate::support::variables::variables;
 use crate::tensors::{TensorFile, dtype_of, wrong};
 use crate::{Error, Head, Result, TokenEmbedding, Tokenizer};
-use tallow_text::support::files::{TEMPORARY, folder_of, read_regular, sync_folder};
+use tallow_text::support::files::{folder_of, read_regular, sync_folder, temporary_folder};
 
 impl PretrainedTable {
     /// The model's output layer: a variable `weight` of `vb` with the values of the model's own (`lm_head.weight`, say), or, where it has
@@ -107,24 +107,19 @@ impl PretrainedTable {
         }
 
         fs::create_dir_all(folder_of(out)).map_err(|e| Error::io(out, e))?;
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(TEMPORARY);
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-        let temporary = builder.tempdir_in(folder_of(out)).map_err(|e| Error::io(out, e))?;
+        let temporary = temporary_folder(folder_of(out))?;
         let into = |path: &Path| temporary.path().join(path.file_name().unwrap_or_default());
         tokenizer.save(temporary.path().join("tokenizer.json"))?;
-        let mut sizes = [0, 0]; // bytes, and how many numbers more than before
+        let mut bytes = 0;
         for file in &files {
-            let path = into(file.path());
-            file.rewrite(&path, &new)?;
-            sizes[0] += TensorFile::open(&path)?.header.data_bytes() as i64;
+            bytes += file.rewrite(&into(file.path()), &new)?;
         }
-        for (name, tensor) in &new {
+        let more = new.iter().map(|(name, tensor)| {
             let old =
                 files.iter().find_map(|file| file.header.info(name)).map_or(0, |info| info.shape.iter().product());
-            sizes[1] += tensor.elem_count() as i64 - old as i64;
-        }
+            tensor.elem_count() as i64 - old as i64
+        });
+        let more = more.sum();
         for path in others {
             let to = into(&path);
             match path.file_name().is_some_and(|name| name == "tokenizer_config.json") {
@@ -136,7 +131,7 @@ impl PretrainedTable {
             }
         }
         if in_shards {
-            rewrite_text(&index, &into(&index), |text| with_sizes(text, sizes))?;
+            rewrite_text(&index, &into(&index), |text| with_sizes(text, bytes, more))?;
         }
         let config = folder.join("config.json");
         if config.is_file() {
@@ -268,8 +263,8 @@ fn rewrite_text(from: &Path, to: &Path, change: impl Fn(&str) -> std::result::Re
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(|e| Error::io(to, e))
 }
 
-/// An index of shards with another size, as transformers writes it.
-fn with_sizes(text: &str, [bytes, more]: [i64; 2]) -> std::result::Result<String, String> {
+/// An index of shards with another size, and so many numbers more, as transformers writes it.
+fn with_sizes(text: &str, bytes: u64, more: i64) -> std::result::Result<String, String> {
     let mut index: Value = serde_json::from_str(text).map_err(|e| format!("it is no index of shards: {e}"))?;
     if let Some(about) = index.get_mut("metadata").and_then(Value::as_object_mut) {
         about.insert("total_size".to_string(), json!(bytes));

@@ -147,6 +147,16 @@ impl RowTable {
         self.replaced.load(Ordering::Relaxed)
     }
 
+    /// An error for a `reader` of the table, if another has its place; `anew` says what to make.
+    pub(crate) fn check_current(&self, reader: &str, anew: &str) -> Result<()> {
+        match self.is_replaced() {
+            true => Err(Error::Config(format!(
+                "the table of this {reader} was replaced by one of another size (add_tokens, resize, shrink): make {anew}"
+            ))),
+            false => Ok(()),
+        }
+    }
+
     /// Brings the table up to date, now and at the end of every step: somebody has the tensor who does not ask.
     pub(crate) fn keep_flushed(&self) {
         self.flushed.store(true, Ordering::Relaxed);
@@ -313,13 +323,9 @@ impl RowTable {
     /// Marks rows that never change; an empty list frees all.
     pub(crate) fn freeze(&self, rows: &[u32]) -> Result<()> {
         self.check_rows("rows to freeze", rows)?;
-        let vocab_size = self.weight().dim(0)?;
-        let mut frozen = vec![false; if rows.is_empty() { 0 } else { vocab_size }];
+        let mut frozen = vec![false; self.weight().dim(0)?];
         rows.iter().for_each(|row| frozen[*row as usize] = true);
-        // Steps that were deferred before the freeze still apply.
-        self.replay(Rows::All)?;
-        lock(&self.shared).frozen = Arc::new(frozen);
-        Ok(())
+        self.set_frozen(frozen)
     }
 
     /// Marks all rows but these.
@@ -327,8 +333,18 @@ impl RowTable {
         self.check_rows("rows to train", rows)?;
         let mut frozen = vec![true; self.weight().dim(0)?];
         rows.iter().for_each(|row| frozen[*row as usize] = false);
-        let frozen: Vec<u32> = (0..).zip(&frozen).filter(|(_, frozen)| **frozen).map(|(row, _)| row).collect();
-        self.freeze(&frozen)
+        self.set_frozen(frozen)
+    }
+
+    /// Marks the rows that are `true`.
+    pub(crate) fn set_frozen(&self, mut frozen: Vec<bool>) -> Result<()> {
+        if !frozen.contains(&true) {
+            frozen.clear();
+        }
+        // Steps that were deferred before the freeze still apply.
+        self.replay(Rows::All)?;
+        lock(&self.shared).frozen = Arc::new(frozen);
+        Ok(())
     }
 
     pub(crate) fn frozen(&self) -> Arc<Vec<bool>> {

@@ -62,11 +62,6 @@ impl Header {
         self.metadata.info(name)
     }
 
-    /// Bytes of all tensors.
-    pub(crate) fn data_bytes(&self) -> u64 {
-        self.metadata.data_len() as u64
-    }
-
     /// A word of the file's metadata.
     pub(crate) fn note(&self, key: &str) -> Option<&str> {
         self.metadata.metadata().as_ref()?.get(key).map(String::as_str)
@@ -125,19 +120,24 @@ impl TensorFile {
     }
 
     /// Writes the file once more to `path`, with `new` tensors in the place of those of the same names, in the dtypes of the file. All
-    /// other tensors and the metadata are copied; the whole file, where none is new.
-    pub(crate) fn rewrite(&self, path: &Path, new: &HashMap<String, Tensor>) -> Result<()> {
+    /// other tensors and the metadata are copied; the whole file, where none is new. Gives the bytes of all its tensors.
+    pub(crate) fn rewrite(&self, path: &Path, new: &HashMap<String, Tensor>) -> Result<u64> {
         let io = |e| Error::io(path, e);
         let mut out = BufWriter::new(File::create_new(path).map_err(io)?);
-        match self.header.names().iter().any(|name| new.contains_key(name)) {
+        let bytes = match self.header.names().iter().any(|name| new.contains_key(name)) {
             true => self.write_with(&mut out, path, new)?,
-            false => self.copy_range(&mut out, path, 0..self.header.start + self.header.data_bytes())?,
-        }
+            false => {
+                let bytes = self.header.metadata.data_len() as u64;
+                self.copy_range(&mut out, path, 0..self.header.start + bytes)?;
+                bytes
+            }
+        };
         let out = out.into_inner().map_err(|e| io(e.into_error()))?;
-        out.sync_all().map_err(io)
+        out.sync_all().map_err(io)?;
+        Ok(bytes)
     }
 
-    fn write_with(&self, out: &mut dyn Write, path: &Path, new: &HashMap<String, Tensor>) -> Result<()> {
+    fn write_with(&self, out: &mut dyn Write, path: &Path, new: &HashMap<String, Tensor>) -> Result<u64> {
         let mut old: Vec<(String, &TensorInfo)> = Vec::new();
         for name in self.header.metadata.offset_keys() {
             old.extend(self.header.info(&name).map(|info| (name, info)));
@@ -171,7 +171,7 @@ impl TensorFile {
                 None => self.copy_range(out, path, self.header.range(&name).unwrap_or_default())?,
             }
         }
-        Ok(())
+        Ok(end as u64)
     }
 
     fn copy_range(&self, out: &mut dyn Write, path: &Path, range: std::ops::Range<u64>) -> Result<()> {

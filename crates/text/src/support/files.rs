@@ -4,7 +4,7 @@ use std::fs::{File, Metadata};
 use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
 use crate::{Error, Result};
 
@@ -23,6 +23,15 @@ pub fn temporary(folder: &Path) -> Result<NamedTempFile> {
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     builder.tempfile_in(folder).map_err(|e| Error::io(folder, e))
+}
+
+/// A folder in `folder` that goes away unless it is given a name.
+pub fn temporary_folder(folder: &Path) -> Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(TEMPORARY);
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    builder.tempdir_in(folder).map_err(|e| Error::io(folder, e))
 }
 
 /// Puts a file on the disk, then gives it its name.
