@@ -53,7 +53,8 @@
 //! the package [tallow-text](https://docs.rs/tallow-text), and stands here under the same names.
 //!
 //! # Features
-//! None is on by default. `parquet`: corpora in Parquet. `hub`: the Hugging Face Hub. `full`: both; both compile C. `cuda`, `cudnn`, `metal`,
+//! None is on by default. `parquet`: corpora in Parquet. `hub`: the Hugging Face Hub; both compile C. `gpt2`, `o200k`: these encodings in
+//! the program. `full`: the four. `cuda`, `cudnn`, `metal`,
 //! `accelerate`, `mkl`: candle's own.
 
 #![warn(missing_docs)]
@@ -98,7 +99,10 @@ pub use support::{keep_pages, tune_threads};
 pub use tallow_text::Error as TextError;
 #[cfg(feature = "hub")]
 pub use tallow_text::hub;
-pub use tallow_text::{Decoder, EncodeReader, Specials, Tokenizer, count_tokens, prepare, shard, truncate_to_tokens};
+pub use tallow_text::{
+    Backend, Decoder, EncodeReader, Id, Specials, Tokenizer, count_tokens, count_up_to, prepare, shard,
+    truncate_to_tokens,
+};
 
 /// The READMEs' programs are compiled and run as tests.
 #[cfg(doctest)]

@@ -17,12 +17,12 @@ use crate::plain::say;
 /// For --help: what a tokenizer can be.
 const TOKENIZER: &str = match cfg!(feature = "hub") {
     true => {
-        "A tokenizer.json or .tiktoken file, a folder with one, a repository on the Hub, or cl100k [default: the model's own \
-         where there is a model, else the bundled cl100k]"
+        "A tokenizer.json or .tiktoken file, a folder with one, a repository on the Hub, or cl100k, o200k, gpt2 [default: the \
+         model's own where there is a model, else cl100k]"
     }
     false => {
-        "A tokenizer.json or .tiktoken file, a folder with one, or cl100k [default: the model's own where there is a model, else the \
-         bundled cl100k]"
+        "A tokenizer.json or .tiktoken file, a folder with one, or cl100k, o200k, gpt2 [default: the model's own where there is a \
+         model, else cl100k]"
     }
 };
 
@@ -91,10 +91,10 @@ impl TokenizerArgs {
     }
 
     pub fn open(&self) -> Result<Tokenizer> {
-        match &self.tokenizer {
-            None => Ok(Tokenizer::cl100k()),
-            Some(path) if path.as_os_str() == "cl100k" && !path.exists() => Ok(Tokenizer::cl100k()),
-            Some(path) => match path.to_str().filter(|_| path.is_dir() || model::is_repository(path)) {
+        let Some(path) = &self.tokenizer else { return Ok(Tokenizer::cl100k()) };
+        match path.to_str().filter(|_| !path.exists()).and_then(Tokenizer::bundled) {
+            Some(bundled) => Ok(bundled),
+            None => match path.to_str().filter(|_| path.is_dir() || model::is_repository(path)) {
                 Some(name) => Ok(Tokenizer::from_pretrained(name, None)?),
                 None => Ok(Tokenizer::from_file(path)?),
             },

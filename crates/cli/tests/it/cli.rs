@@ -203,6 +203,8 @@ fn encode_and_decode_are_inverse_in_every_format() {
     assert!(json == expected);
     assert_eq!(stdout(&["encode", "--count"], &text).trim(), expected.len().to_string());
     assert_eq!(stdout(&["encode", "-"], b"Hello world"), "9906 1917\n");
+    assert_eq!(stdout(&["encode", "--tokenizer", "gpt2"], b"Hello world"), "15496 995\n");
+    assert_eq!(stdout(&["encode", "--tokenizer", "o200k"], b"Hello world"), "13225 2375\n");
     assert_eq!(stdout(&["encode", "-", "--format", "json"], b""), "[]\n");
     assert_eq!(stdout(&["decode", "--format", "json"], b"[9906, 1917]"), "Hello world");
     let unigram = golden("unigram.json");

@@ -3,7 +3,9 @@
 use std::ops::ControlFlow;
 
 use super::Tokenizer;
+use super::bpe::Count;
 use super::engine::Engine as _;
+use super::ids::encode;
 use crate::Result;
 
 /// Number of tokens of `text`.
@@ -18,7 +20,31 @@ use crate::Result;
 /// # Ok::<(), tallow_text::Error>(())
 /// ```
 pub fn count_tokens(tokenizer: &Tokenizer, text: &str) -> Result<usize> {
-    Ok(tokenizer.encode(text)?.len())
+    count_up_to(tokenizer, text, usize::MAX)
+}
+
+/// Number of tokens of `text`, or `limit` where it has more.
+///
+/// To ask whether a text fits into `n` tokens, take `n + 1` as the limit.
+///
+/// # Errors
+/// As [`Tokenizer::encode`].
+///
+/// # Cost
+/// Reads some hundred bytes further than the limit, and holds no ids. A `tokenizer.json` that tallow's own encoder does not take is
+/// encoded whole.
+///
+/// # Example
+/// ```
+/// use tallow_text::{Tokenizer, count_up_to};
+/// let text = "one two three ".repeat(1_000_000);
+/// assert_eq!(count_up_to(&Tokenizer::cl100k(), &text, 8193)?, 8193); // too long for 8192, and known at once
+/// # Ok::<(), tallow_text::Error>(())
+/// ```
+pub fn count_up_to(tokenizer: &Tokenizer, text: &str, limit: usize) -> Result<usize> {
+    let mut count = Count { ids: 0, limit };
+    encode(tokenizer, text, &mut count)?;
+    Ok(count.ids.min(limit))
 }
 
 /// A prefix of `text` that has at most `max_tokens` tokens and ends between two characters.
@@ -61,7 +87,7 @@ fn end_of(tokenizer: &Tokenizer, text: &str, tokens: usize) -> Result<usize> {
     specials.refuse(text, 0)?;
     let (mut end, mut left) = (0, tokens);
     let ordinary = |start: usize, stop: usize, end: &mut usize, left: &mut usize| {
-        ranks.pieces(&text[start..stop], |_, ids| {
+        ranks.bpe.pieces(&text[start..stop], |_, ids| {
             for id in ids {
                 if *left == 0 {
                     return ControlFlow::Break(());

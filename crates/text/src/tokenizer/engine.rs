@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::Backend;
 use super::ranks::Ranks;
 use super::specials::SpecialTokens;
 use crate::{Error, Result};
@@ -13,6 +14,8 @@ pub(super) trait Engine: Send + Sync {
     fn name(&self) -> &str;
 
     fn fingerprint(&self) -> u64;
+
+    fn backend(&self) -> Backend;
 
     /// Text and id of every special token.
     fn special_ids(&self) -> &[(String, u32)];

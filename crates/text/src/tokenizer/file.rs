@@ -4,14 +4,19 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
+use aho_corasick::AhoCorasick;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value};
-use tokenizers::{AddedToken, Encoding, Tokenizer};
+use tokenizers::tokenizer::pre_tokenizer::OffsetType;
+use tokenizers::{AddedToken, Encoding, OffsetReferential, Tokenizer};
+use unicode_normalization_alignments::{IsNormalized, is_nfc_quick};
 
+use super::Backend;
+use super::bpe::Bpe;
 use super::engine::Engine;
 use super::specials::{SpecialTokens, Specials};
-use super::{WITHOUT_EFFECT, byte_level};
+use super::{WITHOUT_EFFECT, byte_level, known};
 use crate::support::Fingerprint;
 use crate::{Error, NO_TOKEN};
 
@@ -34,6 +39,10 @@ pub(super) struct File {
     /// Reads only the text of tokens that were added here as tokens.
     with_added: Option<Tokenizer>,
     alphabet: Alphabet,
+    /// What encodes the text between added tokens, where it is our own encoder.
+    bpe: Option<Bpe>,
+    /// Finds every added token, whatever the rule.
+    added: Option<AhoCorasick>,
 }
 
 /// How many ids before it are enough to decode one, where a decoder looks at neighbors.
@@ -65,6 +74,7 @@ impl File {
             plain.with_model(model);
         }
 
+        let bpe = known::encoder(&value);
         let mut without_effect = Map::new();
         if let Some(object) = value.as_object_mut() {
             without_effect.extend(WITHOUT_EFFECT.iter().filter_map(|key| object.remove_entry(*key)));
@@ -79,6 +89,8 @@ impl File {
         let mut specials: Vec<_> =
             added.iter().filter(|(_, t)| t.special).map(|(id, token)| (token.content.clone(), *id)).collect();
         specials.sort_by_key(|(_, id)| *id);
+        let contents: Vec<&str> = added.values().map(|token| token.content.as_str()).collect();
+        let finder = AhoCorasick::new(contents).map_err(|e| e.to_string())?;
         Ok(File {
             name,
             json: json.to_vec(),
@@ -90,6 +102,8 @@ impl File {
             alphabet: alphabet(&value["decoder"]),
             with_specials: OnceLock::new(),
             with_added: None,
+            bpe,
+            added: (!added.is_empty()).then_some(finder),
             plain,
         })
     }
@@ -129,8 +143,9 @@ impl File {
         Ok(grown)
     }
 
-    fn encode(&self, text: &str, specials: Specials) -> crate::Result<Encoding> {
-        let tokenizer = match specials {
+    /// The tokenizer for a rule.
+    fn tokenizer(&self, specials: Specials) -> &Tokenizer {
+        match specials {
             Specials::Added => self.with_added.as_ref().unwrap_or(&self.plain),
             Specials::Text | Specials::Forbid => &self.plain,
             Specials::Allow => self.with_specials.get_or_init(|| {
@@ -138,24 +153,44 @@ impl File {
                 tokenizer.set_encode_special_tokens(false);
                 tokenizer
             }),
-        };
+        }
+    }
+
+    fn encode(&self, text: &str, specials: Specials) -> crate::Result<Encoding> {
+        let tokenizer = self.tokenizer(specials);
         contained(|| tokenizer.encode(text, false)).map_err(|reason| self.refused(reason))
     }
 
-    /// Byte ranges of the tokens in `text`: exact where the tokens' bytes spell the text, otherwise as
-    /// tokenizers reports them.
-    fn offsets(&self, text: &str, encoding: &Encoding) -> Vec<Range<usize>> {
-        let mut exact = Vec::with_capacity(encoding.len());
-        let mut start = 0;
-        for id in encoding.get_ids() {
-            let bytes = self.token_bytes(*id).unwrap_or_default();
-            if !text.as_bytes()[start..].starts_with(&bytes) {
-                return encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
-            }
-            exact.push(start..start + bytes.len());
-            start += bytes.len();
+    /// Appends the ids of `text` by our own encoder. `tokenizers` cuts it at added tokens and normalizes it, where there is need.
+    fn encode_by(&self, bpe: &Bpe, text: &str, specials: Specials, out: &mut Vec<u32>) -> crate::Result<()> {
+        let tokenizer = self.tokenizer(specials);
+        let normal = tokenizer.get_normalizer().is_none() || is_nfc_quick(text.chars()) == IsNormalized::Yes;
+        if normal && self.added.as_ref().is_none_or(|added| !added.is_match(text)) {
+            bpe.encode(text, out);
+            return Ok(());
         }
-        exact
+        let added = tokenizer.get_added_vocabulary();
+        let cut = contained(|| Ok(added.extract_and_normalize(tokenizer.get_normalizer(), text)));
+        let cut = cut.map_err(|reason| self.refused(reason))?;
+        for (part, _, tokens) in cut.get_splits(OffsetReferential::Normalized, OffsetType::Byte) {
+            match tokens {
+                Some(tokens) => out.extend(tokens.iter().map(|token| token.id)),
+                None => bpe.encode(part, out),
+            }
+        }
+        Ok(())
+    }
+
+    /// Byte ranges of the tokens in `text`, if their bytes spell it.
+    fn spelled(&self, text: &str, ids: &[u32]) -> Option<Vec<Range<usize>>> {
+        let mut start = 0;
+        let ranges = ids.iter().map(|id| {
+            let bytes = self.token_bytes(*id).unwrap_or_default();
+            let range = start..start + bytes.len();
+            start = range.end;
+            text.as_bytes()[range.start..].starts_with(&bytes).then_some(range)
+        });
+        ranges.collect()
     }
 
     fn refused(&self, reason: String) -> Error {
@@ -170,6 +205,10 @@ impl Engine for File {
 
     fn fingerprint(&self) -> u64 {
         self.fingerprint
+    }
+
+    fn backend(&self) -> Backend {
+        if self.bpe.is_some() { Backend::BytePair } else { Backend::Tokenizers }
     }
 
     fn special_ids(&self) -> &[(String, u32)] {
@@ -218,6 +257,9 @@ impl Engine for File {
     }
 
     fn encode_into(&self, text: &str, specials: &SpecialTokens, out: &mut Vec<u32>) -> crate::Result<()> {
+        if let Some(bpe) = &self.bpe {
+            return self.encode_by(bpe, text, specials.rule, out);
+        }
         out.extend_from_slice(self.encode(text, specials.rule)?.get_ids());
         Ok(())
     }
@@ -227,8 +269,18 @@ impl Engine for File {
         text: &str,
         specials: &SpecialTokens,
     ) -> crate::Result<(Vec<u32>, Vec<Range<usize>>)> {
+        if let Some(bpe) = &self.bpe {
+            let mut ids = Vec::new();
+            self.encode_by(bpe, text, specials.rule, &mut ids)?;
+            if let Some(offsets) = self.spelled(text, &ids) {
+                return Ok((ids, offsets));
+            }
+        }
         let encoding = self.encode(text, specials.rule)?;
-        Ok((encoding.get_ids().to_vec(), self.offsets(text, &encoding)))
+        let ids = encoding.get_ids().to_vec();
+        let reported = || encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
+        let offsets = self.spelled(text, &ids).unwrap_or_else(reported);
+        Ok((ids, offsets))
     }
 
     /// Exact for byte-level vocabularies, otherwise what the file's decoder says.

@@ -9,20 +9,20 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 
+use super::bpe::tables::Tables;
 use super::ranks::{Ranks, check_specials};
-use super::vocab::Vocab;
 use crate::support::files::{read_regular, write_whole};
 use crate::{Error, Result};
 
 /// Reads the ranks in `text`, which is what `path` holds, and the special tokens from beside it.
 pub(super) fn read(path: &Path, text: &str) -> Result<Ranks> {
     let bad = |reason: String| Error::tokenizer_file(path, format!("not a usable .tiktoken rank file: {reason}"));
-    let vocab = vocab(text).map_err(bad)?;
-    let specials = specials_beside(path, &vocab)?;
-    Ranks::of(path, vocab, None, specials).map_err(bad)
+    let tables = tables(text).map_err(bad)?;
+    let specials = specials_beside(path, &tables)?;
+    Ranks::of(path, tables, None, specials).map_err(bad)
 }
 
-fn vocab(text: &str) -> std::result::Result<Vocab, String> {
+fn tables(text: &str) -> std::result::Result<Tables, String> {
     let mut tokens = Vec::new();
     for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let number = number + 1;
@@ -31,11 +31,12 @@ fn vocab(text: &str) -> std::result::Result<Vocab, String> {
         let rank: u32 = rank.trim().parse().map_err(|_| format!("line {number}: {rank:?} is not a rank"))?;
         tokens.push((rank, token));
     }
-    Vocab::new(tokens.iter().map(|(rank, token)| (*rank, token.as_slice())))
+    let tokens: Vec<_> = tokens.iter().map(|(rank, token)| (*rank, token.as_slice())).collect();
+    Tables::build(&tokens)
 }
 
 /// Text and id of the special tokens that lie beside a rank file, or `None` where there is no such file.
-fn specials_beside(path: &Path, vocab: &Vocab) -> Result<Option<Vec<(String, u32)>>> {
+fn specials_beside(path: &Path, tables: &Tables) -> Result<Option<Vec<(String, u32)>>> {
     let path = beside(path);
     let bytes = match read_regular(&path) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
@@ -45,22 +46,22 @@ fn specials_beside(path: &Path, vocab: &Vocab) -> Result<Option<Vec<(String, u32
     let specials: BTreeMap<String, u32> = serde_json::from_slice(bytes)
         .map_err(|e| Error::tokenizer_file(&path, format!("not an object of special tokens and their ids: {e}")))?;
     let specials: Vec<_> = specials.into_iter().collect();
-    check_specials(vocab, &specials).map_err(|reason| Error::tokenizer_file(&path, reason))?;
+    check_specials(tables, &specials).map_err(|reason| Error::tokenizer_file(&path, reason))?;
     Ok(Some(specials))
 }
 
 /// Writes special tokens and ranks.
 pub(super) fn write(ranks: &Ranks, path: &Path) -> Result<()> {
     let refused = |reason: String| Error::tokenizer_file(path, reason);
-    check_specials(&ranks.vocab, &ranks.specials).map_err(refused)?;
+    check_specials(&ranks.bpe.tables, &ranks.specials).map_err(refused)?;
     if !ranks.pattern_is_told() {
         return Err(refused("a rank file does not hold this split pattern: save it as .json".to_string()));
     }
     let entry = |(text, id): &(String, u32)| format!("{}: {id}", Value::from(text.as_str()));
     let specials: Vec<String> = ranks.specials.iter().map(entry).collect();
     let mut lines = String::new();
-    for id in 0..ranks.vocab.rows() as u32 {
-        if let Some(bytes) = ranks.vocab.bytes(id) {
+    for id in 0..ranks.bpe.tables.rows() as u32 {
+        if let Some(bytes) = ranks.bpe.tables.bytes(id) {
             _ = writeln!(lines, "{} {id}", BASE64_STANDARD.encode(bytes));
         }
     }

@@ -1,6 +1,6 @@
 //! Ranks ⇄ a Hugging Face `tokenizer.json` that gives the same ids.
 //!
-//! Byte-pair encoding there goes by merges, pairs of tokens, of which [`halves`] gives one a token. A piece that is a token
+//! Byte-pair encoding there goes by merges, pairs of tokens, of which the tables have one a token. A piece that is a token
 //! is taken whole (`ignore_merges`), as tiktoken does. Special tokens stand in the vocabulary, too: `tokenizers` would give
 //! those that follow a gap in the ids another number.
 
@@ -10,21 +10,22 @@ use std::path::Path;
 use rayon::prelude::*;
 use serde_json::Value;
 
-use super::merge::halves;
+use super::bpe::split::Pattern;
+use super::bpe::tables::Tables;
+use super::byte_level;
 use super::ranks::{Ranks, check_specials};
-use super::vocab::Vocab;
-use super::{byte_level, split};
 
 const DECODER: &str = r#"{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":false,"use_regex":false}"#;
 
 /// The file, the same bytes for the same ranks.
 pub(super) fn write(ranks: &Ranks) -> Result<String, String> {
-    let Ranks { vocab, specials, pattern, .. } = ranks;
-    check_specials(vocab, specials)?;
+    let Ranks { bpe, specials, .. } = ranks;
+    let tables = &*bpe.tables;
+    check_specials(tables, specials)?;
     for (text, _) in specials {
         // A piece of text with these bytes would be spelled as the special token is.
         let bytes = byte_level::bytes(text).filter(|bytes| bytes != text.as_bytes());
-        if let Some(bytes) = bytes.filter(|bytes| std::str::from_utf8(bytes).is_ok() || vocab.id(bytes).is_some()) {
+        if let Some(bytes) = bytes.filter(|bytes| std::str::from_utf8(bytes).is_ok() || tables.id(bytes).is_some()) {
             let bytes = String::from_utf8_lossy(&bytes).into_owned();
             return Err(format!(
                 "a tokenizer.json cannot tell the special token {text:?} from {bytes:?}: save as .tiktoken"
@@ -32,8 +33,8 @@ pub(super) fn write(ranks: &Ranks) -> Result<String, String> {
         }
     }
     let quoted = |text: &str| Value::from(text).to_string();
-    let spelled = |id: u32| Some(quoted(&byte_level::spelled(vocab.bytes(id)?)));
-    let ids = || (0..vocab.rows() as u32).into_par_iter();
+    let spelled = |id: u32| Some(quoted(&byte_level::spelled(tables.bytes(id)?)));
+    let ids = || (0..tables.rows() as u32).into_par_iter();
     let added: Vec<String> = specials
         .iter()
         .map(|(text, id)| {
@@ -45,11 +46,10 @@ pub(super) fn write(ranks: &Ranks) -> Result<String, String> {
     tokens.extend(specials.iter().map(|(text, id)| (*id, quoted(text))));
     tokens.sort_by_key(|(id, _)| *id);
     let tokens: Vec<String> = tokens.iter().map(|(id, text)| format!("{text}:{id}")).collect();
-    let merge = |id: u32| {
-        let [left, right] = halves(vocab, vocab.bytes(id)?)?;
-        Some(format!("[{},{}]", spelled(left)?, spelled(right)?))
-    };
-    let merges: Vec<String> = ids().filter_map(merge).collect();
+    let mut merges: Vec<(u32, [u32; 2])> = tables.joins().map(|(pair, id)| (id, pair)).collect();
+    merges.sort_unstable();
+    let merge = |(_, [left, right]): &(u32, [u32; 2])| Some(format!("[{},{}]", spelled(*left)?, spelled(*right)?));
+    let merges: Vec<String> = merges.par_iter().filter_map(merge).collect();
     Ok(format!(
         r#"{{
 "version":"1.0",
@@ -74,7 +74,7 @@ pub(super) fn write(ranks: &Ranks) -> Result<String, String> {
 }}
 "#,
         added.join(",\n"),
-        quoted(&with_look_ahead(pattern)),
+        quoted(&bpe.pattern.regex()),
         tokens.join(",\n"),
         merges.join(",\n"),
     ))
@@ -85,7 +85,7 @@ pub(super) fn write(ranks: &Ranks) -> Result<String, String> {
 pub(super) fn read(path: &Path, json: &Value) -> Option<Ranks> {
     let model = &json["model"];
     let regex = json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"].as_str()?;
-    let pattern = split::ALL.into_iter().find(|pattern| with_look_ahead(pattern) == regex)?;
+    let pattern = Pattern::ALL.into_iter().find(|pattern| pattern.regex() == regex)?;
     // Most files of others differ here already, before anything large is built.
     if json["normalizer"] != Value::Null || serde_json::from_str::<Value>(DECODER).ok()? != json["decoder"] {
         return None;
@@ -104,16 +104,11 @@ pub(super) fn read(path: &Path, json: &Value) -> Option<Ranks> {
     let ordinary = tokens.iter().filter(|(text, _)| !texts.contains(text.as_str()));
     let ordinary = ordinary.map(|(text, value)| Some((id(value)?, byte_level::bytes(text)?)));
     let ordinary: Vec<_> = ordinary.collect::<Option<_>>()?;
-    let vocab = Vocab::new(ordinary.iter().map(|(id, bytes)| (*id, bytes.as_slice()))).ok()?;
-    let ranks = Ranks::of(path, vocab, Some(pattern), Some(specials)).ok()?;
+    let ordinary: Vec<_> = ordinary.iter().map(|(id, bytes)| (*id, bytes.as_slice())).collect();
+    let ranks = Ranks::of(path, Tables::build(&ordinary).ok()?, Some(pattern), Some(specials)).ok()?;
 
     let written: Value = serde_json::from_str(&write(&ranks).ok()?).ok()?;
     let (json, written) = (json.as_object()?, written.as_object()?);
     let mut keys = json.keys().chain(written.keys()).filter(|key| !super::WITHOUT_EFFECT.contains(&key.as_str()));
     keys.all(|key| json.get(key) == written.get(key)).then_some(ranks)
-}
-
-/// tiktoken's own pattern, of which `split.rs` leaves out what an automaton cannot do.
-fn with_look_ahead(pattern: &str) -> String {
-    format!(r"{}|\s+(?!\S)|\s+", pattern.trim_end_matches(r"|\s+$"))
 }

@@ -2,38 +2,34 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
-use bpe_openai::byte_pair_encoding::BytePairEncoding;
-
+use super::Backend;
+use super::bpe::split::Pattern;
+use super::bpe::tables::Tables;
+use super::bpe::{Bpe, Ids, bundled};
 use super::engine::Engine;
-use super::merge::merge;
 use super::rank_json;
 use super::specials::SpecialTokens;
-use super::split::{self, Splitter};
-use super::vocab::Vocab;
 use crate::NO_TOKEN;
 use crate::support::Fingerprint;
 
 pub(super) struct Ranks {
     name: String,
-    pub(super) vocab: Vocab,
+    pub(super) bpe: Bpe,
     /// Text and id of every special token, by id.
     pub(super) specials: Vec<(String, u32)>,
-    fingerprint: u64,
-    pub(super) pattern: &'static str,
-    splitter: Splitter,
-    /// Linear-time merging, where this vocabulary is the bundled one.
-    linear: Option<&'static BytePairEncoding>,
+    fingerprint: OnceLock<u64>,
 }
 
 /// What a rank file does not say about itself, told from its number of ranks.
+#[derive(Clone, Copy)]
 struct Known {
     name: &'static str,
     ranks: usize,
-    pattern: &'static str,
+    pattern: Pattern,
     specials: &'static [(&'static str, u32)],
 }
 
@@ -41,7 +37,7 @@ const KNOWN: [Known; 4] = [
     Known {
         name: "cl100k_base",
         ranks: 100_256,
-        pattern: split::CL100K,
+        pattern: Pattern::Cl100k,
         specials: &[
             ("<|endoftext|>", 100_257),
             ("<|fim_prefix|>", 100_258),
@@ -53,20 +49,19 @@ const KNOWN: [Known; 4] = [
     Known {
         name: "o200k_base",
         ranks: 199_998,
-        pattern: split::O200K,
+        pattern: Pattern::O200k,
         specials: &[("<|endoftext|>", 199_999), ("<|endofprompt|>", 200_018)],
     },
-    Known { name: "r50k_base", ranks: 50_256, pattern: split::GPT2, specials: &[("<|endoftext|>", 50_256)] },
-    Known { name: "p50k_base", ranks: 50_280, pattern: split::GPT2, specials: &[("<|endoftext|>", 50_256)] },
+    Known { name: "r50k_base", ranks: 50_256, pattern: Pattern::Gpt2, specials: &[("<|endoftext|>", 50_256)] },
+    Known { name: "p50k_base", ranks: 50_280, pattern: Pattern::Gpt2, specials: &[("<|endoftext|>", 50_256)] },
 ];
 
-static CL100K: LazyLock<Arc<Ranks>> = LazyLock::new(|| {
-    let known = &KNOWN[0];
-    let bpe = &bpe_openai::cl100k_base().bpe;
-    let tokens = (0..bpe.num_tokens() as u32).map(|id| (id, bpe.token_bytes(id)));
-    let vocab = Vocab::new(tokens).expect("the bundled vocabulary is sound");
-    Arc::new(Ranks::new(known.name.to_string(), vocab, known.pattern, owned(known.specials), Some(bpe)))
-});
+const CL100K: Known = KNOWN[0];
+#[cfg(feature = "o200k")]
+const O200K: Known = KNOWN[1];
+/// tiktoken has these ranks under two names.
+#[cfg(feature = "gpt2")]
+const GPT2: Known = Known { name: "gpt2", ..KNOWN[2] };
 
 fn owned(specials: &[(&str, u32)]) -> Vec<(String, u32)> {
     specials.iter().map(|(text, id)| (text.to_string(), *id)).collect()
@@ -74,30 +69,29 @@ fn owned(specials: &[(&str, u32)]) -> Vec<(String, u32)> {
 
 /// The published encoding that has so many ranks, unless the vocabulary is another one all the same: not cl100k's tokens, or a
 /// token where a special one should be.
-fn known(vocab: &Vocab) -> Option<&'static Known> {
-    let free = |(text, id): &(&str, u32)| vocab.bytes(*id).is_none() && vocab.id(text.as_bytes()).is_none();
-    let known = KNOWN.iter().find(|known| known.ranks == vocab.len() && known.specials.iter().all(free))?;
-    (known.pattern != split::CL100K || is_cl100k(vocab)).then_some(known)
-}
-
-fn is_cl100k(vocab: &Vocab) -> bool {
-    let bundled = &Ranks::cl100k().vocab;
-    (0..vocab.rows().max(bundled.rows()) as u32).all(|id| vocab.bytes(id) == bundled.bytes(id))
+fn known(tables: &Tables) -> Option<&'static Known> {
+    let free = |(text, id): &(&str, u32)| tables.bytes(*id).is_none() && tables.id(text.as_bytes()).is_none();
+    let known = KNOWN.iter().find(|known| known.ranks == tables.len && known.specials.iter().all(free))?;
+    let is_cl100k = || {
+        let bundled = &Ranks::cl100k().bpe.tables;
+        (&bundled.bytes, &bundled.starts) == (&tables.bytes, &tables.starts)
+    };
+    (known.pattern != Pattern::Cl100k || is_cl100k()).then_some(known)
 }
 
 /// What is wrong with special tokens from a file or for one. Their ids are bounded as ranks are: a stranger must not decide how
 /// large a table is.
-pub(super) fn check_specials(vocab: &Vocab, specials: &[(String, u32)]) -> Result<(), String> {
-    let largest = (vocab.len() + specials.len()) * 2 + 1024;
+pub(super) fn check_specials(tables: &Tables, specials: &[(String, u32)]) -> Result<(), String> {
+    let largest = (tables.len + specials.len()) * 2 + 1024;
     let (mut ids, mut texts) = (HashSet::new(), HashSet::new());
     for (text, id) in specials {
         if text.is_empty() {
             return Err(format!("the special token {id} has no text"));
         }
-        if let Some(rank) = vocab.id(text.as_bytes()) {
+        if let Some(rank) = tables.id(text.as_bytes()) {
             return Err(format!("the special token {text:?} is an ordinary token, too: {rank}"));
         }
-        if vocab.bytes(*id).is_some() {
+        if tables.bytes(*id).is_some() {
             return Err(format!("the id {id} of the special token {text:?} is that of an ordinary token"));
         }
         if *id as usize > largest {
@@ -111,89 +105,70 @@ pub(super) fn check_specials(vocab: &Vocab, specials: &[(String, u32)]) -> Resul
 }
 
 impl Ranks {
-    /// The bundled cl100k, built once a process.
+    /// The bundled cl100k, opened once a process.
     pub(super) fn cl100k() -> Arc<Ranks> {
-        CL100K.clone()
+        static OPEN: LazyLock<Arc<Ranks>> = LazyLock::new(|| Ranks::bundled(&CL100K, bundled::cl100k()));
+        OPEN.clone()
+    }
+
+    #[cfg(feature = "o200k")]
+    pub(super) fn o200k() -> Arc<Ranks> {
+        static OPEN: LazyLock<Arc<Ranks>> = LazyLock::new(|| Ranks::bundled(&O200K, bundled::o200k()));
+        OPEN.clone()
+    }
+
+    #[cfg(feature = "gpt2")]
+    pub(super) fn gpt2() -> Arc<Ranks> {
+        static OPEN: LazyLock<Arc<Ranks>> = LazyLock::new(|| Ranks::bundled(&GPT2, bundled::gpt2()));
+        OPEN.clone()
+    }
+
+    fn bundled(known: &Known, tables: Tables) -> Arc<Ranks> {
+        Arc::new(Ranks::new(known.name.to_string(), Bpe::new(tables, known.pattern), owned(known.specials)))
     }
 
     /// The encoding of a vocabulary from a file. What is not given is told from the number of ranks, as tiktoken's rank files
     /// leave it to their reader.
     pub(super) fn of(
         path: &Path,
-        vocab: Vocab,
-        pattern: Option<&'static str>,
+        tables: Tables,
+        pattern: Option<Pattern>,
         specials: Option<Vec<(String, u32)>>,
     ) -> Result<Self, String> {
-        if let Some(byte) = (0..=255u8).find(|byte| vocab.id(&[*byte]).is_none()) {
+        if let Some(byte) = (0..=255u8).find(|byte| tables.id(&[*byte]).is_none()) {
             return Err(format!("no token for the single byte 0x{byte:02X}: some texts would have no ids"));
         }
-        let known = known(&vocab);
-        let told = known.map_or(split::CL100K, |known| known.pattern);
+        let known = known(&tables);
+        let told = known.map_or(Pattern::Cl100k, |known| known.pattern);
         let pattern = pattern.unwrap_or(told);
         let name = known.filter(|known| known.pattern == pattern).map(|known| known.name.to_string());
         let name = name.unwrap_or_else(|| super::name_of(path));
         let mut specials = specials.unwrap_or_else(|| owned(known.map_or(&[], |known| known.specials)));
         specials.sort_by_key(|(_, id)| *id);
-        let linear = Ranks::cl100k().linear.filter(|_| is_cl100k(&vocab));
-        Ok(Ranks::new(name, vocab, pattern, specials, linear))
+        Ok(Ranks::new(name, Bpe::new(tables, pattern), specials))
     }
 
-    fn new(
-        name: String,
-        vocab: Vocab,
-        pattern: &'static str,
-        specials: Vec<(String, u32)>,
-        linear: Option<&'static BytePairEncoding>,
-    ) -> Self {
-        let mut fingerprint = Fingerprint::new("ranks");
-        for id in 0..vocab.rows() as u32 {
-            fingerprint.add(vocab.bytes(id).unwrap_or_default());
-        }
-        fingerprint.add(pattern.as_bytes());
-        for (token, id) in &specials {
-            fingerprint.add(token.as_bytes());
-            fingerprint.add(&id.to_le_bytes());
-        }
-        let fingerprint = fingerprint.finish();
-        Ranks { name, vocab, specials, fingerprint, pattern, splitter: Splitter::new(pattern), linear }
+    fn new(name: String, bpe: Bpe, specials: Vec<(String, u32)>) -> Self {
+        Ranks { name, bpe, specials, fingerprint: OnceLock::new() }
     }
 
     /// Whether the number of ranks tells the split pattern.
     pub(super) fn pattern_is_told(&self) -> bool {
-        known(&self.vocab).map_or(split::CL100K, |known| known.pattern) == self.pattern
+        known(&self.bpe.tables).map_or(Pattern::Cl100k, |known| known.pattern) == self.bpe.pattern
     }
 
-    /// Calls `each(end, ids)` for every piece of ordinary text: where it ends and its ids, until told to stop.
-    pub(super) fn pieces(&self, text: &str, mut each: impl FnMut(usize, &[u32]) -> ControlFlow<()>) {
-        let mut ids = Vec::new();
-        self.splitter.for_each(text, |start, end| {
-            ids.clear();
-            self.piece(&text.as_bytes()[start..end], &mut ids);
-            each(end, &ids).is_continue()
-        });
-    }
-
-    /// [`Splitter::cuts`]
-    pub(super) fn cuts(&self, around: [u8; 3]) -> bool {
-        self.splitter.cuts(around)
-    }
-
-    /// Appends the ids of ordinary text.
-    pub(super) fn encode_ordinary(&self, text: &str, out: &mut Vec<u32>) {
-        self.splitter.for_each(text, |start, end| {
-            self.piece(&text.as_bytes()[start..end], out);
-            true
-        });
-    }
-
-    fn piece(&self, piece: &[u8], out: &mut Vec<u32>) {
-        if let Some(id) = self.vocab.id(piece) {
-            return out.push(id);
+    /// Appends the ids of `text` with its special tokens, until `out` is full.
+    pub(super) fn encode(&self, text: &str, specials: &SpecialTokens, out: &mut impl Ids) {
+        let mut start = 0;
+        for (range, id) in specials.find(text) {
+            self.bpe.encode(&text[start..range.start], out);
+            if out.is_full() {
+                return;
+            }
+            out.push(id);
+            start = range.end;
         }
-        match self.linear {
-            Some(bpe) => out.extend(bpe.encode_via_backtracking(piece)),
-            None => merge(&self.vocab, piece, out),
-        }
+        self.bpe.encode(&text[start..], out);
     }
 }
 
@@ -203,7 +178,22 @@ impl Engine for Ranks {
     }
 
     fn fingerprint(&self) -> u64 {
-        self.fingerprint
+        *self.fingerprint.get_or_init(|| {
+            let mut fingerprint = Fingerprint::new("ranks");
+            for id in 0..self.bpe.tables.rows() as u32 {
+                fingerprint.add(self.bpe.tables.bytes(id).unwrap_or_default());
+            }
+            fingerprint.add(self.bpe.pattern.without_look_ahead().as_bytes());
+            for (token, id) in &self.specials {
+                fingerprint.add(token.as_bytes());
+                fingerprint.add(&id.to_le_bytes());
+            }
+            fingerprint.finish()
+        })
+    }
+
+    fn backend(&self) -> Backend {
+        Backend::BytePair
     }
 
     fn special_ids(&self) -> &[(String, u32)] {
@@ -212,11 +202,11 @@ impl Engine for Ranks {
 
     fn rows(&self) -> usize {
         let specials = self.specials.iter().map(|(_, id)| *id as usize + 1).max();
-        self.vocab.rows().max(specials.unwrap_or(0))
+        self.bpe.tables.rows().max(specials.unwrap_or(0))
     }
 
     fn ordinary_rows(&self) -> usize {
-        self.vocab.rows()
+        self.bpe.tables.rows()
     }
 
     fn is_byte_level(&self) -> bool {
@@ -226,22 +216,16 @@ impl Engine for Ranks {
     fn token_bytes(&self, id: u32) -> Option<Cow<'_, [u8]>> {
         let special = || self.specials.binary_search_by_key(&id, |(_, id)| *id).ok();
         let special = || special().map(|index| self.specials[index].0.as_bytes());
-        self.vocab.bytes(id).or_else(special).map(Cow::Borrowed)
+        self.bpe.tables.bytes(id).or_else(special).map(Cow::Borrowed)
     }
 
     fn token_to_id(&self, token: &[u8]) -> Option<u32> {
         let special = || self.specials.iter().find(|(text, _)| text.as_bytes() == token).map(|(_, id)| *id);
-        self.vocab.id(token).or_else(special)
+        self.bpe.tables.id(token).or_else(special)
     }
 
     fn encode_into(&self, text: &str, specials: &SpecialTokens, out: &mut Vec<u32>) -> crate::Result<()> {
-        let mut start = 0;
-        for (range, id) in specials.find(text) {
-            self.encode_ordinary(&text[start..range.start], out);
-            out.push(id);
-            start = range.end;
-        }
-        self.encode_ordinary(&text[start..], out);
+        self.encode(text, specials, out);
         Ok(())
     }
 
@@ -276,7 +260,7 @@ impl Engine for Ranks {
         }
         let mut specials = self.specials.clone();
         specials.extend(new.iter().map(|token| token.to_string()).zip(self.rows() as u32..));
-        Ok(Arc::new(Ranks::new(self.name.clone(), self.vocab.clone(), self.pattern, specials, self.linear)))
+        Ok(Arc::new(Ranks::new(self.name.clone(), self.bpe.clone(), specials)))
     }
 
     fn by_pieces(&self) -> Option<&Ranks> {

@@ -1,12 +1,11 @@
 //! Text larger than memory: the ids of a reader, in chunks, the same as those of the whole text.
 
 use std::io::Read;
-use std::ops::ControlFlow;
 
 use super::Tokenizer;
+use super::bpe::cuts;
 use super::ranks::Ranks;
 use super::specials::SpecialTokens;
-use super::split::Splitter;
 use crate::support::take_text;
 use crate::{Error, Result};
 
@@ -77,7 +76,7 @@ impl Tokenizer {
     /// Where a text may be cut so that its parts, encoded by themselves, give the ids of the whole: between the second and
     /// the third of three bytes. `None` for a `tokenizer.json`, whose rules may look arbitrarily far.
     pub(crate) fn cuts(&self) -> Option<impl Fn([u8; 3]) -> bool + Sync + '_> {
-        self.engine.by_pieces().map(|ranks| |around| ranks.cuts(around))
+        self.engine.by_pieces().map(|ranks| |around| cuts::cuts(ranks.bpe.pattern, around))
     }
 }
 
@@ -163,29 +162,20 @@ impl<R: Read> EncodeReader<'_, R> {
 /// Appends the ids of the part of `text` whose ids nothing later can change, and returns where that part ends.
 fn encode_settled(ranks: &Ranks, text: &str, specials: &SpecialTokens, ids: &mut Vec<u32>) -> usize {
     let margin = specials.longest();
-    let settled = Splitter::settled(text, margin);
+    let settled = cuts::settled(text, margin);
     let mut taken = 0;
     for (range, id) in specials.find(text) {
         if range.start + margin > text.len() {
             break;
         }
-        ranks.encode_ordinary(&text[taken..range.start], ids);
+        ranks.bpe.encode(&text[taken..range.start], ids);
         ids.push(id);
         taken = range.end;
     }
-    let start = taken;
-    if settled <= start {
+    if settled <= taken {
         return taken; // a run that has not ended is not encoded in vain
     }
-    ranks.pieces(&text[start..], |end, piece| {
-        if start + end > settled {
-            return ControlFlow::Break(());
-        }
-        ids.extend_from_slice(piece);
-        taken = start + end;
-        ControlFlow::Continue(())
-    });
-    taken
+    taken + ranks.bpe.encode_until(&text[taken..], settled - taken, ids)
 }
 
 #[cfg(test)]

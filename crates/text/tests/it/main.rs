@@ -2,6 +2,7 @@
 
 mod decoder;
 mod interop;
+mod known;
 mod prepare;
 mod saved;
 mod shard;

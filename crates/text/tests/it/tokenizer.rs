@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
-use tallow_text::{Error, NO_TOKEN, Specials, Tokenizer, count_tokens, truncate_to_tokens};
+use tallow_text::{Error, NO_TOKEN, Specials, Tokenizer, count_tokens, count_up_to, truncate_to_tokens};
 
-use crate::support::{Lcg, PIECES, golden_json, ids_of};
+use crate::support::{Lcg, PIECES, golden_json, ids_of, root};
 
 /// Number of ids and the hash of their little-endian bytes.
 #[derive(Default)]
@@ -216,4 +216,59 @@ fn truncation_never_halves_a_character() {
     let text = "小沈阳";
     let prefixes: Vec<_> = (0..5).map(|max| truncate_to_tokens(&tokenizer, text, max).unwrap()).collect();
     assert_eq!(prefixes, ["", "小", "小", "小沈", "小沈阳"]); // 沈 is tokens 2 and 3
+}
+
+/// As tiktoken publishes them.
+#[test]
+fn bundled_encodings_are_the_published_files() {
+    for (name, sha256) in [
+        ("cl100k_base", "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"),
+        ("o200k_base", "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"),
+        ("r50k_base", "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"),
+    ] {
+        let path = root().join(format!("crates/text/assets/{name}.tiktoken"));
+        assert_eq!(hex(&Sha256::digest(std::fs::read(&path).unwrap())), sha256);
+        let Some(bundled) = Tokenizer::bundled(name) else { continue };
+        let file = Tokenizer::from_file(&path).unwrap();
+        assert_eq!((bundled.fingerprint(), bundled.special_ids()), (file.fingerprint(), file.special_ids()));
+        assert_eq!(bundled.vocab_size(), file.vocab_size());
+    }
+    assert_eq!(Tokenizer::cl100k().fingerprint(), 0x069f_486c_b9f4_9323); // files carry it
+    assert!(Tokenizer::bundled("cl200k").is_none());
+    assert_eq!(Tokenizer::cl100k().backend(), tallow_text::Backend::BytePair);
+}
+
+#[cfg(all(feature = "gpt2", feature = "o200k"))]
+#[test]
+fn gpt2_and_o200k_are_tiktokens() {
+    let text = "小沈阳 We'LL see: theIR HTTPServer's 12345 files/\r\n\r\n  don't <|endoftext|>";
+    let (gpt2, o200k) = (Tokenizer::gpt2(), Tokenizer::o200k());
+    assert_eq!((gpt2.name(), gpt2.vocab_size(), gpt2.ordinary_vocab_size()), ("gpt2", 50_257, 50_256));
+    assert_eq!((o200k.name(), o200k.vocab_size(), o200k.ordinary_vocab_size()), ("o200k_base", 200_019, 199_998));
+    for (ours, theirs) in [(gpt2, tiktoken_rs::r50k_base().unwrap()), (o200k, tiktoken_rs::o200k_base().unwrap())] {
+        assert_eq!(ours.encode(text).unwrap(), theirs.encode_ordinary(text));
+        let allowing = ours.with_specials(Specials::Allow);
+        assert_eq!(allowing.encode(text).unwrap(), theirs.encode_with_special_tokens(text));
+    }
+    let mut small: Vec<u16> = vec![7];
+    Tokenizer::gpt2().encode_into(text, &mut small).unwrap();
+    let ids: Vec<u32> = small[1..].iter().map(|id| u32::from(*id)).collect();
+    assert_eq!((small[0], ids), (7, Tokenizer::gpt2().encode(text).unwrap()));
+}
+
+#[test]
+fn counting_stops() {
+    let tokenizer = Tokenizer::cl100k().with_specials(Specials::Allow);
+    let text = format!("{}<|endoftext|>{}", "one two ".repeat(100), "three ".repeat(100));
+    let all = tokenizer.encode(&text).unwrap().len();
+    assert_eq!(count_tokens(&tokenizer, &text).unwrap(), all);
+    for limit in [0, 1, 5, 199, 200, 201, 202, all - 1, all, all + 1, usize::MAX] {
+        assert_eq!(count_up_to(&tokenizer, &text, limit).unwrap(), all.min(limit), "{limit}");
+    }
+    let mut ids = vec![1u32, 2];
+    let error = Tokenizer::cl100k().with_specials(Specials::Forbid).encode_into(&text, &mut ids).unwrap_err();
+    assert!(matches!(error, Error::SpecialForbidden { byte: 800, .. }), "{error}");
+    assert_eq!(ids, [1, 2]);
+    let error = Tokenizer::cl100k().encode_into("a", &mut Vec::<u16>::new()).unwrap_err();
+    assert_eq!(error.to_string(), "cl100k_base has ids up to 100276: u16 ends at 65535");
 }

@@ -1,0 +1,135 @@
+//! The ids of pieces that were merged lately, one cache a thread.
+//!
+//! Half a text's merging is of pieces that stood in it before: names, endings, rulers of dashes. The room is fixed: what comes
+//! later takes the place of what came earlier.
+
+use std::cell::RefCell;
+
+use super::tables::{hash_long, mix};
+
+/// Sets of two pieces of up to 31 bytes and 7 tokens, 128 bytes each: 2 MiB a thread.
+const SETS: usize = 1 << 14;
+const MOST: usize = 7;
+pub const SHORT: usize = 31;
+/// Places for longer pieces: 0.5 MiB a thread at most.
+const PLACES: usize = 512;
+const LONG: usize = 512;
+const MOST_OF_LONG: usize = 128;
+
+/// Tables have numbers; those of which a process makes half a thousand million go without a cache.
+const LAST_OWNER: u32 = u32::MAX >> 3;
+
+/// The bytes of a short piece, their number in the last.
+pub type Key = [u128; 2];
+
+/// A key, then seven ids, and in the last word whose they are and their number: plain words, so that a cache is memory that the system has not touched yet.
+type Short = [u128; 4];
+
+#[derive(Clone, Default)]
+struct Long {
+    owner: u32,
+    text: Vec<u8>,
+    ids: Vec<u32>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Cache {
+    /// Empty until something is put there, as `long` is.
+    short: Vec<[Short; 2]>,
+    long: Vec<Long>,
+}
+
+thread_local! {
+    static CACHE: RefCell<Cache> = RefCell::default();
+}
+
+impl Cache {
+    /// Calls `f` with this thread's cache.
+    pub fn with<T>(f: impl FnOnce(&mut Cache) -> T) -> T {
+        CACHE.with_borrow_mut(f)
+    }
+
+    /// The key of a piece of up to 31 bytes.
+    #[inline]
+    pub fn key(text: &[u8], start: usize, end: usize) -> Key {
+        let len = end - start;
+        let word = |bytes: &[u8; 16]| u128::from_le_bytes(*bytes);
+        let keep = |len: usize| if len < 16 { (1u128 << (8 * len)) - 1 } else { u128::MAX };
+        let [low, high] = match text[start..].as_chunks::<16>().0 {
+            [low, high, ..] => [word(low) & keep(len), word(high) & keep(len.saturating_sub(16))],
+            _ => {
+                let mut bytes = [[0; 16]; 2];
+                bytes.as_flattened_mut()[..len].copy_from_slice(&text[start..end]);
+                [word(&bytes[0]), word(&bytes[1])]
+            }
+        };
+        [low, high | (len as u128) << 120]
+    }
+
+    #[inline]
+    pub fn set([low, high]: &Key) -> usize {
+        let first = mix(*low as u64 ^ 0x9E37_79B9_7F4A_7C15, (low >> 64) as u64 ^ 0xD6E8_FEB8_6659_FD93);
+        let hash = mix(first ^ *high as u64, (high >> 64) as u64 ^ 0xD6E8_FEB8_6659_FD93);
+        hash as usize & (SETS - 1)
+    }
+
+    /// Asks for what lies in a set.
+    #[inline]
+    pub fn prefetch(&self, set: usize) {
+        if let Some(set) = self.short.get(set) {
+            crate::support::prefetch(set, 128);
+        }
+    }
+
+    /// The ids of a short piece.
+    #[inline]
+    pub fn get(&self, owner: u32, key: &Key, set: usize) -> Option<&[u32]> {
+        let mut found = self.short.get(set)?.iter().filter(|short| short[..2] == *key).map(|[_, _, ids @ ..]| {
+            let ids: &[u32; MOST + 1] = bytemuck::cast_ref(ids);
+            ids
+        });
+        let ids = found.find(|ids| ids[MOST] >> 3 == owner)?;
+        ids.get(..ids[MOST] as usize & 7)
+    }
+
+    pub fn put(&mut self, owner: u32, key: Key, set: usize, ids: &[u32]) {
+        if ids.len() > MOST || owner > LAST_OWNER {
+            return;
+        }
+        if self.short.is_empty() {
+            self.short = vec![[[0; 4]; 2]; SETS];
+        }
+        let mut kept = [0; MOST + 1];
+        kept[..ids.len()].copy_from_slice(ids);
+        kept[MOST] = owner << 3 | ids.len() as u32;
+        let kept: [u128; 2] = bytemuck::cast(kept);
+        let [newer, older] = &mut self.short[set];
+        *older = *newer;
+        *newer = [key[0], key[1], kept[0], kept[1]];
+    }
+
+    /// The ids of a longer piece.
+    pub fn get_long(&self, owner: u32, piece: &[u8]) -> Option<&[u32]> {
+        if piece.len() > LONG {
+            return None;
+        }
+        let long = self.long.get(hash_long(piece) as usize & (PLACES - 1))?;
+        (long.owner == owner && long.text == piece).then_some(&long.ids)
+    }
+
+    pub fn put_long(&mut self, owner: u32, piece: &[u8], ids: &[u32]) {
+        if piece.len() > LONG || ids.len() > MOST_OF_LONG || owner > LAST_OWNER {
+            return;
+        }
+        if self.long.is_empty() {
+            self.long.resize(PLACES, Long::default());
+        }
+        let long = &mut self.long[hash_long(piece) as usize & (PLACES - 1)];
+        long.owner = owner;
+        long.text.clear();
+        long.text.extend_from_slice(piece);
+        long.ids.clear();
+        long.ids.extend_from_slice(ids);
+    }
+}

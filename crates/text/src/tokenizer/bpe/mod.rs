@@ -1,0 +1,270 @@
+//! Byte-level byte-pair encoding with a split pattern that is known.
+//!
+//! Text → pieces (`split`, by the bits of `blocks`) → one look-up of each piece (`tables`) → merging of what is no token (`merge`).
+
+mod blocks;
+pub mod bundled;
+mod cache;
+pub mod cuts;
+mod fold;
+mod merge;
+mod pilots;
+mod rule;
+pub mod split;
+pub mod tables;
+#[cfg(test)]
+mod tests;
+mod unicode;
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
+
+use blocks::Body;
+use cache::Cache;
+use split::{Pattern, Pieces};
+use tables::{SHORT, Tables, View, key_of};
+
+use crate::support::prefetch;
+
+/// The fastest way to look at blocks on this processor.
+static BODY: LazyLock<Body> = LazyLock::new(|| Body::all().next().unwrap_or(Body::Plain));
+
+/// Bytes of text whose pieces are cut before the first is looked up, so that they wait for memory together.
+const BATCH: usize = 256;
+const MISSING: u32 = u32::MAX;
+
+/// A piece of text on its way.
+#[derive(Clone, Copy, Default)]
+struct Piece {
+    start: usize,
+    end: usize,
+    key: u128,
+    /// Of its key in the tables, then in the cache.
+    place: usize,
+    id: u32,
+}
+
+/// What takes ids.
+pub trait Ids {
+    fn push(&mut self, id: u32);
+
+    fn push_all(&mut self, ids: &[u32]) {
+        ids.iter().for_each(|id| self.push(*id));
+    }
+
+    /// As many more are to come at least.
+    fn reserve(&mut self, _ids: usize) {}
+
+    /// Whether nothing more is wanted.
+    fn is_full(&self) -> bool {
+        false
+    }
+}
+
+impl Ids for Vec<u32> {
+    #[inline]
+    fn push(&mut self, id: u32) {
+        Vec::push(self, id);
+    }
+
+    fn push_all(&mut self, ids: &[u32]) {
+        self.extend_from_slice(ids);
+    }
+
+    fn reserve(&mut self, ids: usize) {
+        Vec::reserve(self, ids);
+    }
+}
+
+/// For a vocabulary of at most 65536 ids.
+impl Ids for Vec<u16> {
+    #[inline]
+    fn push(&mut self, id: u32) {
+        Vec::push(self, id as u16);
+    }
+
+    fn reserve(&mut self, ids: usize) {
+        Vec::reserve(self, ids);
+    }
+}
+
+/// Counts up to a limit, or somewhat above it.
+pub struct Count {
+    pub ids: usize,
+    pub limit: usize,
+}
+
+impl Ids for Count {
+    #[inline]
+    fn push(&mut self, _id: u32) {
+        self.ids += 1;
+    }
+
+    fn push_all(&mut self, ids: &[u32]) {
+        self.ids += ids.len();
+    }
+
+    fn is_full(&self) -> bool {
+        self.ids >= self.limit
+    }
+}
+
+/// Tables, and the pattern that text is cut by.
+#[derive(Clone)]
+pub struct Bpe {
+    pub tables: Arc<Tables>,
+    pub pattern: Pattern,
+    body: Body,
+    /// Of the tables, for the cache.
+    number: u32,
+}
+
+impl Bpe {
+    pub fn new(tables: Tables, pattern: Pattern) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let number = u32::try_from(NEXT.fetch_add(1, Ordering::Relaxed)).unwrap_or(u32::MAX);
+        Bpe { tables: Arc::new(tables), pattern, body: *BODY, number }
+    }
+
+    /// The same, looking at blocks in another way.
+    #[cfg(test)]
+    fn with_body(&self, body: Body) -> Self {
+        Bpe { body, ..self.clone() }
+    }
+
+    /// Appends the ids of `text`.
+    pub fn encode(&self, text: &str, out: &mut impl Ids) {
+        self.encode_until(text, text.len(), out);
+    }
+
+    /// Appends the ids of the pieces that end at `limit` or before, until `out` is full, and returns where these pieces end.
+    pub fn encode_until(&self, text: &str, limit: usize, out: &mut impl Ids) -> usize {
+        Cache::with(|cache| match self.pattern {
+            Pattern::Cl100k => self.encode_by(text, limit, Pattern::Cl100k, cache, out),
+            Pattern::Qwen => self.encode_by(text, limit, Pattern::Qwen, cache, out),
+            Pattern::O200k => self.encode_by(text, limit, Pattern::O200k, cache, out),
+            Pattern::Gpt2 => self.encode_by(text, limit, Pattern::Gpt2, cache, out),
+        })
+    }
+
+    /// The same, compiled for each pattern.
+    #[inline(always)]
+    fn encode_by(&self, text: &str, limit: usize, pattern: Pattern, cache: &mut Cache, out: &mut impl Ids) -> usize {
+        let tables = self.tables.view();
+        let mut pieces = Pieces::new(text, self.body);
+        let text = text.as_bytes();
+        let mut batch = [Piece::default(); BATCH + 64];
+        let mut merged = Vec::new();
+        let (mut at, mut more) = (0, true);
+        while more && at < text.len() && !out.is_full() {
+            // Cut, and ask for the entries of the pieces.
+            let mut count = 0;
+            let mut add = |start: usize, end: usize| {
+                let key = key_in(text, start, end);
+                let place = tables.place(key);
+                prefetch(tables.entry(place), 16);
+                batch[count] = Piece { start, end, key, place, id: MISSING };
+                count += 1;
+            };
+            let first = at;
+            while at < text.len() && at - first < BATCH {
+                let mut starts = pieces.starts(pattern, at) & !1;
+                if starts == 0 {
+                    let end = pieces.end(pattern, at);
+                    add(at, end);
+                    at = end;
+                }
+                let window = at;
+                while starts != 0 {
+                    let end = window + starts.trailing_zeros() as usize;
+                    add(at, end);
+                    at = end;
+                    starts &= starts - 1;
+                }
+            }
+            if at > limit {
+                more = false;
+                count = batch[..count].partition_point(|piece| piece.end <= limit);
+                at = batch[..count].last().map_or(first, |piece| piece.end);
+            }
+            let batch = &mut batch[..count];
+            // Look up, and ask for what was merged before.
+            for piece in batch.iter_mut() {
+                let Piece { start, end, key, place, .. } = *piece;
+                let found = if key != 0 { tables.short_at(place, key) } else { tables.id(&text[start..end]) };
+                match found {
+                    Some(id) => piece.id = id,
+                    None if end - start <= cache::SHORT => {
+                        piece.place = Cache::set(&Cache::key(text, start, end));
+                        cache.prefetch(piece.place);
+                    }
+                    None => {}
+                }
+            }
+            // Give the ids, and merge what is new.
+            out.reserve(count);
+            for piece in batch.iter() {
+                if piece.id != MISSING {
+                    out.push(piece.id);
+                    continue;
+                }
+                let bytes = &text[piece.start..piece.end];
+                let key = (bytes.len() <= cache::SHORT).then(|| Cache::key(text, piece.start, piece.end));
+                let kept = match &key {
+                    Some(key) => cache.get(self.number, key, piece.place),
+                    None => cache.get_long(self.number, bytes),
+                };
+                if let Some(kept) = kept {
+                    out.push_all(kept);
+                    continue;
+                }
+                merged.clear();
+                merge::merge(&tables, bytes, &mut merged);
+                out.push_all(&merged);
+                match key {
+                    Some(key) => cache.put(self.number, key, piece.place, &merged),
+                    None => cache.put_long(self.number, bytes, &merged),
+                }
+            }
+        }
+        at
+    }
+
+    /// Calls `each(end, ids)` for every piece of `text`: where it ends and its ids, until told to stop.
+    pub fn pieces(&self, text: &str, mut each: impl FnMut(usize, &[u32]) -> ControlFlow<()>) {
+        let tables = self.tables.view();
+        let mut pieces = Pieces::new(text, self.body);
+        let (mut at, mut ids) = (0, Vec::new());
+        while at < text.len() {
+            let stop = pieces.end(self.pattern, at);
+            ids.clear();
+            piece(&tables, &text.as_bytes()[at..stop], &mut ids);
+            at = stop;
+            if each(at, &ids).is_break() {
+                return;
+            }
+        }
+    }
+}
+
+/// The ids of one piece.
+pub fn piece(tables: &View, piece: &[u8], out: &mut Vec<u32>) {
+    match tables.id(piece) {
+        Some(id) => out.push(id),
+        None => merge::merge(tables, piece, out),
+    }
+}
+
+/// The key of a piece, 0 for a long one.
+#[inline]
+fn key_in(text: &[u8], start: usize, end: usize) -> u128 {
+    let len = end - start;
+    if len > SHORT {
+        return 0;
+    }
+    match text[start..].first_chunk() {
+        Some(bytes) => key_of(*bytes, len),
+        None => tables::key(&text[start..end]),
+    }
+}

@@ -1,0 +1,25 @@
+//! The kinds of characters that split patterns tell apart, for every Unicode scalar.
+
+/// Lu and Lt.
+pub const UPPER: usize = 0;
+/// Ll.
+pub const LOWER: usize = 1;
+/// Lm and Lo.
+pub const CASELESS: usize = 2;
+/// M.
+pub const MARK: usize = 3;
+/// N.
+pub const NUMBER: usize = 4;
+/// White space. All else is 7.
+pub const SPACE: usize = 5;
+/// For each 256 codes the number of a page, then the pages: a kind a code. Written by a test (`tests.rs`).
+pub static TABLE: &[u8] = include_bytes!("unicode.bin");
+
+const PAGES: usize = 0x11_0000 / 256;
+
+/// The kind of a character.
+#[inline]
+pub fn class(code: u32) -> usize {
+    let page = usize::from(TABLE[code as usize >> 8]);
+    usize::from(TABLE[PAGES + 256 * page + (code as usize & 255)]) & 7
+}
