@@ -8,6 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use rayon::prelude::*;
 
+use super::ln;
 use crate::{Error, Result};
 
 /// Rows are drawn in blocks of about this many values, so that a large table needs little memory beside itself.
@@ -186,14 +187,23 @@ fn unit(word: u32) -> f64 {
     f64::from(word) / 4_294_967_296.0
 }
 
-/// Two words give two neighboring columns. libm's functions are plain Rust: the same bits everywhere.
+/// Two words give two neighboring columns. The functions are plain Rust: the same bits everywhere.
 fn normal(rng: &mut ChaCha8Rng, std: f64, out: &mut [f32]) {
-    for pair in out.chunks_mut(2) {
-        let radius = (-2.0 * libm::log(unit(rng.next_u32()) + 0.5 / 4_294_967_296.0)).sqrt();
-        let (sin, cos) = libm::sincos(std::f64::consts::TAU * unit(rng.next_u32()));
-        pair[0] = (std * radius * cos) as f32;
-        if let Some(second) = pair.get_mut(1) {
-            *second = (std * radius * sin) as f32;
+    const PAIRS: usize = 64;
+    for columns in out.chunks_mut(2 * PAIRS) {
+        let (mut radii, mut angles) = ([0.5; PAIRS], [0.0; PAIRS]);
+        let pairs = columns.len().div_ceil(2);
+        for (radius, angle) in radii.iter_mut().zip(&mut angles).take(pairs) {
+            *radius = unit(rng.next_u32()) + 0.5 / 4_294_967_296.0;
+            *angle = std::f64::consts::TAU * unit(rng.next_u32());
+        }
+        ln::radii(&mut radii[..pairs]);
+        for ((pair, radius), angle) in columns.chunks_mut(2).zip(radii).zip(angles) {
+            let (sin, cos) = libm::sincos(angle);
+            pair[0] = (std * radius * cos) as f32;
+            if let Some(second) = pair.get_mut(1) {
+                *second = (std * radius * sin) as f32;
+            }
         }
     }
 }

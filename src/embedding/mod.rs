@@ -5,6 +5,7 @@
 mod config;
 mod grow;
 mod init;
+mod ln;
 mod lookup;
 mod rows;
 
