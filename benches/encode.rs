@@ -1,25 +1,29 @@
-//! Encoding real text: tallow against tiktoken-rs and Hugging Face tokenizers, the same ids asserted first.
+//! Encoding real text, side by side with other encoders, the same ids asserted first.
 //!
 //!     cargo bench --bench encode                 # every .txt of ../shared/corpora or $TALLOW_CORPORA
 //!
-//! Each measurement is a fresh process: "cold" is its first pass over the file (the vocabulary is loaded before),
-//! "warm" the median of the passes after it. One thread, or two; documents of about 2 KiB, cut at line ends.
+//! Each measurement is a fresh process, five by turns, of which the median is told: "cold" is the first pass over the file, after
+//! the vocabulary was loaded, "warm" the second. Whole files on one thread, and documents of about 2 KiB, cut at line ends, on one and
+//! two. Python's encoders (gigatoken, toktok-rs, quicktok-v1, tiktoken) are measured where $TALLOW_PYTHON has them.
 
 mod common;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use common::{median, report};
+use common::median;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+const IN_RUST: [&str; 4] = ["tallow", "bpe-openai", "tiktoken-rs", "tokenizers"];
+const IN_PYTHON: [&str; 4] = ["gigatoken", "toktok", "quicktok", "tiktoken"];
+
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().collect();
     if let Some(at) = args.iter().position(|arg| arg == "--child") {
-        return child(&args[at + 1], &args[at + 2]);
+        return child(&args[at + 1], &args[at + 2], &args[at + 3]);
     }
     let folder = std::env::var("TALLOW_CORPORA").unwrap_or("../shared/corpora".to_string());
     let mut files: Vec<PathBuf> =
@@ -29,80 +33,136 @@ fn main() -> anyhow::Result<()> {
     if files.is_empty() {
         eprintln!("no .txt files in {folder}: set TALLOW_CORPORA to a folder of texts");
     }
-    one_letter();
+    let odd = tempfile::tempdir()?;
+    let odd_files = adversarial(odd.path())?;
+    let ranks = odd.path().join("cl100k_base.tiktoken");
+    tallow::Tokenizer::cl100k().save(&ranks)?;
     for file in &files {
-        let corpus = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        for threads in [1, 2] {
-            let run = |engine: &str| -> anyhow::Result<Value> {
-                let mut command = Command::new(std::env::current_exe()?);
-                let output = command
-                    .args(["--child", engine])
-                    .arg(file)
-                    .env("RAYON_NUM_THREADS", threads.to_string())
-                    .output()?;
-                anyhow::ensure!(output.status.success(), "{engine}: {}", String::from_utf8_lossy(&output.stderr));
-                Ok(serde_json::from_slice(&output.stdout)?)
-            };
-            let ours = run("tallow")?;
-            for engine in ["tiktoken-rs", "tokenizers"] {
-                let theirs = run(engine)?;
-                assert_eq!(ours["sha256"], theirs["sha256"], "{corpus}: the ids differ from {engine}'s");
-                for mode in ["cold", "warm"] {
-                    let ms = |value: &Value| value[mode].as_f64().unwrap_or(f64::NAN);
-                    let facts = json!({
-                        "bench": "encode", "corpus": corpus, "bytes": ours["bytes"], "tokens": ours["tokens"],
-                        "threads": threads, "mode": mode,
-                        "ours_mb_per_s": (ours["bytes"].as_f64().unwrap_or(0.0) / ms(&ours) / 100.0).round() / 10.0,
-                    });
-                    report(facts, ms(&ours), engine, ms(&theirs));
-                }
-            }
+        for (mode, threads, engines) in [
+            ("whole", 1, [&IN_RUST[..3], &IN_PYTHON].concat()),
+            ("documents", 1, IN_RUST.to_vec()),
+            ("documents", 2, IN_RUST.to_vec()),
+        ] {
+            side_by_side(file, mode, threads, &engines, &ranks)?;
         }
+    }
+    for file in odd_files {
+        side_by_side(&file, "whole", 1, &["tallow", "bpe-openai"], &ranks)?;
     }
     Ok(())
 }
 
-/// The slow case of regex engines and merge loops: 1 MB of one letter, against as many bytes of English words.
-fn one_letter() {
-    let tokenizer = tallow::Tokenizer::cl100k();
-    let words = "The front layer of a language model turns text into rows of a table, and so begins the work. ";
-    let (letter, english) = ("a".repeat(1_000_000), words.repeat(1_000_000 / words.len()));
-    let (ours, reference) = common::side_by_side(|| tokenizer.encode(&letter), || tokenizer.encode(&english));
-    report(
-        json!({"bench": "encode", "corpus": "1 MB of one letter", "mode": "warm", "threads": 1}),
-        ours,
-        "1 MB of English",
-        reference,
-    );
+/// Runs every engine five times, by turns, and prints a line for each.
+fn side_by_side(file: &Path, mode: &str, threads: usize, engines: &[&str], ranks: &Path) -> anyhow::Result<()> {
+    let mut runs: Vec<Vec<Value>> = vec![Vec::new(); engines.len()];
+    for turn in 0..5 {
+        for (engine, runs) in engines.iter().zip(&mut runs) {
+            if turn > 0 && runs.is_empty() {
+                continue; // not installed
+            }
+            let mut command = match IN_PYTHON.contains(engine) {
+                true => {
+                    let mut python = Command::new(std::env::var("TALLOW_PYTHON").unwrap_or("python3".to_string()));
+                    python.args(["benches/encode_opponents.py", engine]).arg(file).arg(ranks);
+                    python
+                }
+                false => {
+                    let mut child = Command::new(std::env::current_exe()?);
+                    child.args(["--child", engine]).arg(file).arg(mode);
+                    child
+                }
+            };
+            let output = command.env("RAYON_NUM_THREADS", threads.to_string()).output()?;
+            match serde_json::from_slice(&output.stdout) {
+                Ok(value) => runs.push(value),
+                Err(_) => {
+                    let said = String::from_utf8_lossy(&output.stderr);
+                    eprintln!("left out: {engine}: {}", said.lines().last().unwrap_or_default());
+                }
+            }
+        }
+    }
+    let ours = &runs[0][0];
+    let of = |runs: &[Value], what: &str| median(runs.iter().filter_map(|run| run[what].as_f64()).collect());
+    for (engine, runs) in engines.iter().zip(&runs).filter(|(_, runs)| !runs.is_empty()) {
+        let rate = |what: &str| (ours["bytes"].as_f64().unwrap_or(0.0) / of(runs, what) / 100.0).round() / 10.0;
+        let facts = json!({
+            "bench": "encode", "corpus": file.file_stem().unwrap_or_default().to_string_lossy(), "mode": mode, "threads": threads,
+            "engine": engine, "cold_mb_per_s": rate("cold"), "warm_mb_per_s": rate("warm"), "load_ms": of(runs, "load"),
+            "tokens": runs[0]["tokens"], "exact": runs[0]["sha256"] == ours["sha256"],
+        });
+        println!("{facts}");
+        assert!(IN_PYTHON.contains(engine) || facts["exact"] == true, "the ids differ from {engine}'s");
+    }
+    Ok(())
 }
 
-type Encode<'a> = Box<dyn Fn() -> Vec<Vec<u32>> + 'a>;
+/// Texts that are slow for some encoders, one megabyte each.
+fn adversarial(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut state = 7u64;
+    let mut below = |n: u64| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) % n
+    };
+    let base64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mixed = [" ", "  ", "\n", "\n\n", "\r\n", "\t", "   \n  ", "\u{a0}", "\u{3000}", "x"];
+    let texts = [
+        ("one letter", "a".repeat(1_000_000)),
+        ("spaces", " ".repeat(1_000_000)),
+        ("han run", (0..330_000).filter_map(|_| char::from_u32(0x4E00 + below(0x51A6) as u32)).collect()),
+        ("base64", (0..1_000_000).map(|_| char::from(base64[below(64) as usize])).collect()),
+        ("random scalars", (0..270_000).filter_map(|_| char::from_u32(below(0x11_0000) as u32)).collect()),
+        ("mixed white space", (0..500_000).map(|_| mixed[below(10) as usize]).collect()),
+    ];
+    texts
+        .into_iter()
+        .map(|(name, text): (&str, String)| {
+            let path = folder.join(format!("{name}.txt"));
+            std::fs::write(&path, text)?;
+            Ok(path)
+        })
+        .collect()
+}
 
-/// Encodes the file a few times and prints what it took.
-fn child(engine: &str, file: &str) -> anyhow::Result<()> {
+type Encode<'a> = Box<dyn Fn(&[&str]) -> Vec<Vec<u32>> + 'a>;
+
+/// Encodes the file twice and prints what it took.
+fn child(engine: &str, file: &str, mode: &str) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(file)?;
-    let docs = documents(&text);
-    let docs = &docs;
-    let (passes, encode): (usize, Encode) = match engine {
+    let parts = if mode == "whole" { vec![text.as_str()] } else { documents(&text) };
+    let started = Instant::now();
+    let encode: Encode = match engine {
         "tallow" => {
             let tokenizer = tallow::Tokenizer::cl100k();
-            (5, Box::new(move || tokenizer.encode_batch(docs).expect("text has ids")))
+            Box::new(move |parts| tokenizer.encode_batch(parts).expect("text has ids"))
+        }
+        "bpe-openai" => {
+            let bpe = bpe_openai::cl100k_base();
+            Box::new(move |parts| parts.par_iter().map(|part| bpe.encode(part)).collect())
         }
         "tiktoken-rs" => {
             let bpe = tiktoken_rs::cl100k_base()?;
-            (5, Box::new(move || docs.par_iter().map(|doc| bpe.encode_ordinary(doc)).collect()))
+            Box::new(move |parts| parts.par_iter().map(|part| bpe.encode_ordinary(part)).collect())
         }
         _ => {
-            let tokenizer = hugging_face()?;
-            let encode = move || tokenizer.encode_batch_fast(docs.clone(), false).expect("text has ids");
-            (2, Box::new(move || encode().iter().map(|encoding| encoding.get_ids().to_vec()).collect()))
+            let folder = tempfile::tempdir()?;
+            let path = folder.path().join("tokenizer.json");
+            tallow::Tokenizer::cl100k().save(&path)?;
+            let tokenizer = tokenizers::Tokenizer::from_file(&path).map_err(anyhow::Error::msg)?;
+            Box::new(move |parts| {
+                let encodings = tokenizer.encode_batch_fast(parts.to_vec(), false).expect("text has ids");
+                encodings.iter().map(|encoding| encoding.get_ids().to_vec()).collect()
+            })
         }
     };
+    encode(&["a"]);
+    let load = started.elapsed().as_secs_f64() * 1e3;
     let mut times = Vec::new();
     let mut ids = Vec::new();
-    for _ in 0..passes {
+    for _ in 0..2 {
+        drop(ids);
         let start = Instant::now();
-        ids = encode();
+        ids = encode(&parts);
         times.push(start.elapsed().as_secs_f64() * 1e3);
     }
     let mut hash = Sha256::new();
@@ -111,7 +171,7 @@ fn child(engine: &str, file: &str) -> anyhow::Result<()> {
     let tokens = ids.iter().map(Vec::len).sum::<usize>();
     println!(
         "{}",
-        json!({"cold": times[0], "warm": median(times[1..].to_vec()), "tokens": tokens, "bytes": text.len(), "sha256": sha256})
+        json!({"cold": times[0], "warm": times[1], "load": load, "tokens": tokens, "bytes": text.len(), "sha256": sha256})
     );
     Ok(())
 }
@@ -127,52 +187,4 @@ fn documents(text: &str) -> Vec<&str> {
         start = end;
     }
     docs
-}
-
-/// cl100k as a tokenizer.json would hold it: merges recovered from the ranks, the published split pattern.
-fn hugging_face() -> anyhow::Result<tokenizers::Tokenizer> {
-    use tokenizers::models::bpe::BPE;
-    use tokenizers::pre_tokenizers::{byte_level::ByteLevel, sequence::Sequence, split::Split};
-    let ours = tallow::Tokenizer::cl100k();
-    let alphabet: Vec<char> = byte_alphabet();
-    let spell = |bytes: &[u8]| -> String { bytes.iter().map(|byte| alphabet[*byte as usize]).collect() };
-    let tokens: Vec<Vec<u8>> = (0..100_256).map(|id| ours.token_bytes(id).expect("no gaps").into_owned()).collect();
-    let rank = |bytes: &[u8]| ours.token_to_id(bytes).unwrap_or(u32::MAX);
-    let mut merges = Vec::new();
-    for (id, token) in tokens.iter().enumerate().filter(|(_, token)| token.len() > 1) {
-        // Merge with lower ranks only, until two parts are left: they are the merge that makes this token.
-        let mut cuts: Vec<usize> = (0..=token.len()).collect();
-        while cuts.len() > 3 {
-            let pairs = cuts.windows(3).enumerate().map(|(i, w)| (rank(&token[w[0]..w[2]]), i + 1));
-            let (best, cut) = pairs.min().expect("three cuts make a pair");
-            anyhow::ensure!((best as usize) < id, "token {id} is not reachable by merging");
-            cuts.remove(cut);
-        }
-        merges.push((spell(&token[..cuts[1]]), spell(&token[cuts[1]..])));
-    }
-    let vocab: tokenizers::models::bpe::Vocab =
-        tokens.iter().zip(0u32..).map(|(token, id)| (spell(token), id)).collect();
-    let model =
-        BPE::builder().vocab_and_merges(vocab, merges).ignore_merges(true).build().map_err(anyhow::Error::msg)?;
-    let pattern = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-    let pattern = tokenizers::pre_tokenizers::split::SplitPattern::Regex(pattern.to_string());
-    let split = Split::new(pattern, tokenizers::SplitDelimiterBehavior::Isolated, false).map_err(anyhow::Error::msg)?;
-    let bytes = ByteLevel::new(false, true, false);
-    let mut tokenizer = tokenizers::Tokenizer::new(model);
-    tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![split.into(), bytes.into()])));
-    Ok(tokenizer)
-}
-
-/// GPT-2's printable stand-in for every byte.
-fn byte_alphabet() -> Vec<char> {
-    let mut next = 0x100;
-    (0..=255u8)
-        .map(|byte| match byte {
-            b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => char::from(byte),
-            _ => {
-                next += 1;
-                char::from_u32(next - 1).expect("a letter")
-            }
-        })
-        .collect()
 }
