@@ -1,25 +1,4 @@
-//! Hints to the system about large buffers.
-
-/// Buffers above this ask for huge pages: first touches of 4 KiB pages would cost more than filling them.
-#[cfg(target_os = "linux")]
-const HUGE_PAGE_BYTES: usize = 4 << 20;
-
-/// Asks Linux to back a large, untouched buffer with huge pages. A hint: failure changes nothing.
-#[cfg(target_os = "linux")]
-pub(crate) fn advise_huge_pages<T>(space: &mut [T]) {
-    let bytes = size_of_val(space);
-    if bytes < HUGE_PAGE_BYTES {
-        return;
-    }
-    const PAGE: usize = 4096;
-    let start = (space.as_mut_ptr() as usize).next_multiple_of(PAGE);
-    let end = (space.as_mut_ptr() as usize + bytes) / PAGE * PAGE;
-    // SAFETY: the range lies inside `space`, which is borrowed mutably, and MADV_HUGEPAGE changes no content.
-    unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_HUGEPAGE) };
-}
-
-#[cfg(not(target_os = "linux"))]
-pub(crate) fn advise_huge_pages<T>(_space: &mut [T]) {}
+//! A hint to the allocator about large buffers.
 
 /// Makes the allocator keep the pages of large buffers when they are freed, and hand them out again.
 ///

@@ -5,6 +5,6 @@ pub(crate) mod parallel;
 pub(crate) mod variables;
 pub(crate) mod widest;
 
-pub(crate) use memory::advise_huge_pages;
 pub use memory::keep_pages;
 pub use parallel::tune_threads;
+pub(crate) use tallow_text::support::advise_huge_pages;

@@ -61,11 +61,21 @@ impl IdType {
 
     /// Appends `ids` as little-endian bytes, or says which does not fit.
     fn encode(self, ids: &[u32], out: &mut Vec<u8>) -> std::result::Result<(), u32> {
+        let start = out.len();
+        out.resize(start + ids.len() * self.bytes(), 0);
+        let out = &mut out[start..];
         match self {
-            IdType::U32 => out.extend(ids.iter().flat_map(|id| id.to_le_bytes())),
+            IdType::U32 => {
+                for (bytes, id) in out.as_chunks_mut::<4>().0.iter_mut().zip(ids) {
+                    *bytes = id.to_le_bytes();
+                }
+            }
             IdType::U16 => {
-                for id in ids {
-                    out.extend_from_slice(&u16::try_from(*id).map_err(|_| *id)?.to_le_bytes());
+                if let Some(id) = ids.iter().find(|id| **id > u32::from(u16::MAX)) {
+                    return Err(*id);
+                }
+                for (bytes, id) in out.as_chunks_mut::<2>().0.iter_mut().zip(ids) {
+                    *bytes = (*id as u16).to_le_bytes();
                 }
             }
         }

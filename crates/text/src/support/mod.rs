@@ -2,12 +2,14 @@
 
 pub mod files;
 mod fingerprint;
+mod memory;
 mod mix;
 mod prefetch;
 mod same_file;
 mod utf8;
 
 pub use fingerprint::Fingerprint;
+pub use memory::advise_huge_pages;
 pub use mix::{below, mix};
 pub use prefetch::prefetch;
 pub use same_file::{belongs_to, lies_in, same_file};

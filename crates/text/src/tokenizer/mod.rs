@@ -24,6 +24,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use crate::support::advise_huge_pages;
 use crate::{Error, Result};
 use engine::Engine;
 use file::File;
@@ -248,6 +249,7 @@ impl Tokenizer {
     /// Each thread that encodes keeps 2.5 MiB at most of what it merged lately.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = Vec::with_capacity(text.len() / 3);
+        advise_huge_pages(ids.spare_capacity_mut());
         self.encode_into(text, &mut ids)?;
         Ok(ids)
     }

@@ -4,11 +4,15 @@
 //! later takes the place of what came earlier.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::tables::{hash_long, mix};
+use crate::support::{advise_huge_pages, prefetch};
 
-/// Sets of two pieces of up to 31 bytes and 7 tokens, 128 bytes each: 2 MiB a thread.
+/// Sets of two pieces of up to 31 bytes and 7 tokens, two cache lines each: 2 MiB a thread, a huge page.
 const SETS: usize = 1 << 14;
+const WORDS: usize = 8;
+const HUGE_PAGE: usize = 2 << 20;
 const MOST: usize = 7;
 pub const SHORT: usize = 31;
 /// Places for longer pieces: 0.5 MiB a thread at most.
@@ -22,7 +26,7 @@ const LAST_OWNER: u32 = u32::MAX >> 3;
 /// The bytes of a short piece, their number in the last.
 pub type Key = [u128; 2];
 
-/// A key, then seven ids, and in the last word whose they are and their number: plain words, so that a cache is memory that the system has not touched yet.
+/// A key, then seven ids, and in the last 32 bits whose they are and their number.
 type Short = [u128; 4];
 
 #[derive(Clone, Default)]
@@ -35,8 +39,10 @@ struct Long {
 /// See the module.
 #[derive(Default)]
 pub struct Cache {
-    /// Empty until something is put there, as `long` is.
-    short: Vec<[Short; 2]>,
+    /// Empty until something is put there, as `long` is. Then the sets lie in it from a place on where a huge page can be: twice
+    /// the room, of which the system gives what is touched.
+    short: Vec<u128>,
+    first: usize,
     long: Vec<Long>,
 }
 
@@ -52,15 +58,15 @@ impl Cache {
 
     /// The key of a piece of up to 31 bytes.
     #[inline]
-    pub fn key(text: &[u8], start: usize, end: usize) -> Key {
-        let len = end - start;
+    pub fn key(text: &[u8], piece: Range<usize>) -> Key {
+        let len = piece.len();
         let word = |bytes: &[u8; 16]| u128::from_le_bytes(*bytes);
         let keep = |len: usize| if len < 16 { (1u128 << (8 * len)) - 1 } else { u128::MAX };
-        let [low, high] = match text[start..].as_chunks::<16>().0 {
+        let [low, high] = match text[piece.start..].as_chunks::<16>().0 {
             [low, high, ..] => [word(low) & keep(len), word(high) & keep(len.saturating_sub(16))],
             _ => {
                 let mut bytes = [[0; 16]; 2];
-                bytes.as_flattened_mut()[..len].copy_from_slice(&text[start..end]);
+                bytes.as_flattened_mut()[..len].copy_from_slice(&text[piece]);
                 [word(&bytes[0]), word(&bytes[1])]
             }
         };
@@ -74,18 +80,25 @@ impl Cache {
         hash as usize & (SETS - 1)
     }
 
+    /// What lies in a set.
+    #[inline]
+    fn at(&self, set: usize) -> Option<&[Short; 2]> {
+        let words = self.short.get(self.first + set * WORDS..)?.first_chunk::<WORDS>()?;
+        Some(bytemuck::cast_ref(words))
+    }
+
     /// Asks for what lies in a set.
     #[inline]
     pub fn prefetch(&self, set: usize) {
-        if let Some(set) = self.short.get(set) {
-            crate::support::prefetch(set, 128);
+        if let Some(set) = self.at(set) {
+            prefetch(set, 128);
         }
     }
 
     /// The ids of a short piece.
     #[inline]
-    pub fn get(&self, owner: u32, key: &Key, set: usize) -> Option<&[u32]> {
-        let mut found = self.short.get(set)?.iter().filter(|short| short[..2] == *key).map(|[_, _, ids @ ..]| {
+    pub fn get(&self, owner: u32, key: Key, set: usize) -> Option<&[u32]> {
+        let mut found = self.at(set)?.iter().filter(|short| short[..2] == key).map(|[_, _, ids @ ..]| {
             let ids: &[u32; MOST + 1] = bytemuck::cast_ref(ids);
             ids
         });
@@ -98,15 +111,17 @@ impl Cache {
             return;
         }
         if self.short.is_empty() {
-            self.short = vec![[[0; 4]; 2]; SETS];
+            self.short = vec![0; SETS * WORDS + HUGE_PAGE / size_of::<u128>()];
+            self.first = self.short.as_ptr().cast::<u8>().align_offset(HUGE_PAGE) / size_of::<u128>();
+            advise_huge_pages(&mut self.short[self.first..][..SETS * WORDS]);
         }
         let mut kept = [0; MOST + 1];
         kept[..ids.len()].copy_from_slice(ids);
         kept[MOST] = owner << 3 | ids.len() as u32;
         let kept: [u128; 2] = bytemuck::cast(kept);
-        let [newer, older] = &mut self.short[set];
-        *older = *newer;
-        *newer = [key[0], key[1], kept[0], kept[1]];
+        let words = &mut self.short[self.first + set * WORDS..][..WORDS];
+        words.copy_within(..WORDS / 2, WORDS / 2); // the newer one becomes the older one
+        words[..WORDS / 2].copy_from_slice(&[key[0], key[1], kept[0], kept[1]]);
     }
 
     /// The ids of a longer piece.

@@ -34,14 +34,14 @@ static BODY: LazyLock<Body> = LazyLock::new(|| Body::all().next().unwrap_or(Body
 const BATCH: usize = 256;
 const MISSING: u32 = u32::MAX;
 
-/// A piece of text on its way.
+/// A piece of text on its way: half a cache line.
 #[derive(Clone, Copy, Default)]
 struct Piece {
-    start: usize,
-    end: usize,
     key: u128,
+    /// It begins where the one before ends.
+    end: usize,
     /// Of its key in the tables, then in the cache.
-    place: usize,
+    place: u32,
     id: u32,
 }
 
@@ -159,15 +159,15 @@ impl Bpe {
         let (mut at, mut more) = (0, true);
         while more && at < text.len() && !out.is_full() {
             // Cut, and ask for the entries of the pieces.
+            let first = at;
             let mut count = 0;
             let mut add = |start: usize, end: usize| {
                 let key = key_in(text, start, end);
                 let place = tables.place(key);
                 prefetch(tables.entry(place), 16);
-                batch[count] = Piece { start, end, key, place, id: MISSING };
+                batch[count] = Piece { key, end, place: place as u32, id: MISSING };
                 count += 1;
             };
-            let first = at;
             while at < text.len() && at - first < BATCH {
                 let mut starts = pieces.starts(pattern, at) & !1;
                 if starts == 0 {
@@ -190,29 +190,38 @@ impl Bpe {
             }
             let batch = &mut batch[..count];
             // Look up, and ask for what was merged before.
+            let mut start = first;
             for piece in batch.iter_mut() {
-                let Piece { start, end, key, place, .. } = *piece;
-                let found = if key != 0 { tables.short_at(place, key) } else { tables.id(&text[start..end]) };
+                let range = start..piece.end;
+                start = piece.end;
+                let found = match piece.key {
+                    0 => tables.id(&text[range.clone()]),
+                    key => tables.short_at(piece.place as usize, key),
+                };
                 match found {
                     Some(id) => piece.id = id,
-                    None if end - start <= cache::SHORT => {
-                        piece.place = Cache::set(&Cache::key(text, start, end));
-                        cache.prefetch(piece.place);
+                    None if range.len() <= cache::SHORT => {
+                        let set = Cache::set(&Cache::key(text, range));
+                        cache.prefetch(set);
+                        piece.place = set as u32;
                     }
                     None => {}
                 }
             }
             // Give the ids, and merge what is new.
             out.reserve(count);
+            start = first;
             for piece in batch.iter() {
+                let range = start..piece.end;
+                start = piece.end;
                 if piece.id != MISSING {
                     out.push(piece.id);
                     continue;
                 }
-                let bytes = &text[piece.start..piece.end];
-                let key = (bytes.len() <= cache::SHORT).then(|| Cache::key(text, piece.start, piece.end));
-                let kept = match &key {
-                    Some(key) => cache.get(self.number, key, piece.place),
+                let bytes = &text[range.clone()];
+                let place = (bytes.len() <= cache::SHORT).then(|| (Cache::key(text, range), piece.place as usize));
+                let kept = match place {
+                    Some((key, set)) => cache.get(self.number, key, set),
                     None => cache.get_long(self.number, bytes),
                 };
                 if let Some(kept) = kept {
@@ -222,8 +231,8 @@ impl Bpe {
                 merged.clear();
                 merge::merge(&tables, bytes, &mut merged);
                 out.push_all(&merged);
-                match key {
-                    Some(key) => cache.put(self.number, key, piece.place, &merged),
+                match place {
+                    Some((key, set)) => cache.put(self.number, key, set, &merged),
                     None => cache.put_long(self.number, bytes, &merged),
                 }
             }
