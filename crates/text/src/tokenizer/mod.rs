@@ -254,7 +254,7 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Appends the ids of `text` to `out`, which after an error is as it was before. As `u16` they take half the room, where they
+    /// Appends the ids of `text` to `out`, which after an error is as it was before. As `u16` they take half the memory, where they
     /// fit.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! The ids of pieces that were merged lately, one cache a thread.
 //!
-//! Half a text's merging is of pieces that stood in it before: names, endings, rulers of dashes. The room is fixed: what comes
+//! Half a text's merging is of pieces that stood in it before: names, endings, rulers of dashes. Its size is fixed: what comes
 //! later takes the place of what came earlier.
 
 use std::cell::RefCell;
@@ -40,7 +40,7 @@ struct Long {
 #[derive(Default)]
 pub struct Cache {
     /// Empty until something is put there, as `long` is. Then the sets lie in it from a place on where a huge page can be: twice
-    /// the room, of which the system gives what is touched.
+    /// the memory, of which the system gives what is touched.
     short: Vec<u128>,
     first: usize,
     long: Vec<Long>,
@@ -75,8 +75,7 @@ impl Cache {
 
     #[inline]
     pub fn set([low, high]: &Key) -> usize {
-        let first = mix(*low as u64 ^ 0x9E37_79B9_7F4A_7C15, (low >> 64) as u64 ^ 0xD6E8_FEB8_6659_FD93);
-        let hash = mix(first ^ *high as u64, (high >> 64) as u64 ^ 0xD6E8_FEB8_6659_FD93);
+        let hash = mix(mix(*low as u64, (low >> 64) as u64) ^ *high as u64, (high >> 64) as u64);
         hash as usize & (SETS - 1)
     }
 

@@ -95,14 +95,21 @@ impl<'t> Pieces<'t> {
         }
     }
 
-    /// The bits of a kind from a place on.
+    /// The two blocks that have the 64 bits from a place on, and how far the first of them is shifted.
     #[inline]
-    fn bits(&mut self, kind: usize, at: usize) -> u64 {
+    fn around(&mut self, at: usize) -> ([&Block; 2], usize) {
         if at.wrapping_sub(self.base) >= 64 * BLOCKS {
             self.move_to(at);
         }
-        let (block, shift) = ((at - self.base) / 64, at % 64);
-        self.blocks[block][kind] >> shift | self.blocks[block + 1][kind] << 1 << (63 - shift)
+        let block = (at - self.base) / 64;
+        ([&self.blocks[block], &self.blocks[block + 1]], at % 64)
+    }
+
+    /// The bits of a kind from a place on.
+    #[inline]
+    fn bits(&mut self, kind: usize, at: usize) -> u64 {
+        let ([low, high], shift) = self.around(at);
+        low[kind] >> shift | high[kind] << 1 << (63 - shift)
     }
 
     #[inline]
@@ -119,6 +126,23 @@ impl<'t> Pieces<'t> {
                 return at + not.trailing_zeros() as usize;
             }
             at += 64;
+        }
+    }
+
+    /// The end of the run of a kind, and of the last of its characters that are of another kind, too.
+    fn run_with(&mut self, kind: usize, other: usize, at: usize) -> (usize, Option<usize>) {
+        let (mut end, mut last) = (at, None);
+        loop {
+            let len = (!self.bits(kind, end)).trailing_zeros();
+            let inside = if len < 64 { !(u64::MAX << len) } else { u64::MAX };
+            let others = self.bits(other, end) & inside;
+            if others != 0 {
+                last = Some(end + 64 - others.leading_zeros() as usize);
+            }
+            end += len as usize;
+            if len < 64 {
+                return (end, last);
+            }
         }
     }
 
@@ -156,11 +180,7 @@ impl<'t> Pieces<'t> {
         if at + 64 > self.text.len() {
             return 1;
         }
-        if at.wrapping_sub(self.base) >= 64 * BLOCKS {
-            self.move_to(at);
-        }
-        let (block, shift) = ((at - self.base) / 64, at % 64);
-        let (low, high) = (&self.blocks[block], &self.blocks[block + 1]);
+        let ([low, high], shift) = self.around(at);
         let bits: Block = std::array::from_fn(|kind| low[kind] >> shift | high[kind] << 1 << (63 - shift));
         match pattern {
             Pattern::Cl100k => starts_cl100k(&bits, threes),
@@ -236,20 +256,7 @@ impl<'t> Pieces<'t> {
     ///
     /// White space gives its last character to what follows.
     fn white_space(&mut self, at: usize, to_line_end: bool) -> usize {
-        let (mut end, mut line_end) = (at, None);
-        loop {
-            let spaces = self.bits(SPACES, end);
-            let len = (!spaces).trailing_zeros();
-            let inside = if len < 64 { !(u64::MAX << len) } else { u64::MAX };
-            let line_ends = self.bits(LINE_ENDS, end) & inside;
-            if line_ends != 0 {
-                line_end = Some(end + 64 - line_ends.leading_zeros() as usize);
-            }
-            end += len as usize;
-            if len < 64 {
-                break;
-            }
-        }
+        let (end, line_end) = self.run_with(SPACES, LINE_ENDS, at);
         if let Some(line_end) = line_end.filter(|_| to_line_end) {
             return line_end;
         }
@@ -323,20 +330,7 @@ impl<'t> Pieces<'t> {
     ///
     /// Characters that are both are capitals as long as a small letter follows them; where none does, the last of them is it.
     fn word(&mut self, at: usize) -> (Option<usize>, usize) {
-        let (mut end, mut last_both) = (at, None);
-        loop {
-            let capitals = self.bits(CAPITALS, end);
-            let len = (!capitals).trailing_zeros();
-            let inside = if len < 64 { !(u64::MAX << len) } else { u64::MAX };
-            let both = self.bits(BOTH, end) & inside;
-            if both != 0 {
-                last_both = Some(end + 64 - both.leading_zeros() as usize);
-            }
-            end += len as usize;
-            if len < 64 {
-                break;
-            }
-        }
+        let (end, last_both) = self.run_with(CAPITALS, BOTH, at);
         match self.is(SMALLS, end) {
             true => (Some(self.run(SMALLS, end)), end),
             false => (last_both, end),

@@ -295,7 +295,7 @@ impl Hasher for PairHasher {
     }
 
     fn write_u64(&mut self, pair: u64) {
-        self.0 = mix(pair ^ 0x9E37_79B9_7F4A_7C15, 0xD6E8_FEB8_6659_FD93);
+        self.0 = mix(pair, 0);
     }
 
     fn finish(&self) -> u64 {
@@ -328,7 +328,7 @@ pub fn key_of(bytes: [u8; 16], len: usize) -> u128 {
 
 #[inline]
 fn hash(key: u128) -> u64 {
-    mix(key as u64 ^ 0x9E37_79B9_7F4A_7C15, (key >> 64) as u64 ^ 0xD6E8_FEB8_6659_FD93)
+    mix(key as u64, (key >> 64) as u64)
 }
 
 pub fn hash_long(token: &[u8]) -> u64 {
@@ -336,7 +336,7 @@ pub fn hash_long(token: &[u8]) -> u64 {
     for chunk in token.chunks(8) {
         let mut bytes = [0; 8];
         bytes[..chunk.len()].copy_from_slice(chunk);
-        state = mix(state ^ 0x9E37_79B9_7F4A_7C15, u64::from_le_bytes(bytes) ^ 0xD6E8_FEB8_6659_FD93);
+        state = mix(state, u64::from_le_bytes(bytes));
     }
     state
 }
@@ -351,9 +351,9 @@ fn hash_pair(pair: u64) -> u64 {
     pair.wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
-/// The two halves of a product, added without carry.
+/// Two words as one: the halves of a product, added without carry.
 #[inline]
 pub fn mix(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
+    let product = u128::from(a ^ 0x9E37_79B9_7F4A_7C15) * u128::from(b ^ 0xD6E8_FEB8_6659_FD93);
     product as u64 ^ (product >> 64) as u64
 }
