@@ -9,8 +9,8 @@ use std::ops::Range;
 use super::tables::{hash_long, mix};
 use crate::support::{advise_huge_pages, prefetch};
 
-/// Sets of two pieces of up to 31 bytes and 7 tokens, two cache lines each: 2 MiB a thread, a huge page.
-const SETS: usize = 1 << 14;
+/// Sets of two pieces of up to 31 bytes and 7 tokens, two cache lines each: 4 MiB a thread, two huge pages.
+const SETS: usize = 1 << 15;
 const WORDS: usize = 8;
 const HUGE_PAGE: usize = 2 << 20;
 const MOST: usize = 7;

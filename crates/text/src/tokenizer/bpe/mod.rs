@@ -161,26 +161,20 @@ impl Bpe {
             // Cut, and ask for the entries of the pieces.
             let first = at;
             let mut count = 0;
-            let mut add = |start: usize, end: usize| {
-                let key = key_in(text, start, end);
-                let place = tables.place(key);
-                prefetch(tables.entry(place), 16);
-                batch[count] = Piece { key, end, place: place as u32, id: MISSING };
-                count += 1;
-            };
             while at < text.len() && at - first < BATCH {
-                let mut starts = pieces.starts(pattern, at) & !1;
-                if starts == 0 {
-                    let end = pieces.end(pattern, at);
-                    add(at, end);
+                let (window, mut ends) = match pieces.starts(pattern, at) & !1 {
+                    0 => (pieces.end(pattern, at), 1),
+                    starts => (at, starts),
+                };
+                while ends != 0 {
+                    let end = window + ends.trailing_zeros() as usize;
+                    let key = key_in(text, at, end);
+                    let place = tables.place(key);
+                    prefetch(tables.entry(place), 16);
+                    batch[count] = Piece { key, end, place: place as u32, id: MISSING };
+                    count += 1;
                     at = end;
-                }
-                let window = at;
-                while starts != 0 {
-                    let end = window + starts.trailing_zeros() as usize;
-                    add(at, end);
-                    at = end;
-                    starts &= starts - 1;
+                    ends &= ends - 1;
                 }
             }
             if at > limit {
