@@ -62,7 +62,7 @@ fn the_readmes_print_what_they_say() {
     for name in ["README.md", "README.zh-CN.md"] {
         let mut commands = commands(&text(name));
         commands.retain(|(command, expected)| expected.is_some() && command != "cargo test");
-        assert!(commands.len() >= 6, "{name}: {commands:?}");
+        assert!(!commands.is_empty(), "{name} has no command with its output");
         run(name, &commands);
     }
 }

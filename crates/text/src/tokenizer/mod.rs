@@ -245,7 +245,7 @@ impl Tokenizer {
     ///   files accept every text.
     ///
     /// # Cost
-    /// Linear in the text for the bundled encodings, rank files and files of their kind, whatever the text; see the README for figures.
+    /// Linear in the text for the bundled encodings, rank files and files of their kind, whatever the text; docs/benchmarks.md has figures.
     /// Each thread that encodes keeps 4.5 MiB at most of what it merged lately.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = Vec::with_capacity(text.len() / 3);
