@@ -1,7 +1,7 @@
 //! What the tests of all packages share. Expectations come from others: tests/golden keeps what they said.
 //!
 //! Tests that need more than Rust are ignored, and named after what they need (`needs_python_…`, `needs_chromium_…`,
-//! `needs_root_…`, `needs_corpora_…`), so that none passes without running. Who has it asks for them by name, as .ci/run does:
+//! `needs_root_…`, `needs_corpora_…`), so that none passes without running. Who has it asks for them by name, as .ci/needs does:
 //! `cargo test --features full --test it -- --ignored needs_python`. What is missing then is a failure.
 #![allow(dead_code)] // each package takes what it needs
 
