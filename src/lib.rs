@@ -22,6 +22,8 @@
 //! ```
 //!
 //! # Which part do I want?
+//! The guide, in the folder `docs` of the repository, has a page on each part.
+//!
 //! - Ids of a text, or its text again: [`Tokenizer`]. Larger than memory: [`Tokenizer::encode_reader`].
 //! - Texts of different lengths as one tensor: [`PaddedBatch`].
 //! - A `candle_nn::Embedding` with a guard, a seed and a faster forward: [`TokenEmbedding`].
@@ -43,6 +45,43 @@
 //! - Pictures: a sentence's look-up as a page or a figure, a table before and after training, a folder of shards: the package
 //!   [tallow-view](https://docs.rs/tallow-view). The command `tallow`: the package [tallow-cli](https://docs.rs/tallow-cli).
 //! - A device by name, with a fallback: [`device::open`].
+//!
+//! # Names
+//! What PyTorch and candle call it, and what it is called here. An empty cell: it has no such thing.
+//!
+//! | PyTorch | candle | tallow |
+//! |---|---|---|
+//! | `nn.Embedding(V, C)` | `candle_nn::embedding(V, C, vb)` | [`TokenEmbedding::new`]: sizes, init, seed, padding, scale and gradient are in the config |
+//! | `nn.Embedding.from_pretrained(weight)` | `Embedding::new(weight, C)` | [`TokenEmbedding::from_weight`]; `TokenEmbedding::try_from(layer)` and `candle_nn::Embedding::from(wte)` |
+//! | `nn.Embedding(sparse=True)` | | [`Gradient::RowSparse`] |
+//! | `padding_idx` | | [`NO_TOKEN`], [`TokenEmbeddingConfig::padding_id`] |
+//! | `embedding.weight` | `embeddings()` | [`TokenEmbedding::flushed_weight`] for one look; [`TokenEmbedding::embeddings`] |
+//! | `num_embeddings`, `embedding_dim` | `hidden_size()` | [`TokenEmbedding::vocab_size`], [`TokenEmbedding::d_model`] |
+//! | `pad_sequence` | | [`PaddedBatch`] |
+//! | `nn.Linear(C, V)` at the end | `Linear::new(weight, bias)` | [`Head::new`]; [`Head::tied`] |
+//! | logits of every position | `linear.forward(&hidden)` | [`Head::logits`], or `head.forward(&hidden)` |
+//! | `F.cross_entropy` of the logits, `F.linear_cross_entropy` | `loss::cross_entropy(&logits, &targets)` | [`Head::loss`]: no logits are kept |
+//! | `ignore_index=-100` | | [`NO_TOKEN`] in the targets |
+//! | `torch.topk(logits, k)` | | [`Head::top_k`] |
+//! | `loss.backward()` | `loss.backward()` | the same, or [`backward`]: two buffers of the size of the vocabulary less |
+//! | `torch.no_grad()` | | [`no_grad`]: a `VarBuilder` over the same weights |
+//! | `optim.AdamW` | `candle_nn::AdamW::new(vars, params)` | [`optim::AdamW`]: the same call; also [`optim::Optim::from_varmap`] |
+//! | `optim.SGD` | `candle_nn::SGD` | [`optim::Sgd`] |
+//! | `optim.SparseAdam` | | [`optim::AdamW`] with [`optim::Replay::Lazy`]: another optimizer than AdamW |
+//! | parameter groups | | [`optim::Optim::from_varmap_with`], [`optim::Optim::with_groups`] |
+//! | `optimizer.step()` | `step(&grads)`, `backward_step(&loss)` | the same |
+//! | `optim.lr_scheduler` | `set_learning_rate(lr)` | [`optim::Schedule`] gives the rate; `set_learning_rate(lr)`, or [`optim::Optim::groups_mut`] |
+//! | `clip_grad_norm_` | | [`optim::Optim::clip_grad_norm`] |
+//! | several backwards before a step | | `total.extend(grads)?` |
+//! | `optimizer.zero_grad()` | the `GradStore` is dropped | [`optim::Optim::zero_grad`], after a step that was left out |
+//! | `Dataset`, `DataLoader` | | [`Dataset`], [`DataLoader`] |
+//! | `DistributedSampler` | | [`DataLoaderConfig::rank`], [`DataLoaderConfig::world_size`] |
+//! | `torch.save(model.state_dict())` | `VarMap::save` | the same after [`optim::Optim::flush`]; [`Checkpoint::save`] for a whole run |
+//! | `load_state_dict` | `VarMap::load` | [`Checkpoint::load`], [`load_weights`]; [`LoadOptions::partial`] is `strict=False` |
+//! | `optimizer.state_dict()` | | [`optim::Optim::state`], [`optim::Optim::load_state`] |
+//! | `resize_token_embeddings` (transformers) | | [`TokenEmbedding::add_tokens`], [`TokenEmbedding::resize`], [`optim::Optim::follow`] |
+//! | `generate` (transformers) | | [`Sampler`], [`Tokenizer::decoder`] |
+//! | `Encoding.n_vocab` (tiktoken) | | [`Tokenizer::vocab_size`] |
 //!
 //! # What it is not
 //! It gives every token one row that a model trains. It does not turn sentences into vectors for search: a crate
@@ -113,3 +152,26 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../README.zh-CN.md")]
 struct ReadmeInChinese;
+
+/// The programs of the guide, too.
+#[cfg(doctest)]
+macro_rules! guide {
+    ($($name:ident $page:literal)*) => { $(#[doc = include_str!(concat!("../docs/", $page, ".md"))] struct $name;)* };
+}
+
+#[cfg(doctest)]
+guide! {
+    Guide "README"
+    GuideTokenizer "tokenizer"
+    GuideCorpora "corpora"
+    GuideLoading "loading"
+    GuideLayer "layer"
+    GuideTraining "training"
+    GuideHead "head"
+    GuideCheckpoints "checkpoints"
+    GuidePretrained "pretrained"
+    GuidePictures "pictures"
+    GuideGpu "gpu"
+    GuideFormat "format"
+    GuideDesign "design"
+}

@@ -1,4 +1,4 @@
-//! Every command of the READMEs and of the lesson is run, and what it prints is compared.
+//! Every command of the READMEs, of the guide and of the lesson is run, and what it prints is compared.
 
 use std::process::Command;
 
@@ -57,9 +57,19 @@ fn examples() -> std::path::PathBuf {
     std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples")
 }
 
+/// The READMEs, and every page of the guide that shows commands. The lesson has a test of its own.
 #[test]
 fn the_readmes_print_what_they_say() {
-    for name in ["README.md", "README.zh-CN.md"] {
+    let page = |entry: std::io::Result<std::fs::DirEntry>| format!("docs/{}", entry.unwrap().file_name().display());
+    let shows_commands = |name: &String| !name.starts_with("docs/lesson") && text(name).contains("```console");
+    let guide = std::fs::read_dir(root().join("docs")).unwrap().map(page).filter(shows_commands);
+    let mut names: Vec<String> =
+        ["README.md", "README.zh-CN.md"].map(str::to_string).into_iter().chain(guide).collect();
+    names.sort();
+    for page in ["docs/corpora.md", "docs/layer.md", "docs/pictures.md", "docs/tokenizer.md"] {
+        assert!(names.iter().any(|name| name == page), "{page} shows no command: {names:?}");
+    }
+    for name in &names {
         let mut commands = commands(&text(name));
         commands.retain(|(command, expected)| expected.is_some() && command != "cargo test");
         assert!(!commands.is_empty(), "{name} has no command with its output");
