@@ -1,6 +1,6 @@
 //! Makes the tables of the bundled encodings from the rank files that OpenAI publishes, so that a program opens them as they are.
 //!
-//! A fraction of a second; no dependency. The tables lie in the memory of the machine that they are made for.
+//! Less than a second for each; no dependency. The tables lie in the memory of the machine that they are made for.
 
 #![allow(dead_code)] // the library uses the rest
 

@@ -31,8 +31,7 @@ pub fn count_tokens(tokenizer: &Tokenizer, text: &str) -> Result<usize> {
 /// As [`Tokenizer::encode`].
 ///
 /// # Cost
-/// Reads some hundred bytes further than the limit, and holds no ids. A `tokenizer.json` that tallow's own encoder does not take is
-/// encoded whole.
+/// Reads some hundred bytes further than the limit, and holds no ids. With a `tokenizer.json` the text is encoded whole.
 ///
 /// # Example
 /// ```

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
+use unicode_normalization_alignments::is_nfc;
 
 use super::bpe::Bpe;
 use super::bpe::split::Pattern;
@@ -23,6 +24,13 @@ pub(super) fn encoder(json: &Value) -> Option<Bpe> {
         || model["type"] != "BPE"
         || !plain.iter().all(|key| unset(&model[*key]))
     {
+        return None;
+    }
+    // Such a token would be found by what becomes of its text, not by its text.
+    let changes = |token: &Value| {
+        token["normalized"] != false && token["content"].as_str().is_some_and(|content| !is_nfc(content))
+    };
+    if !normalizer.is_null() && json["added_tokens"].as_array()?.iter().any(changes) {
         return None;
     }
     let added: HashSet<&str> =

@@ -246,7 +246,7 @@ impl Tokenizer {
     ///
     /// # Cost
     /// Linear in the text for the bundled encodings, rank files and files of their kind, whatever the text; docs/benchmarks.md has figures.
-    /// Each thread that encodes keeps 4.5 MiB at most of what it merged lately.
+    /// Each thread that encodes keeps 5 MiB at most of what it merged lately.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = Vec::with_capacity(text.len() / 3);
         advise_huge_pages(ids.spare_capacity_mut());

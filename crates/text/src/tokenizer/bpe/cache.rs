@@ -1,6 +1,6 @@
 //! The ids of pieces that were merged lately, one cache a thread.
 //!
-//! Half a text's merging is of pieces that stood in it before: names, endings, rulers of dashes. Its size is fixed: what comes
+//! Most pieces that are no token stood in the text before: names, endings, lines of dashes. Its size is fixed: what comes
 //! later takes the place of what came earlier.
 
 use std::cell::RefCell;
@@ -15,7 +15,7 @@ const WORDS: usize = 8;
 const HUGE_PAGE: usize = 2 << 20;
 const MOST: usize = 7;
 pub const SHORT: usize = 31;
-/// Places for longer pieces: 0.5 MiB a thread at most.
+/// Places for longer pieces: 1 MiB a thread at most.
 const PLACES: usize = 512;
 const LONG: usize = 512;
 const MOST_OF_LONG: usize = 128;
@@ -39,8 +39,8 @@ struct Long {
 /// See the module.
 #[derive(Default)]
 pub struct Cache {
-    /// Empty until something is put there, as `long` is. Then the sets lie in it from a place on where a huge page can be: twice
-    /// the memory, of which the system gives what is touched.
+    /// Empty until something is put there, as `long` is. Then the sets lie in it from a place on where a huge page can be: more
+    /// memory than that, of which the system gives what is touched.
     short: Vec<u128>,
     first: usize,
     long: Vec<Long>,

@@ -36,11 +36,23 @@ fn place_of(hash: u64, pilot: u8, shift: u32) -> usize {
 }
 
 /// Puts entries where their hashes and the pilots that it finds say: pilots and table.
+///
+/// A table that is three quarters full finds its pilots, a fuller one often does not; then a larger one is made.
 pub fn place<T: Copy + Default + PartialEq>(
     entries: &[T],
     hash: impl Fn(T) -> u64,
 ) -> Result<(Vec<u8>, Vec<T>), String> {
-    let len = (entries.len() + entries.len() / 8).next_power_of_two().max(2);
+    let len = (entries.len() + entries.len() / 4).next_power_of_two().max(2);
+    let larger = (0..4).map(|doubled| len << doubled);
+    let placed = larger.into_iter().find_map(|len| place_in(len, entries, &hash));
+    placed.ok_or("too many of its tokens fall together in a table".to_string())
+}
+
+fn place_in<T: Copy + Default + PartialEq>(
+    len: usize,
+    entries: &[T],
+    hash: &impl Fn(T) -> u64,
+) -> Option<(Vec<u8>, Vec<T>)> {
     let groups = (len / 4).max(2);
     let mut by_group: Vec<Vec<T>> = vec![Vec::new(); groups];
     for entry in entries {
@@ -65,8 +77,7 @@ pub fn place<T: Copy + Default + PartialEq>(
             }
             true
         };
-        let pilot = (0..=u8::MAX).find(|pilot| fits(*pilot, &mut table));
-        pilots[group] = pilot.ok_or("too many of its tokens fall together in a table")?;
+        pilots[group] = (0..=u8::MAX).find(|pilot| fits(*pilot, &mut table))?;
     }
-    Ok((pilots, table))
+    Some((pilots, table))
 }

@@ -389,57 +389,75 @@ fn what_cannot_be_a_table_is_refused() {
     assert_eq!(build(&[(5000, b"a")]), "rank 5000 is above 1026, the largest accepted for so few tokens");
 }
 
+/// Every size finds its pilots, those just below a power of two, too.
+#[test]
+fn tables_of_every_size_are_made() {
+    for size in (0..60).map(|i| i * 7).chain([3640, 7280, 14_560, 28_000, 29_000, 54_000, 58_250, 104_857, 116_000]) {
+        let keys: Vec<u64> = (1..=size).collect();
+        let (pilots, table) = pilots::place(&keys, |key| tables::mix(key, 7)).unwrap();
+        let view = pilots::Pilots::new(&pilots, &table);
+        assert!(keys.iter().all(|key| table[view.place(tables::mix(*key, 7))] == *key), "{size}");
+    }
+    for rows in [3640, 7280, 29_000] {
+        let bundled = bundled::cl100k();
+        let first: Vec<(u32, &[u8])> = (0..rows).filter_map(|id| Some((id, bundled.bytes(id)?))).collect();
+        assert_eq!(Tables::build(&first).unwrap().rows(), rows as usize);
+    }
+}
+
 /// Megabytes of text of many kinds against GitHub's encoder and tiktoken-rs: whole, as a stream, and cut into documents, by every
 /// body. `TALLOW_FUZZ_MB=1000 TALLOW_FUZZ_SEED=7 cargo test --release -p tallow-text --features full fuzz -- --nocapture`.
 #[test]
 fn fuzz() {
     let number = |name: &str, default: u64| std::env::var(name).map_or(default, |value| value.parse().unwrap());
     let (bytes, mut state) = (number("TALLOW_FUZZ_MB", 2) as usize * 1_000_000, number("TALLOW_FUZZ_SEED", 1));
-    let r50k = tiktoken_rs::r50k_base_singleton();
-    let o200k = Bpe::new(tables(bpe_openai::o200k_base(), 199_998), Pattern::O200k);
-    let r50k_tokens: Vec<Vec<u8>> = (0..50_256).map(|id| r50k.decode_bytes(&[id]).unwrap()).collect();
-    let r50k_tokens: Vec<(u32, &[u8])> = (0..).zip(r50k_tokens.iter().map(Vec::as_slice)).collect();
-    let gpt2 = Bpe::new(Tables::build(&r50k_tokens).unwrap(), Pattern::Gpt2);
-    let bundled = Tokenizer::cl100k();
-    let cl100k = bundled.engine.by_pieces().unwrap().bpe.clone();
+    let reference = |pattern: Pattern, text: &str| match pattern {
+        Pattern::O200k => bpe_openai::o200k_base().encode(text),
+        Pattern::Gpt2 => tiktoken_rs::r50k_base_singleton().encode_ordinary(text),
+        _ => bpe_openai::cl100k_base().encode(text),
+    };
+    // Those that are in this build.
+    let tokenizers: Vec<Tokenizer> = ["cl100k", "o200k", "gpt2"].into_iter().filter_map(Tokenizer::bundled).collect();
     let bodies: Vec<Body> = Body::all().collect();
     let (mut done, mut rounds) = (0, 0);
     while done < bytes {
         let text = text(100_000, &mut state);
-        let want = [
-            bpe_openai::cl100k_base().encode(&text),
-            bpe_openai::o200k_base().encode(&text),
-            r50k.encode_ordinary(&text),
-        ];
         let body = bodies[rounds % bodies.len()];
-        for (bpe, want) in [&cl100k, &o200k, &gpt2].into_iter().zip(&want) {
+        for tokenizer in &tokenizers {
+            let bpe = &tokenizer.engine.by_pieces().unwrap().bpe;
+            let want = reference(bpe.pattern, &text);
             let mut ids: Vec<u32> = Vec::new();
             bpe.with_body(body).encode(&text, &mut ids);
-            if ids != *want {
-                let at = ids.iter().zip(want).position(|(id, want)| id != want).unwrap_or(0);
+            if ids != want {
+                let at = ids.iter().zip(&want).position(|(id, want)| id != want).unwrap_or(0);
                 let before: usize = want[..at].iter().map(|id| bpe.tables.bytes(*id).map_or(0, <[u8]>::len)).sum();
                 let near = &text.as_bytes()[before.saturating_sub(30)..text.len().min(before + 60)];
                 panic!("{body:?} {:?} at {before}: {:?}", bpe.pattern, String::from_utf8_lossy(near));
             }
-            // By documents, and up to a place within a piece.
+            // Up to a place within a piece, and the text that ends there.
             let cut = text.floor_char_boundary(random(&mut state) as usize % text.len());
-            let mut first = Vec::<u32>::new();
-            let end = bpe.encode_until(&text, cut, &mut first);
-            assert!(end <= cut && want.starts_with(&first));
-            let mut count = Count { ids: 0, limit: usize::MAX };
-            bpe.encode(&text[..cut], &mut count);
-            let mut one_by_one = Vec::new();
-            bpe.pieces(&text[..cut], |_, ids| {
-                one_by_one.extend_from_slice(ids);
-                ControlFlow::Continue(())
+            let (mut first, mut last, mut number) = (Vec::<u32>::new(), 0, 0);
+            bpe.pieces(&text, |end, ids| match end <= cut {
+                true => {
+                    (last, number) = (end, number + ids.len());
+                    ControlFlow::Continue(())
+                }
+                false => ControlFlow::Break(()),
             });
-            assert_eq!(count.ids, one_by_one.len());
+            assert_eq!(bpe.with_body(body).encode_until(&text, cut, &mut first), last);
+            assert!(first == want[..number]);
+            let want = reference(bpe.pattern, &text[..cut]);
+            let (mut ids, mut count) = (Vec::<u32>::new(), Count { ids: 0, limit: usize::MAX });
+            bpe.with_body(body).encode(&text[..cut], &mut ids);
+            bpe.encode(&text[..cut], &mut count);
+            assert!(ids == want && count.ids == want.len());
+            // As a stream that the reader cuts.
+            let streamed: Result<Vec<Vec<u32>>, _> = tokenizer.encode_reader(text[..cut].as_bytes(), false).collect();
+            assert!(streamed.unwrap().concat() == want);
         }
-        let streamed: Result<Vec<Vec<u32>>, _> = bundled.encode_reader(text.as_bytes(), false).collect();
-        assert!(streamed.unwrap().concat() == want[0]);
         (done, rounds) = (done + text.len(), rounds + 1);
     }
-    println!("{done} bytes in {rounds} texts");
+    println!("{done} bytes in {rounds} texts, {} encodings", tokenizers.len());
 }
 
 /// Short texts, each for itself.
