@@ -2,13 +2,13 @@
 
 use std::str::FromStr;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Tensor};
 use candle_nn::VarBuilder;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use rayon::prelude::*;
 
-use super::ln;
+use super::elementary::{self, sines_and_cosines};
 use crate::{Error, Result};
 
 /// Rows are drawn in blocks of about this many values, so that a large table needs little memory beside itself.
@@ -61,15 +61,17 @@ impl Init {
     /// ```
     pub fn rows(&self, seed: u64, first_row: usize, rows: usize, d_model: usize) -> Vec<f32> {
         let mut values = vec![0f32; rows * d_model];
-        if d_model == 0 {
-            return values;
-        }
+        self.draw(seed, first_row, d_model, &mut values);
         values
-            .par_chunks_mut(d_model)
+    }
+
+    /// Draws rows from `first_row` on, on all threads.
+    fn draw(&self, seed: u64, first_row: usize, d_model: usize, values: &mut [f32]) {
+        values
+            .par_chunks_mut(d_model.max(1))
             .with_min_len(64)
             .enumerate()
             .for_each_init(|| generator(seed), |rng, (row, out)| self.row(rng, (first_row + row) as u64, out));
-        values
     }
 
     /// Takes the weight `name` of shape (rows, columns) from `vb`, or makes it there, drawn as [`rows`](Self::rows) says: what
@@ -153,6 +155,9 @@ impl Init {
 /// Writes freshly drawn rows over the whole of `table` (V, C), in place.
 fn fill(table: &Tensor, init: Init, seed: u64) -> candle_core::Result<()> {
     let (rows, d_model) = table.dims2()?;
+    if table.device().is_cpu() && table.dtype() == DType::F32 {
+        return table.inplace_op1(&Draw { init, seed, d_model });
+    }
     let block = (BLOCK_VALUES / d_model.max(1)).max(1);
     for first in (0..rows).step_by(block) {
         let count = block.min(rows - first);
@@ -161,6 +166,29 @@ fn fill(table: &Tensor, init: Init, seed: u64) -> candle_core::Result<()> {
         table.slice_set(&values, 0, first)?;
     }
     Ok(())
+}
+
+/// Draws an f32 table on the CPU where it lies.
+struct Draw {
+    init: Init,
+    seed: u64,
+    d_model: usize,
+}
+
+impl InplaceOp1 for Draw {
+    fn name(&self) -> &'static str {
+        "init"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        match (storage, layout.contiguous_offsets()) {
+            (CpuStorage::F32(values), Some((start, end))) => {
+                self.init.draw(self.seed, 0, self.d_model, &mut values[start..end]);
+                Ok(())
+            }
+            _ => candle_core::bail!("a new table is contiguous, and of the dtype that it was made with"),
+        }
+    }
 }
 
 /// Refuses a table that the system would not even promise: candle would end the process instead.
@@ -197,12 +225,13 @@ fn normal(rng: &mut ChaCha8Rng, std: f64, out: &mut [f32]) {
             *radius = unit(rng.next_u32()) + 0.5 / 4_294_967_296.0;
             *angle = std::f64::consts::TAU * unit(rng.next_u32());
         }
-        ln::radii(&mut radii[..pairs]);
-        for ((pair, radius), angle) in columns.chunks_mut(2).zip(radii).zip(angles) {
-            let (sin, cos) = libm::sincos(angle);
+        elementary::radii(&mut radii[..pairs]);
+        let (sines, mut cosines) = (&mut angles, [0.0; PAIRS]);
+        sines_and_cosines(&mut sines[..pairs], &mut cosines[..pairs]);
+        for (pair, ((radius, sin), cos)) in columns.chunks_mut(2).zip(radii.iter().zip(sines).zip(cosines)) {
             pair[0] = (std * radius * cos) as f32;
             if let Some(second) = pair.get_mut(1) {
-                *second = (std * radius * sin) as f32;
+                *second = (std * radius * *sin) as f32;
             }
         }
     }

@@ -3,9 +3,9 @@
 //! This module knows nothing about files or text.
 
 mod config;
+mod elementary;
 mod grow;
 mod init;
-mod ln;
 mod lookup;
 mod rows;
 
