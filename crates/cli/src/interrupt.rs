@@ -34,6 +34,11 @@ pub fn forget(folder: &Path) {
     unfinished().retain(|other| !matches!(other, Unfinished::Folder(path) if path == folder));
 }
 
+/// Does not return while a signal ends the program: what fails then, fails because its files are gone.
+pub fn give_way() {
+    drop(unfinished());
+}
+
 /// From now on a signal removes the temporary files that the library makes in `folder`.
 pub fn temporaries_in(folder: PathBuf) {
     listen();

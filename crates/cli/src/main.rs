@@ -5,6 +5,7 @@ mod closed;
 mod commands;
 mod flags;
 mod grid;
+mod help;
 mod interrupt;
 mod io;
 mod model;
@@ -19,7 +20,7 @@ use std::panic;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
-use clap::Parser;
+use clap::FromArgMatches;
 use closed::stdout_was_closed;
 use commands::Cli;
 use plain::say;
@@ -30,7 +31,7 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     tallow::keep_pages();
-    let cli = match Cli::try_parse() {
+    let cli = match help::command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         // --help, --version
         Err(text) if !text.use_stderr() => return code(text.print().map_err(anyhow::Error::from)),
@@ -67,6 +68,7 @@ fn code(result: anyhow::Result<()>) -> ExitCode {
         // Whoever read our output has seen enough: `tallow show … | head`.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
+            interrupt::give_way();
             say(flags::in_flags(&format!("error: {error:#}")));
             ExitCode::from(2)
         }

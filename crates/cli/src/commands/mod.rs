@@ -1,5 +1,6 @@
 //! One file a command.
 
+mod completions;
 mod convert;
 mod decode;
 mod encode;
@@ -48,6 +49,8 @@ enum Command {
     Verify(verify::Verify),
     /// Read token files of other trainers, or write them
     Convert(convert::Convert),
+    /// Write what a shell needs to complete commands and flags
+    Completions(completions::Completions),
 }
 
 impl Cli {
@@ -65,6 +68,7 @@ impl Cli {
             Command::Pull(args) => args.run(),
             Command::Verify(args) => args.run(),
             Command::Convert(args) => args.run(),
+            Command::Completions(args) => args.run(),
         }
     }
 }

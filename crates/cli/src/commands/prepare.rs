@@ -158,7 +158,7 @@ impl Prepare {
         match manifest {
             Some(manifest) => {
                 if finished {
-                    say(format!("note: {} is finished already: nothing was done", self.out.display()));
+                    say(format!("note: {} is complete already: nothing was done", self.out.display()));
                 }
                 self.report(&manifest)
             }

@@ -222,6 +222,7 @@ fn a_signal_leaves_nothing_behind() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tallow"));
         let command = command.args(["encode", "-", "-o"]).arg(&out).stdin(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
+        let _open = child.stdin.take(); // `wait` would end the text
         let started = std::time::Instant::now();
         while left() == 0 && started.elapsed().as_secs() < 30 {
             std::thread::sleep(std::time::Duration::from_millis(10));

@@ -31,10 +31,10 @@ fn run(name: &str, commands: &[(String, Option<String>)]) -> tempfile::TempDir {
         std::os::unix::fs::symlink(&path, folder.path().join(path.file_name().unwrap())).unwrap();
     }
     for (command, expected) in commands {
-        // `cargo run --release -- …` and `tallow …` both mean the binary under test; examples lie beside it.
+        // `cargo run -- …` and `tallow …` both mean the binary under test; examples lie beside it.
         let script = format!(
             "tallow() {{ \"$BIN\" \"$@\"; }}
-             cargo() {{ if [ \"$3\" = --example ]; then name=$4; shift 5; \"$EXAMPLES/$name\" \"$@\"; else shift 3; tallow \"$@\"; fi; }}
+             cargo() {{ if [ \"$3\" = --example ]; then name=$4; shift 5; \"$EXAMPLES/$name\" \"$@\"; else shift 2; tallow \"$@\"; fi; }}
              {command}"
         );
         let mut shell = Command::new("sh");

@@ -148,7 +148,7 @@ fn a_finished_folder_is_nothing_to_do() {
     let again = tallow(&args, b"");
     assert_eq!(
         String::from_utf8(again.stderr).unwrap(),
-        format!("note: {} is finished already: nothing was done\n", text(&out))
+        format!("note: {} is complete already: nothing was done\n", text(&out))
     );
     assert_eq!((again.status.code(), String::from_utf8(again.stdout).unwrap()), (Some(0), first));
     let other = refusal(&[&args[..], &["--val", "0.5"]].concat(), b"");

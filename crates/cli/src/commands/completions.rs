@@ -1,0 +1,21 @@
+//! `tallow completions`: what a shell proposes.
+
+use std::io::Write;
+
+use anyhow::Result;
+use clap::Args;
+use clap_complete::{Shell, generate};
+
+#[derive(Args)]
+pub struct Completions {
+    /// The shell
+    shell: Shell,
+}
+
+impl Completions {
+    pub fn run(self) -> Result<()> {
+        let mut script = Vec::new();
+        generate(self.shell, &mut crate::help::command(), "tallow", &mut script);
+        Ok(std::io::stdout().write_all(&script)?)
+    }
+}
