@@ -1,4 +1,4 @@
-//! Encoding real text, side by side with other encoders, the same ids asserted first.
+//! Encoding real text, side by side with other encoders. Ids are compared by their SHA-256.
 //!
 //!     cargo bench --bench encode                 # every .txt of ../shared/corpora or $TALLOW_CORPORA
 //!
