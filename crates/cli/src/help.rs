@@ -4,8 +4,10 @@ use clap::{Command, CommandFactory};
 
 use crate::commands::Cli;
 
-/// Commands by task, and calls of each.
-const TASKS: [(&str, &[(&str, &[&str])]); 5] = [
+/// A task: the names of its commands, and calls of each.
+type Task = (&'static str, &'static [(&'static str, &'static [&'static str])]);
+
+const TASKS: [Task; 5] = [
     (
         "Look",
         &[
