@@ -60,7 +60,7 @@
 //! | `pad_sequence` | | [`PaddedBatch`] |
 //! | `nn.Linear(C, V)` at the end | `Linear::new(weight, bias)` | [`Head::new`]; [`Head::tied`] |
 //! | logits of every position | `linear.forward(&hidden)` | [`Head::logits`], or `head.forward(&hidden)` |
-//! | `F.cross_entropy` of the logits, `F.linear_cross_entropy` | `loss::cross_entropy(&logits, &targets)` | [`Head::loss`]: no logits are kept |
+//! | `F.cross_entropy` of the logits, `F.linear_cross_entropy` | `loss::cross_entropy(&logits, &targets)` | [`Head::loss`]: the logits of at most 256 tokens exist at a time |
 //! | `ignore_index=-100` | | [`NO_TOKEN`] in the targets |
 //! | `torch.topk(logits, k)` | | [`Head::top_k`] |
 //! | `loss.backward()` | `loss.backward()` | the same, or [`backward`]: two buffers of the size of the vocabulary less |
@@ -97,6 +97,7 @@
 //! `accelerate`, `mkl`: candle's own.
 
 #![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))] // docs.rs says which feature an item needs
 
 mod batch;
 mod checkpoint;

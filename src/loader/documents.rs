@@ -57,7 +57,7 @@ pub(super) fn pack(split: &Split, context: u64) -> Result<Packed> {
     }
     // Stable: pieces of one length stay in the order of the corpus.
     pieces.sort_by_key(|piece| std::cmp::Reverse(piece.len));
-    let mut room = Room::new(pieces.first().map_or(0, |_| context as usize));
+    let mut room = FreeSpace::new(pieces.first().map_or(0, |_| context as usize));
     let mut row_of = vec![0u32; pieces.len()];
     let mut rows = 0u32;
     for (piece, row) in pieces.iter().zip(&mut row_of) {
@@ -89,17 +89,17 @@ pub(super) fn pack(split: &Split, context: u64) -> Result<Packed> {
 }
 
 /// Rows by the room that is left in them, with a tree that finds the least room of at least a given size.
-struct Room {
+struct FreeSpace {
     by_room: Vec<Vec<u32>>,
     /// A binary tree over `by_room`: whether anything is below a node. The leaves begin at `leaves`.
     tree: Vec<bool>,
     leaves: usize,
 }
 
-impl Room {
+impl FreeSpace {
     fn new(context: usize) -> Self {
         let leaves = (context + 1).next_power_of_two();
-        Room { by_room: vec![Vec::new(); context + 1], tree: vec![false; 2 * leaves], leaves }
+        FreeSpace { by_room: vec![Vec::new(); context + 1], tree: vec![false; 2 * leaves], leaves }
     }
 
     fn put(&mut self, room: usize, row: u32) {
@@ -169,13 +169,13 @@ pub(super) fn bos_aligned(split: &Split, context: u64) -> Result<Vec<(u32, u64)>
 
 #[cfg(test)]
 mod tests {
-    use super::Room;
+    use super::FreeSpace;
 
     /// The tree against a plain search.
     #[test]
     fn least_room_is_found() {
         let (context, mut naive) = (37, Vec::<(usize, u32)>::new());
-        let mut room = Room::new(context);
+        let mut room = FreeSpace::new(context);
         let mut x = 1u64;
         for row in 0..5000u32 {
             x = tallow_text::support::mix(x);

@@ -23,7 +23,7 @@ pub fn all(report: &mut Report, device: &Device, quick: bool) {
     }
     report.check("rows beside a dense gradient, frozen rows, clipping", || mixed(device));
     report.check("rows that stand often, and only in some steps", || often(device));
-    report.check("rows that owe more than 2048 steps", || long(device));
+    report.check("rows with more than 2048 deferred steps", || long(device));
     report.check("nothing but padding, views with odd offsets, f64 weights, memory that is kept", || edges(device));
     report.check("memory is flat over 1000 steps", || memory(device));
     if quick || device.is_cpu() {

@@ -243,7 +243,7 @@ fn everything_that_does_not_fit_is_said_at_once_and_nothing_is_changed() {
 fn an_empty_varmap_is_filled_and_one_is_not_saved() {
     let folder = tempfile::tempdir().unwrap();
     let mut run = Run::new(7);
-    run.train(30); // rows owe steps now
+    run.train(30); // updates of rows are deferred now
     run.save(folder.path(), 1);
     let varmap = VarMap::new();
     Checkpoint::load(folder.path(), &varmap, None, &LoadOptions::default()).unwrap();

@@ -211,7 +211,7 @@ fn a_tied_head_trains_to_candles_bits() {
     for step in 0..60 {
         let list = [ids(&mut rng, 200, 20), vec![3, 3, 3]].concat();
         let ids = Tensor::from_slice(&list, list.len(), &CPU).unwrap();
-        // Some steps do not use the head: rows owe steps when the head comes back.
+        // Some steps do not use the head: updates are deferred until the head comes back.
         let tied = step % 5 != 4;
         let run = |x: Tensor, logits: &dyn Fn(&Tensor) -> Tensor| match tied {
             true => candle_nn::loss::cross_entropy(&logits(&x), &ids).unwrap(),

@@ -33,6 +33,7 @@
 //! more, and a C compiler for the TLS of its HTTP client. `gpt2`, `o200k`: these encodings in the program, 4 and 9 MB. `full`: all.
 
 #![warn(missing_docs)]
+#![cfg_attr(docsrs, feature(doc_cfg))] // docs.rs says which feature an item needs
 
 mod corpus;
 mod error;

@@ -3,8 +3,10 @@
 use std::io::Write;
 
 use anyhow::Result;
-use clap::Args;
+use clap::{Args, CommandFactory};
 use clap_complete::{Shell, generate};
+
+use crate::help::with_tasks;
 
 #[derive(Args)]
 pub struct Completions {
@@ -15,7 +17,7 @@ pub struct Completions {
 impl Completions {
     pub fn run(self) -> Result<()> {
         let mut script = Vec::new();
-        generate(self.shell, &mut crate::help::command(), "tallow", &mut script);
+        generate(self.shell, &mut with_tasks(super::Cli::command()), "tallow", &mut script);
         Ok(std::io::stdout().write_all(&script)?)
     }
 }

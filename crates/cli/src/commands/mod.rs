@@ -27,7 +27,7 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Show a text become pieces, ids, and a matrix
+    /// Show how a text becomes pieces, ids and a matrix
     Show(Box<show::Show>),
     /// Show rows of the look-up table
     Table(table::Table),
@@ -69,6 +69,41 @@ impl Cli {
             Command::Verify(args) => args.run(),
             Command::Convert(args) => args.run(),
             Command::Completions(args) => args.run(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::help::{TASKS, with_tasks};
+
+    /// Words as a shell takes them, up to where output goes elsewhere.
+    fn words(line: &str) -> Vec<String> {
+        let quoted = line.split('"').enumerate();
+        let words = quoted.flat_map(|(i, part)| match i % 2 {
+            0 => part.split_whitespace().map(str::to_string).collect(),
+            _ => vec![part.to_string()],
+        });
+        words.take_while(|word| word != ">").collect()
+    }
+
+    #[test]
+    fn every_command_has_a_task_and_examples_that_are_understood() {
+        let known: Vec<&str> = TASKS.iter().flat_map(|(_, commands)| commands.iter().map(|(name, _)| *name)).collect();
+        let all = Cli::command();
+        assert_eq!(known.len(), all.get_subcommands().count());
+        for (name, examples) in TASKS.iter().flat_map(|(_, commands)| *commands) {
+            assert!(all.find_subcommand(name).is_some(), "{name}");
+            for example in *examples {
+                let call = words(example.rsplit(" | ").next().unwrap());
+                let matches = with_tasks(Cli::command())
+                    .try_get_matches_from(&call)
+                    .unwrap_or_else(|error| panic!("{example}: {error}"));
+                assert_eq!(matches.subcommand_name(), Some(*name));
+            }
         }
     }
 }

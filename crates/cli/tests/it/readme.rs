@@ -1,4 +1,4 @@
-//! Every command of the READMEs, of the guide and of the lesson is run, and what it prints is compared.
+//! Every command of the READMEs and of the lesson, and every one of the guide that shows its output, is run, and what it prints is compared.
 
 use std::process::Command;
 

@@ -21,7 +21,7 @@ use std::collections::{HashMap, HashSet};
 #[derive(Clone, Copy)]
 pub struct Folded(pub u64);
 
-/// Begins as bytes, and so do its neighbors unless nothing can be amiss.
+/// Begins as bytes, and so do its neighbors unless nothing can go wrong.
 pub const NOT_FOLDED: u64 = 0xFF << 56;
 
 impl Folded {
@@ -142,7 +142,7 @@ pub fn fold<'t>(
     }
 
     // The pairs L R that can come too early, in three kinds; of L or R that is a part, the lowest rank of its pairs.
-    // Kind 1: a character before a part R. Kind 2: a character after a part L. Kind 3: parts on both sides, amiss for the one on the
+    // Kind 1: a character before a part R. Kind 2: a character after a part L. Kind 3: parts on both sides, too early for the one on the
     // right (3) or on the left (4).
     let (mut before_1, mut first_1) = (HashSet::<u32>::new(), Ranks::new());
     let (mut last_2, mut after_2) = (Ranks::new(), HashSet::<u32>::new());
