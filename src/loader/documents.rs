@@ -29,7 +29,7 @@ impl Packed {
     }
 }
 
-/// Puts documents into rows of `context` inputs by best-fit decreasing: the longest first, each into the row where least room
+/// Puts documents into rows of `context` inputs by best-fit decreasing: the longest first, each into the row where least space
 /// is left over. A document of n ids has n - 1 inputs (the last id is only a target); longer ones are cut into pieces.
 ///
 /// Source: Ding et al., "Fewer Truncations Improve Language Modeling", 2024.
@@ -57,11 +57,11 @@ pub(super) fn pack(split: &Split, context: u64) -> Result<Packed> {
     }
     // Stable: pieces of one length stay in the order of the corpus.
     pieces.sort_by_key(|piece| std::cmp::Reverse(piece.len));
-    let mut room = FreeSpace::new(pieces.first().map_or(0, |_| context as usize));
+    let mut free = FreeSpace::new(pieces.first().map_or(0, |_| context as usize));
     let mut row_of = vec![0u32; pieces.len()];
     let mut rows = 0u32;
     for (piece, row) in pieces.iter().zip(&mut row_of) {
-        let left = match room.take(piece.len as usize) {
+        let left = match free.take(piece.len as usize) {
             Some((found, left)) => {
                 *row = found;
                 left
@@ -72,7 +72,7 @@ pub(super) fn pack(split: &Split, context: u64) -> Result<Packed> {
                 context as usize
             }
         };
-        room.put(left - piece.len as usize, *row);
+        free.put(left - piece.len as usize, *row);
     }
     // Pieces by row, in the order in which they were put there.
     let mut starts = vec![0u64; rows as usize + 1];
@@ -88,10 +88,10 @@ pub(super) fn pack(split: &Split, context: u64) -> Result<Packed> {
     Ok(Packed { segments, rows: starts })
 }
 
-/// Rows by the room that is left in them, with a tree that finds the least room of at least a given size.
+/// Rows by the space that is left in them, with a tree that finds the least space of at least a given size.
 struct FreeSpace {
-    by_room: Vec<Vec<u32>>,
-    /// A binary tree over `by_room`: whether anything is below a node. The leaves begin at `leaves`.
+    by_space: Vec<Vec<u32>>,
+    /// A binary tree over `by_space`: whether anything is below a node. The leaves begin at `leaves`.
     tree: Vec<bool>,
     leaves: usize,
 }
@@ -99,22 +99,22 @@ struct FreeSpace {
 impl FreeSpace {
     fn new(context: usize) -> Self {
         let leaves = (context + 1).next_power_of_two();
-        FreeSpace { by_room: vec![Vec::new(); context + 1], tree: vec![false; 2 * leaves], leaves }
+        FreeSpace { by_space: vec![Vec::new(); context + 1], tree: vec![false; 2 * leaves], leaves }
     }
 
-    fn put(&mut self, room: usize, row: u32) {
-        if room == 0 {
+    fn put(&mut self, space: usize, row: u32) {
+        if space == 0 {
             return; // full
         }
-        self.by_room[room].push(row);
-        let mut node = self.leaves + room;
+        self.by_space[space].push(row);
+        let mut node = self.leaves + space;
         while node > 0 && !self.tree[node] {
             self.tree[node] = true;
             node /= 2;
         }
     }
 
-    /// Takes out a row with at least `needed` room, and as little more as there is.
+    /// Takes out a row with at least `needed` space, and as little more as there is.
     fn take(&mut self, needed: usize) -> Option<(u32, usize)> {
         // Up until a right neighbor has something, then down to its leftmost leaf.
         let mut node = self.leaves + needed;
@@ -133,16 +133,16 @@ impl FreeSpace {
                 node = if self.tree[2 * node] { 2 * node } else { 2 * node + 1 };
             }
         }
-        let room = node - self.leaves;
-        let row = self.by_room[room].pop()?;
-        if self.by_room[room].is_empty() {
+        let space = node - self.leaves;
+        let row = self.by_space[space].pop()?;
+        if self.by_space[space].is_empty() {
             self.tree[node] = false;
             while node > 1 {
                 node /= 2;
                 self.tree[node] = self.tree[2 * node] || self.tree[2 * node + 1];
             }
         }
-        Some((row, room))
+        Some((row, space))
     }
 }
 
@@ -173,22 +173,22 @@ mod tests {
 
     /// The tree against a plain search.
     #[test]
-    fn least_room_is_found() {
+    fn least_space_is_found() {
         let (context, mut naive) = (37, Vec::<(usize, u32)>::new());
-        let mut room = FreeSpace::new(context);
+        let mut free = FreeSpace::new(context);
         let mut x = 1u64;
         for row in 0..5000u32 {
             x = tallow_text::support::mix(x);
             let size = 1 + (x % context as u64) as usize;
             if x >> 63 == 0 {
-                room.put(size, row);
+                free.put(size, row);
                 naive.push((size, row));
             } else {
-                let best = naive.iter().filter(|(room, _)| *room >= size).map(|(room, _)| *room).min();
-                let taken = room.take(size);
-                assert_eq!(taken.map(|(_, room)| room), best);
-                if let Some((row, room)) = taken {
-                    let at = naive.iter().position(|other| *other == (room, row)).expect("a row that was put there");
+                let best = naive.iter().filter(|(space, _)| *space >= size).map(|(space, _)| *space).min();
+                let taken = free.take(size);
+                assert_eq!(taken.map(|(_, space)| space), best);
+                if let Some((row, space)) = taken {
+                    let at = naive.iter().position(|other| *other == (space, row)).expect("a row that was put there");
                     naive.swap_remove(at);
                 }
             }
