@@ -63,7 +63,7 @@
 //! | `F.cross_entropy` of the logits, `F.linear_cross_entropy` | `loss::cross_entropy(&logits, &targets)` | [`Head::loss`]: the logits of at most 256 tokens exist at a time |
 //! | `ignore_index=-100` | | [`NO_TOKEN`] in the targets |
 //! | `torch.topk(logits, k)` | | [`Head::top_k`] |
-//! | `loss.backward()` | `loss.backward()` | the same, or [`backward`]: two buffers of the size of the vocabulary less |
+//! | `loss.backward()` | `loss.backward()` | the same, or [`backward`], which saves two buffers as large as the table |
 //! | `torch.no_grad()` | | [`no_grad`]: a `VarBuilder` over the same weights |
 //! | `optim.AdamW` | `candle_nn::AdamW::new(vars, params)` | [`optim::AdamW`]: the same call; also [`optim::Optim::from_varmap`] |
 //! | `optim.SGD` | `candle_nn::SGD` | [`optim::Sgd`] |

@@ -107,15 +107,18 @@ mod tests {
     use super::*;
     use crate::support::widest::same_with_every_body;
 
+    /// Random numbers in [0, 1), on the grid of those that tables are drawn from.
+    fn units() -> impl Iterator<Item = f64> {
+        let mut state = 1u64;
+        std::iter::repeat_with(move || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            f64::from((state >> 32) as u32) / 4_294_967_296.0
+        })
+    }
+
     #[test]
     fn sines_and_cosines_are_libms_to_the_bit() {
-        let mut state = 1u64;
-        let mut values: Vec<f64> = (0..400_000)
-            .map(|_| {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                std::f64::consts::TAU * f64::from((state >> 32) as u32) / 4_294_967_296.0
-            })
-            .collect();
+        let mut values: Vec<f64> = units().take(400_000).map(|unit| std::f64::consts::TAU * unit).collect();
         for eighth in 0..8 {
             let edge = std::f64::consts::FRAC_PI_4 * f64::from(eighth);
             let step = std::f64::consts::TAU / 4_294_967_296.0;
@@ -138,13 +141,7 @@ mod tests {
 
     #[test]
     fn radii_are_libms_to_the_bit() {
-        let mut state = 1u64;
-        let mut values: Vec<f64> = (0..300_000)
-            .map(|_| {
-                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                f64::from((state >> 32) as u32) / 4_294_967_296.0 + 0.5 / 4_294_967_296.0
-            })
-            .collect();
+        let mut values: Vec<f64> = units().take(300_000).map(|unit| unit + 0.5 / 4_294_967_296.0).collect();
         for exponent in 1..33 {
             let power = 0.5f64.powi(exponent);
             values.extend([power.next_down(), power, power.next_up(), power * std::f64::consts::SQRT_2]);

@@ -32,24 +32,24 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     tallow::keep_pages();
-    let cli =
-        match help::with_tasks(Cli::command()).try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
-            Ok(cli) => cli,
-            // --help, --version
-            Err(text) if !text.use_stderr() => return code(text.print().map_err(anyhow::Error::from)),
-            // `tallow` alone
-            Err(text) if text.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-                say(text.to_string().trim_end());
-                return ExitCode::from(2);
-            }
-            Err(error) => {
-                // clap's first paragraph, as one line.
-                let text = error.to_string();
-                let lines: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
-                say(format!("{} (try --help)", lines.join(" ")));
-                return ExitCode::from(2);
-            }
-        };
+    let matches = help::with_tasks(Cli::command()).try_get_matches();
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        // --help, --version
+        Err(text) if !text.use_stderr() => return code(text.print().map_err(anyhow::Error::from)),
+        // `tallow` alone
+        Err(text) if text.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            say(text.to_string().trim_end());
+            return ExitCode::from(2);
+        }
+        Err(error) => {
+            // clap's first paragraph, as one line.
+            let text = error.to_string();
+            let lines: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+            say(format!("{} (try --help)", lines.join(" ")));
+            return ExitCode::from(2);
+        }
+    };
     // Panics of the tokenizers crate are caught and become errors; what they would print is not for the user.
     let last_panic = Arc::new(Mutex::new(String::new()));
     let seen = last_panic.clone();
