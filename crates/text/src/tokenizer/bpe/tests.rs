@@ -141,7 +141,8 @@ fn check_split(text: &str) {
 fn every_character_between_others_is_cut_as_the_patterns_say() {
     let around =
         [("a", "b"), ("A", "b"), (" ", "'"), ("1", "1"), ("\n", " "), ("!", "a"), ("中", "中"), ("", "\n"), ("'", "s")];
-    for page in (0..0x11_0000).step_by(0x2000) {
+    // All that Unicode has assigned. What is left is of one kind, which `kinds_are_those_of_the_patterns` has looked at.
+    for page in (0..0x3_4000).chain(0xE_0000..0xE_2000).step_by(0x2000) {
         let chars = (page..page + 0x2000).filter_map(char::from_u32);
         let parts = chars.flat_map(|c| around.map(|(before, after)| format!("{before}{c}{after}")));
         check_split(&parts.collect::<String>());
