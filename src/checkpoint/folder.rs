@@ -1,4 +1,4 @@
-//! The folder of a checkpoint: it gets its name when it is whole, and says what it must hold.
+//! The folder of a checkpoint. It is renamed to its final name when all files are written; its marker lists them with checksums.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -13,11 +13,11 @@ use crate::tensors::wrong;
 use crate::{Error, Result};
 use tallow_text::support::files::{TEMPORARY, open_regular, sync_folder, temporary_folder};
 
-/// Larger JSON is not read.
+/// Largest JSON file that is read.
 pub(super) const MAX_JSON_BYTES: u64 = 16 << 20;
 const MARKER: &str = "complete.json";
 const VERSION: u32 = 1;
-/// Appended to the name of a checkpoint while another of the same step takes its place.
+/// Suffix of a checkpoint's folder while a new one of the same step replaces it.
 const REPLACED: &str = ".replaced";
 
 /// The marker's content.
@@ -34,7 +34,7 @@ struct Facts {
     crc32: u32,
 }
 
-/// A checkpoint that is being written. Dropped unfinished, it leaves nothing.
+/// A checkpoint that is being written. Dropping it before [`finish`](Self::finish) deletes its files.
 pub(super) struct Draft {
     folder: PathBuf,
     target: PathBuf,
@@ -43,20 +43,20 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// Begins in `folder`, after removing what killed processes left there. Refuses a folder in which the new checkpoint would be
-    /// lost: one that is a checkpoint itself, and one that holds a later step.
+    /// Starts a checkpoint in `folder`, and deletes the temporary folders of killed processes. An error if `folder` is a checkpoint
+    /// itself or holds a later step: a load would not find the new checkpoint.
     pub(super) fn new(folder: &Path, step: u64) -> Result<Self> {
         if is_checkpoint(folder) {
             return Err(wrong(
                 folder,
-                "this folder is a checkpoint itself: save into the folder that holds it, or another",
+                "this folder is a checkpoint itself: save into its parent folder, or into another one",
             ));
         }
         fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         if let Some(later) = newest(folder)?.filter(|path| step_of(path).is_some_and(|there| there > step)) {
             let reason = format!(
-                "it is later than step {step}, which would never be found beside it. Save a run that goes on from an earlier step \
-                 into another folder, or move the later checkpoints away first; nothing was written"
+                "it is later than step {step}: a load would take it instead of the new checkpoint. To continue from an earlier step, \
+                 save into another folder, or move the later checkpoints away first. Nothing was written"
             );
             return Err(wrong(&later, reason));
         }
@@ -70,13 +70,13 @@ impl Draft {
         Ok(Draft { folder: folder.to_path_buf(), target, temporary, files: BTreeMap::new() })
     }
 
-    /// Writes one file and puts it on the disk.
+    /// Writes one file and syncs it to the disk.
     pub(super) fn write(
         &mut self,
         name: &str,
         content: impl FnOnce(&mut dyn Write) -> candle_core::Result<()>,
     ) -> Result<()> {
-        // Messages speak of the file that it was to be.
+        // Messages name the final path, not the temporary one.
         let io = |e| Error::io(self.target.join(name), e);
         let file = File::create_new(self.temporary.path().join(name)).map_err(io)?;
         let mut out = Summed { out: BufWriter::with_capacity(1 << 16, file), crc32: Hasher::new(), bytes: 0 };
@@ -89,13 +89,13 @@ impl Draft {
         Ok(())
     }
 
-    /// Writes the marker, and gives the folder its name.
+    /// Writes the marker, and renames the folder to its final name.
     pub(super) fn finish(mut self) -> Result<PathBuf> {
         let files = std::mem::take(&mut self.files);
         let marker = Marker { format: "tallow checkpoint".to_string(), version: VERSION, files };
         self.write(MARKER, |out| Ok(serde_json::to_writer(out, &marker).map_err(io::Error::from)?))?;
         sync_folder(self.temporary.path())?;
-        // A checkpoint of the same step stays readable under another name until this one has its own.
+        // An old checkpoint of the same step stays readable under another name until this one is renamed.
         let mut replaced = self.target.clone().into_os_string();
         replaced.push(REPLACED);
         let replaced = PathBuf::from(replaced);
@@ -117,7 +117,7 @@ pub(super) struct Finished {
 }
 
 impl Finished {
-    /// The checkpoint that `folder` is, or the newest in it; none if there is no such folder, or no finished checkpoint in it.
+    /// The checkpoint at `folder`, or the newest one in it. `None` if the folder does not exist or holds no finished checkpoint.
     pub(super) fn find(folder: &Path) -> Result<Option<Self>> {
         match is_checkpoint(folder) {
             true => Self::open(folder).map(Some),
@@ -125,7 +125,7 @@ impl Finished {
         }
     }
 
-    /// An error if the folder's name speaks of another step than the one in its state.
+    /// An error if the folder's name has another step than its state.
     pub(super) fn is_of(&self, step: u64) -> Result<()> {
         match step_of(&self.path).filter(|named| *named != step) {
             None => Ok(()),
@@ -141,7 +141,7 @@ impl Finished {
         let marker: Marker = serde_json::from_slice(&bytes)
             .map_err(|e| wrong(&path.join(MARKER), format!("it is not the marker of a checkpoint: {e}")))?;
         if marker.version != VERSION {
-            let reason = format!("it has version {}, and this tallow reads version {VERSION}", marker.version);
+            let reason = format!("it has version {}; this version of tallow reads version {VERSION}", marker.version);
             return Err(wrong(&path.join(MARKER), reason));
         }
         Ok(Finished { path: path.to_path_buf(), marker })
@@ -188,7 +188,7 @@ impl Finished {
     }
 
     fn advice(&self) -> &'static str {
-        "remove this checkpoint, and an older one is taken"
+        "delete this checkpoint to load an older one"
     }
 
     /// One error for everything that does not fit.
@@ -197,18 +197,18 @@ impl Finished {
     }
 }
 
-/// Whether a folder is a checkpoint itself.
+    /// Whether a folder is a checkpoint itself.
 fn is_checkpoint(folder: &Path) -> bool {
     folder.join(MARKER).exists()
 }
 
-/// The step that the name of a checkpoint's folder says.
+/// The step in the name of a checkpoint's folder.
 fn step_of(path: &Path) -> Option<u64> {
     let name = name_of(path);
     name.strip_suffix(REPLACED).unwrap_or(&name).strip_prefix("step-")?.parse().ok()
 }
 
-/// The newest finished checkpoint of a folder; none also where there is no such folder.
+/// The newest finished checkpoint of a folder. `None` if there is none, or no such folder.
 fn newest(folder: &Path) -> Result<Option<PathBuf>> {
     Ok(finished(folder)?.pop())
 }
@@ -220,7 +220,7 @@ pub(super) fn prune(folder: &Path, keep: usize) -> Result<()> {
     paths[..old].iter().try_for_each(|path| remove(path))
 }
 
-/// Reads a JSON file of sane size.
+/// Reads a JSON file of at most [`MAX_JSON_BYTES`].
 pub(super) fn read_json(path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let file = open_regular(path).map_err(|e| Error::io(path, e))?;
@@ -231,7 +231,7 @@ pub(super) fn read_json(path: &Path) -> Result<Vec<u8>> {
     }
 }
 
-/// Checkpoints that have their marker, the oldest first.
+/// Checkpoints that have a marker, the oldest first.
 fn finished(folder: &Path) -> Result<Vec<PathBuf>> {
     if !folder.exists() {
         return Ok(Vec::new());
@@ -246,7 +246,7 @@ fn finished(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found.into_iter().map(|(.., path)| path).collect())
 }
 
-/// Removes a checkpoint: its name goes first, so that no half of it is ever taken for whole.
+/// Deletes a checkpoint. It is renamed first, so that a partly deleted one is never read.
 fn remove(path: &Path) -> Result<()> {
     let doomed = path.with_file_name(format!("{TEMPORARY}old-{}", name_of(path)));
     match fs::rename(path, &doomed) {
@@ -264,7 +264,7 @@ fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// Counts and sums what passes.
+/// Counts the bytes written and computes their CRC-32.
 struct Summed<W> {
     out: W,
     crc32: Hasher,

@@ -1,4 +1,4 @@
-//! Weights, optimizer state, loader state ⇄ one folder that is whole or not there.
+//! Weights, optimizer state and loader state ⇄ one folder, written completely or not at all.
 //!
 //! ```text
 //! runs/lesson/                      the folder that is given to save and load
@@ -33,10 +33,9 @@ const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 
-/// What a run must remember beside its weights; [`save`](Self::save) and [`load`](Self::load) take the weights along.
+/// The state of a run beside its weights. [`save`](Self::save) and [`load`](Self::load) include weights and optimizer.
 ///
-/// After a load, the run goes on as if it had never stopped, bit for bit, if everything else that it draws is a function of
-/// seed and step.
+/// After a load the run continues bit for bit, provided that everything else it draws (dropout, sampling) is a function of seed and step.
 ///
 /// # Example
 /// ```
@@ -72,32 +71,50 @@ const STATE: &str = "state.json";
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Checkpoint {
-    /// Steps taken; the name of the folder.
+    /// Steps taken. The folder is named after it.
     pub step: u64,
     /// Seed of the run.
     pub seed: u64,
     /// [`Tokenizer::fingerprint`](crate::Tokenizer::fingerprint) of the tokenizer that made the ids.
     #[serde(default, with = "fingerprint", skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<u64>,
-    /// Where the data loader is.
+    /// State of the data loader ([`DataLoader::state`](crate::DataLoader::state)).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loader: Option<LoaderState>,
-    /// Anything else: the model's settings, the losses so far. At most 16 MiB of JSON with the rest.
+    /// Any other JSON: the model's sizes, the losses so far. All fields together are at most 16 MiB of JSON.
     #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub extra: serde_json::Value,
 }
 
-/// What [`Checkpoint::load`] and [`load_weights`] accept. The default accepts only what fits to the letter.
+/// What [`Checkpoint::load`] and [`load_weights`] accept. The default requires equal names, shapes and dtypes.
+///
+/// # Example
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_nn::{VarBuilder, VarMap};
+/// use tallow::{LoadOptions, load_weights};
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("rows.safetensors");
+/// Tensor::new(&[[1f32, 2.]], &Device::Cpu)?.save_safetensors("wte.weight", &path)?;
+/// let varmap = VarMap::new();
+/// let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+/// vb.get((1, 2), "wte.weight")?;
+/// vb.get(2, "bias")?; // the file has no bias
+/// assert!(load_weights(&path, &varmap, &LoadOptions::default()).is_err());
+/// let skipped = load_weights(&path, &varmap, &LoadOptions { partial: true, ..Default::default() })?;
+/// assert_eq!(skipped.missing, ["bias"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct LoadOptions {
-    /// The tokenizer at hand: weights that were trained with another one are refused.
+    /// Fingerprint of the tokenizer in use. Weights that were trained with another one are an error. `None`: no check.
     pub tokenizer: Option<u64>,
-    /// Take the weights whose names are on both sides, and say which were left out. Their shapes must fit all the same, and
-    /// an optimizer must fit whole.
+    /// Load the weights whose names are on both sides, and return the other names (PyTorch's `strict=False`). Shapes must match, and
+    /// an optimizer must match completely.
     pub partial: bool,
     /// Convert weights of another dtype.
     pub convert_dtype: bool,
-    /// Where the variables of an empty VarMap are made. (Others stay where they are.)
+    /// Device of the variables that are made in an empty VarMap. Existing variables keep their device.
     pub device: Device,
 }
 
@@ -108,27 +125,27 @@ impl Default for LoadOptions {
 }
 
 impl Checkpoint {
-    /// Writes `FOLDER/step-NNNNNNNN`, then removes the oldest beyond `keep` (0: keep all); gives its path.
+    /// Writes `FOLDER/step-NNNNNNNN`, then deletes all but the newest `keep` checkpoints (0: keep all). Returns its path.
     ///
     /// Row-sparse tables are flushed first. Moments are saved under the names that the variables have in `varmap`, also for an
-    /// optimizer that was made without names. Until the new checkpoint is whole and on the disk nothing of an older one is
-    /// touched, also not one of the same step, which it then replaces. Killed at any moment, the folder holds
-    /// whole checkpoints, and `.tmp-…`, which the next save removes: only one process saves into a folder.
+    /// optimizer that was made without names. Older checkpoints, also one of the same step, are deleted only after the new one is
+    /// complete and on the disk. If the process is killed, all checkpoints in the folder are complete; the next save deletes the
+    /// `.tmp-…` folder that is left. Only one process may save into a folder.
     ///
-    /// Not saved: learning rate and the other parameters of the optimizer's groups, which are the caller's to set.
+    /// Not saved: the learning rate and the other parameters of the optimizer's groups. The caller sets them.
     ///
     /// # Errors
-    /// - [`Error::Io`]: a full disk, say. What was written is removed, older checkpoints stay.
-    /// - [`Error::Checkpoint`]: `folder` is itself a checkpoint, or holds a later step than this one, beside which the new checkpoint
-    ///   would not be found: a run that goes on from an earlier step saves into another folder.
-    /// - [`Error::Config`]: an empty VarMap, a variable of a dtype that safetensors files of candle lack, JSON above 16 MiB; an
+    /// - [`Error::Io`]: for example a full disk. The new files are deleted, older checkpoints stay.
+    /// - [`Error::Checkpoint`]: `folder` is itself a checkpoint, or holds a later step. A run that continues from an earlier step must
+    ///   save into another folder.
+    /// - [`Error::Config`]: an empty VarMap, a variable of a dtype that candle cannot write to safetensors, JSON above 16 MiB, or an
     ///   optimizer without names whose variables are not in `varmap`.
-    /// - [`Error::Candle`]: a variable that its device does not give back.
+    /// - [`Error::Candle`]: a variable cannot be copied from its device.
     ///
-    /// Nothing is written after any of them.
+    /// No new checkpoint exists after an error.
     ///
     /// # Cost
-    /// Writes weights and moments once; in memory, a copy of the moments and one weight at a time.
+    /// Writes weights and moments once. Memory: a copy of the moments, and one weight at a time.
     pub fn save(
         &self,
         folder: impl AsRef<Path>,
@@ -160,21 +177,21 @@ impl Checkpoint {
         Ok(path)
     }
 
-    /// Reads the newest checkpoint of `folder`, or the one that `folder` itself is, into the variables of `varmap` and the
+    /// Loads the newest checkpoint of `folder`, or `folder` itself if it is a checkpoint, into the variables of `varmap` and the
     /// optimizer. Nothing is changed unless everything fits.
     ///
-    /// An empty VarMap gets the variables of the file, on `options.device`, in their dtypes; build the model over it, make
-    /// the optimizer, and load again with it. Without an optimizer, saved moments are left alone. An optimizer that was made without
+    /// An empty VarMap gets the variables of the file, on `options.device`, in their dtypes. Build the model over it, make
+    /// the optimizer, and load again with it. Without an optimizer, saved moments are not read. An optimizer that was made without
     /// names takes those of `varmap` ([`name_by`](crate::optim::Optim::name_by)).
     ///
     /// # Errors
-    /// - [`Error::Checkpoint`]: no finished checkpoint; a file that is torn, changed or hostile; a folder whose name is of another
-    ///   step; or everything that does not fit, in one list: variables missing here or there, shapes, dtypes, moments, the tokenizer.
+    /// - [`Error::Checkpoint`]: no finished checkpoint; a truncated, changed or malicious file; a folder whose name has another
+    ///   step; or one list of everything that does not fit: missing variables, shapes, dtypes, moments, the tokenizer.
     /// - [`Error::Config`]: an optimizer without names whose variables are not in `varmap`.
     /// - [`Error::Io`].
     ///
     /// # Cost
-    /// Reads the files twice (checksums first); in memory, the moments and one weight at a time.
+    /// Reads the files twice (checksums first). Memory: the moments, and one weight at a time.
     pub fn load(
         folder: impl AsRef<Path>,
         varmap: &VarMap,
@@ -210,7 +227,7 @@ impl Checkpoint {
         if !misfits.is_empty() {
             return Err(finished.misfit(misfits));
         }
-        // Both files are read to the end before the first weight changes.
+        // The moments are read completely before the first weight changes.
         let moments = moments.map(|file| file.read_all()).transpose()?;
         weights.fill(&model, varmap, options)?;
         if let (Some(optimizer), Some(moments)) = (optimizer, moments) {
@@ -219,16 +236,15 @@ impl Checkpoint {
         Ok((found, skipped))
     }
 
-    /// Reads only `state.json` of the checkpoint that [`load`](Self::load) would take: the newest of `folder`, or the one that
-    /// `folder` itself is. `None` if there is no finished one.
+    /// Reads only `state.json` of the checkpoint that [`load`](Self::load) would read. `None` if there is no finished checkpoint.
     ///
     /// # Errors
-    /// As [`load`](Self::load); the tensors are not looked at.
+    /// As [`load`](Self::load); tensors are not checked.
     pub fn newest(folder: impl AsRef<Path>) -> Result<Option<Checkpoint>> {
         Ok(Self::find(folder)?.map(|(_, found)| found))
     }
 
-    /// [`newest`](Self::newest), and the folder in which its files are.
+    /// As [`newest`](Self::newest), with the folder of the checkpoint.
     ///
     /// # Errors
     /// As [`newest`](Self::newest).
@@ -246,7 +262,7 @@ impl Checkpoint {
     }
 }
 
-/// A fingerprint as 16 hexadecimal digits: JSON readers that know only doubles would round the number.
+/// A fingerprint as 16 hexadecimal digits. JSON readers that store numbers as doubles would round it.
 mod fingerprint {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 

@@ -1,4 +1,4 @@
-//! The variables of a VarMap against the tensors of a file: what fits, and filling them.
+//! Compares the variables of a VarMap with the tensors of a file, and loads them.
 
 use std::path::Path;
 
@@ -11,29 +11,45 @@ use crate::rows::{RowTable, Rows};
 use crate::support::variables::{insert, variables};
 use crate::tensors::{TensorFile, dtype_of, wrong};
 
-/// What a load with [`LoadOptions::partial`] left out; empty after any other. (The name is PyTorch's.)
+/// The names that a load with [`LoadOptions::partial`] skipped. Empty after any other load. (The name is PyTorch's.)
+///
+/// # Example
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_nn::{VarBuilder, VarMap};
+/// use tallow::{IncompatibleKeys, LoadOptions, load_weights};
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("rows.safetensors");
+/// Tensor::new(&[[1f32, 2.]], &Device::Cpu)?.save_safetensors("wte.weight", &path)?;
+/// let varmap = VarMap::new();
+/// VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu).get(2, "bias")?;
+/// let skipped = load_weights(&path, &varmap, &LoadOptions { partial: true, ..Default::default() })?;
+/// let expected = IncompatibleKeys { missing: vec!["bias".to_string()], unexpected: vec!["wte.weight".to_string()] };
+/// assert_eq!(skipped, expected);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IncompatibleKeys {
-    /// Variables that the file does not have: they keep their values.
+    /// Variables that are not in the file. They keep their values.
     pub missing: Vec<String>,
-    /// Tensors of the file that are no variables here.
+    /// Tensors of the file that are not variables of the VarMap.
     pub unexpected: Vec<String>,
 }
 
-/// Reads the weights of a safetensors file, written by PyTorch, candle or [`Checkpoint::save`](super::Checkpoint::save), into
+/// Loads the weights of a safetensors file, written by PyTorch, candle or [`Checkpoint::save`](super::Checkpoint::save), into
 /// the variables of the same names. Nothing is changed unless everything fits.
 ///
 /// An empty VarMap gets all tensors of the file as variables, on `options.device`, in their dtypes. Row-sparse tables are
-/// brought up to date first, and forget row gradients that wait.
+/// flushed first, and their pending row gradients are discarded.
 ///
 /// # Errors
-/// - [`Error::Checkpoint`](crate::Error::Checkpoint): a file that is torn or hostile; or everything that does not fit, in one
-///   list: variables missing here or there, shapes, dtypes, the tokenizer.
+/// - [`Error::Checkpoint`](crate::Error::Checkpoint): a truncated or malicious file; or one list of everything that does not fit:
+///   missing variables, shapes, dtypes, the tokenizer.
 /// - [`Error::Io`](crate::Error::Io).
 ///
 /// # Cost
-/// Reads the file once; in memory, one tensor at a time. Nothing is allocated on the word of the file alone: lengths are
-/// compared with its size first.
+/// Reads the file once. Memory: one tensor at a time. Lengths in the header are checked against the file's size before memory is
+/// allocated.
 ///
 /// # Example
 /// ```
@@ -61,7 +77,7 @@ pub fn load_weights(path: impl AsRef<Path>, varmap: &VarMap, options: &LoadOptio
     Ok(skipped)
 }
 
-/// One error out of many reasons.
+/// Joins many reasons into one message.
 pub(super) fn list(misfits: &[String]) -> String {
     format!("it does not fit:\n  {}", misfits.join("\n  "))
 }
@@ -89,7 +105,7 @@ impl Weights {
         self.0.iter().map(|(name, var)| (name.as_str(), var.as_tensor()))
     }
 
-    /// Replays the deferred updates of row-sparse tables, whoever their optimizer is.
+    /// Replays the deferred updates of all row-sparse tables.
     pub(super) fn replay(&self) -> Result<()> {
         self.tables().try_for_each(|table| table.replay(Rows::All))
     }
@@ -98,7 +114,7 @@ impl Weights {
         self.tensors().filter_map(|(_, tensor)| RowTable::find(tensor))
     }
 
-    /// Everything that does not fit, and what a partial load leaves out.
+    /// Everything that does not fit, and the names that a partial load skips.
     pub(super) fn compare(&self, file: &TensorFile, options: &LoadOptions) -> (Vec<String>, IncompatibleKeys) {
         let (mut misfits, mut skipped) = (Vec::new(), IncompatibleKeys::default());
         if self.is_empty() {
@@ -128,7 +144,7 @@ impl Weights {
         let here = |name: &String| self.0.binary_search_by(|(other, _)| other.cmp(name)).is_ok();
         skipped.unexpected = file.header.names().into_iter().filter(|name| !here(name)).collect();
         if !options.partial {
-            let advice = "(`partial: true` goes without)";
+            let advice = "(`partial: true` skips it)";
             let IncompatibleKeys { missing, unexpected } = std::mem::take(&mut skipped);
             misfits.extend(missing.iter().map(|name| format!("{name:?} is missing there {advice}")));
             misfits.extend(unexpected.iter().map(|name| format!("{name:?} is unknown here {advice}")));
@@ -136,7 +152,7 @@ impl Weights {
         (misfits, skipped)
     }
 
-    /// Sets every variable that the file has, or makes all of them in an empty VarMap.
+    /// Sets every variable that is in the file, or makes all of them in an empty VarMap.
     pub(super) fn fill(&self, file: &TensorFile, varmap: &VarMap, options: &LoadOptions) -> Result<()> {
         if self.is_empty() {
             let made = file.header.names().into_iter().map(|name| {
@@ -147,7 +163,7 @@ impl Weights {
             insert(varmap, made);
             return Ok(());
         }
-        // Deferred updates would later be applied to the new values.
+        // Otherwise deferred updates would later be applied to the new values.
         self.replay()?;
         self.tables().for_each(|table| table.clear());
         for (name, var) in self.0.iter().filter(|(name, _)| file.header.info(name).is_some()).collect::<Vec<_>>() {
