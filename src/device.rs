@@ -6,13 +6,13 @@ use crate::{Error, Result};
 
 /// Opens `auto`, `cpu`, `cuda`, `cuda:N`, `metal` or `metal:N`.
 ///
-/// `auto` is the first of CUDA 0, Metal 0 and the CPU that opens. Where that is the CPU, `warn` is called once
-/// with the reason. Memory of a CUDA device that tensors free is kept for later ones: see [`keep_memory`].
+/// `auto` tries CUDA 0, then Metal 0, then the CPU. If it falls back to the CPU, `warn` is called once with the reason. A CUDA
+/// device keeps freed memory for later tensors: see [`keep_memory`].
 ///
-/// Open a device once and clone it: tensors of two openings of one device do not meet.
+/// Open a device once and clone it: candle does not combine tensors of two openings of the same device.
 ///
 /// # Errors
-/// [`Error::Device`]: no such name, a device that this build was not made for, or one that does not open.
+/// [`Error::Device`]: an unknown name, a device without support in this build, or one that cannot be opened.
 ///
 /// # Example
 /// ```
@@ -27,7 +27,7 @@ pub fn open(name: &str, warn: impl FnOnce(&str)) -> Result<Device> {
         Some((kind, number)) => (kind, number.parse::<u16>()),
     };
     let Ok(ordinal) = ordinal.map(usize::from) else {
-        return fail("what follows the colon is not the number of a device".to_string());
+        return fail("the text after the colon is not a device number".to_string());
     };
     match kind {
         "cpu" if !name.contains(':') => Ok(Device::Cpu),
@@ -44,24 +44,25 @@ pub fn open(name: &str, warn: impl FnOnce(&str)) -> Result<Device> {
 
 fn open_cuda(ordinal: usize) -> candle_core::Result<Device> {
     let device = Device::new_cuda(ordinal)?;
-    // A device that does not take the kernels is of no use.
+    // Fail now if the driver does not load the kernels.
     crate::cuda::check(device.as_cuda_device()?)?;
-    // One without memory pools has nothing to keep.
+    // A device without memory pools returns an error, which does not matter.
     _ = keep_memory(&device, true);
     Ok(device)
 }
 
 fn open_metal(ordinal: usize) -> candle_core::Result<Device> {
-    // candle takes the device out of a list, and panics where it is not in it.
+    // candle indexes a list of devices, and panics if the ordinal is out of range.
     std::panic::catch_unwind(|| Device::new_metal(ordinal))
         .unwrap_or_else(|_| Err(candle_core::Error::Msg(format!("there is no Metal device {ordinal}"))))
 }
 
-/// Whether memory that tensors of a CUDA device free stays with the process, for the next tensors, or goes back to the system
-/// whenever the device is waited for.
+/// Whether the process keeps the freed memory of a CUDA device for later tensors, or returns it to the driver at every
+/// synchronization.
 ///
-/// CUDA gives it back by default, and the next step maps it again, which can take longer than the step's work; [`open`] therefore
-/// keeps it. Call this with `false` where other processes need what this one does not use at the moment. It is a property of the device in this process. Nothing happens on other devices.
+/// CUDA's default is to return it. The next step then maps it again, which can take longer than the step's work. So [`open`]
+/// keeps it. Pass `false` if other processes need the memory. The setting applies to the device in this process. Other kinds of
+/// devices ignore it.
 ///
 /// Source: `CU_MEMPOOL_ATTR_RELEASE_THRESHOLD` of the device's default pool, CUDA driver API.
 ///
@@ -79,13 +80,13 @@ fn open_first(warn: impl FnOnce(&str)) -> Device {
     if cfg!(feature = "cuda") {
         match open_cuda(0) {
             Ok(device) => return device,
-            Err(error) => reasons.push(format!("CUDA does not open ({})", Error::from(error))),
+            Err(error) => reasons.push(format!("CUDA cannot be opened ({})", Error::from(error))),
         }
     }
     if cfg!(feature = "metal") {
         match open_metal(0) {
             Ok(device) => return device,
-            Err(error) => reasons.push(format!("Metal does not open ({})", Error::from(error))),
+            Err(error) => reasons.push(format!("Metal cannot be opened ({})", Error::from(error))),
         }
     }
     if reasons.is_empty() {

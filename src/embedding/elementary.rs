@@ -1,5 +1,5 @@
-//! Functions of the crate `libm`, many values at a time: the same steps without branches, so that a compiler makes several at once of
-//! them, and so the same bits.
+//! Functions of the crate `libm` on slices. They take the same steps without branches, so that the compiler can vectorize them, and
+//! give the same bits.
 
 use crate::support::widest::widest;
 
@@ -16,7 +16,7 @@ widest! {
     /// Each angle in [0, 2π) becomes its sine; its cosine is written beside it.
     pub(super) fn sines_and_cosines(angles: &mut [f64], cosines: &mut [f64]) {
         if angles.iter().fold(false, |near, x| near | is_near_axis(*x)) {
-            // About one angle in half a million.
+            // True for about one angle in half a million.
             for (x, cosine) in angles.iter_mut().zip(cosines) {
                 (*x, *cosine) = libm::sincos(*x);
             }
@@ -52,12 +52,12 @@ fn ln(x: f64) -> f64 {
     s * (half_square + (odd + even)) + k * ln2_low - half_square + f + k * ln2_high
 }
 
-/// The number that has these upper 32 bits, and zeros below.
+/// The number with these upper 32 bits; the lower bits are zero.
 const fn from_high(high: u64) -> f64 {
     f64::from_bits(high << 32)
 }
 
-/// Whether an angle in [0, 2π) is so close to π/2, π, 3π/2 or 2π that the difference needs more digits than [`sin_cos`] has.
+/// Whether an angle in [0, 2π) is too close to π/2, π, 3π/2 or 2π for the precision of [`sin_cos`].
 #[inline(always)]
 fn is_near_axis(x: f64) -> bool {
     let high = x.to_bits() >> 32;
@@ -66,11 +66,11 @@ fn is_near_axis(x: f64) -> bool {
 
 /// Sine and cosine of an angle in [0, 2π) that is not [near](is_near_axis) an axis: libm's `sincos`.
 ///
-/// Source: FreeBSD's e_rem_pio2.c, k_sin.c and k_cos.c (Sun Microsystems, 1993), by way of the crate `libm`: the angle without n
-/// quarters of a turn is y + low, in [-π/4, π/4]; two polynomials give its sine and cosine; n says which of them is which.
+/// Source: FreeBSD's e_rem_pio2.c, k_sin.c and k_cos.c (Sun Microsystems, 1993), by way of the crate `libm`. The angle minus n
+/// quarter turns is y + low, in [-π/4, π/4]. Two polynomials give its sine and cosine; n selects sign and order.
 #[inline(always)]
 fn sin_cos(x: f64) -> (f64, f64) {
-    // Odd multiples of π/4 by their upper halves, as libm compares them.
+    // Upper halves of the odd multiples of π/4, as libm compares them.
     const EDGES: [f64; 4] =
         [from_high(0x3fe9_21fc), from_high(0x4002_d97d), from_high(0x400f_6a7b), from_high(0x4015_fdbd)];
     // π/2 in two parts, of which the first times n is exact.
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
     use crate::support::widest::same_with_every_body;
 
-    /// Random numbers in [0, 1), on the grid of those that tables are drawn from.
+    /// Random numbers in [0, 1), on the same grid as the numbers that tables are drawn from.
     fn units() -> impl Iterator<Item = f64> {
         let mut state = 1u64;
         std::iter::repeat_with(move || {
@@ -134,7 +134,7 @@ mod tests {
             let (sin, cos) = libm::sincos(*x);
             assert_eq!(found, (sin.to_bits(), cos.to_bits()), "{x}");
         }
-        // What the check above is worth: most chunks take the fast way, some take the other.
+        // Both paths were tested: most chunks take the fast one, some the slow one.
         let slow = values.chunks(64).filter(|chunk| chunk.iter().any(|x| is_near_axis(*x))).count();
         assert!((50..values.len() / 64 / 4).contains(&slow), "{slow}");
     }

@@ -1,4 +1,4 @@
-//! More rows for a table that was trained, and what they begin with.
+//! Resizes a trained table, and fills its new rows.
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarMap;
@@ -12,39 +12,53 @@ use crate::{Error, NO_TOKEN, Result};
 /// Tables are read in blocks of about this many values.
 const BLOCK_VALUES: usize = 1 << 21;
 
-/// So many new rows get their noise in one pass over the table: 4 bytes for each and each row of the table.
+/// New rows that get their noise in one pass over the table. Memory: 4 bytes for each of them and each row of the table.
 const NOISE_ROWS: usize = 64;
 
-/// What new rows of a trained table begin with.
+/// First values of new rows of a trained table.
+///
+/// # Example
+/// ```
+/// use candle_core::{DType, Device};
+/// use candle_nn::{VarBuilder, VarMap};
+/// use tallow::{Fill, TokenEmbedding, TokenEmbeddingConfig};
+/// let varmap = VarMap::new();
+/// let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+/// let cfg = TokenEmbeddingConfig { vocab_size: 10, d_model: 4, ..Default::default() };
+/// let mut wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
+/// wte.resize(&varmap, 12, Fill::CopyOf(3))?;
+/// let rows = wte.flushed_weight()?.to_vec2::<f32>()?;
+/// assert_eq!((&rows[10], &rows[11]), (&rows[3], &rows[3]));
+/// # Ok::<(), tallow::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fill {
-    /// The mean of all rows: a new token begins with the average of what every context predicts (Hewitt, 2021). What
-    /// transformers does where the covariance below is not positive definite.
+    /// The mean of all rows (Hewitt, 2021). transformers uses it if the covariance below is not positive definite.
     Mean,
-    /// The mean, and noise with 10⁻⁹ times the covariance of the rows, so that new tokens differ: transformers'
-    /// `resize_token_embeddings(mean_resizing=True)`. The noise is Σ zᵢ (rowᵢ − mean) √(10⁻⁹/V) with seeded normal zᵢ, which has
-    /// that covariance without its square root, and are another for each id. Costs V · C multiplications a new row, and a pass over
-    /// the table for each 64.
+    /// The mean plus noise with 10⁻⁹ times the covariance of the rows, so that new tokens differ: transformers'
+    /// `resize_token_embeddings(mean_resizing=True)`. The noise is Σ zᵢ (rowᵢ − mean) √(10⁻⁹/V) with seeded normal zᵢ, different for
+    /// each id. It has that covariance, and needs no square root of a matrix. Cost: V · C multiplications a new row, and a pass over
+    /// the table for every 64 new rows.
     MultivariateNormal {
-        /// What the noise is drawn from.
+        /// Seed of the noise.
         seed: u64,
     },
-    /// Drawn as the rows of a new table are.
+    /// Drawn like the rows of a new table.
     Init {
-        /// How.
+        /// Distribution.
         init: Init,
-        /// From what.
+        /// Seed.
         seed: u64,
     },
-    /// Zeros: the token says nothing until it is trained, and a tied head gives it the logit 0.
+    /// Zeros. A tied head gives the token the logit 0 until it is trained.
     Zero,
-    /// A copy of this row: the new token begins as the old one.
+    /// A copy of this row.
     CopyOf(u32),
 }
 
 impl Fill {
-    /// New rows with the numbers `ids`, (ids, C) f32 on the CPU, beside a table that `blocks` gives in order: (rows, C) each, any
-    /// dtype and device. Each depends on its number and the table, not on the others.
+    /// Values of the new rows `ids`, (ids, C) f32 on the CPU. `blocks` returns the table in order, as blocks (rows, C) of any dtype
+    /// and device. Each new row depends on its id and the table, not on other new rows.
     pub(crate) fn rows<B>(&self, ids: &[u32], columns: usize, blocks: impl Fn() -> B) -> Result<Tensor>
     where
         B: Iterator<Item = Result<(usize, Tensor)>>,
@@ -69,7 +83,7 @@ impl Fill {
                 let (rows, mean) = mean(columns, blocks())?;
                 let scale = (1e-9 / rows.max(1) as f64).sqrt();
                 for (ids, out) in ids.chunks(NOISE_ROWS).zip(out.chunks_mut(NOISE_ROWS * columns)) {
-                    // A number a row of the table, drawn as the new row's: no two are alike, in one call or in several.
+                    // One normal number for each row of the table, drawn for this id: ids differ, within a call and across calls.
                     let draw = |id: &u32| (Init::CANDLE.rows(seed, *id as usize, 1, rows), mean.clone());
                     let mut new: Vec<(Vec<f32>, Vec<f64>)> = ids.par_iter().map(draw).collect();
                     for block in blocks() {
@@ -91,13 +105,13 @@ impl Fill {
     }
 }
 
-/// A table of another size that is about to take the old one's place.
+/// A resized table that has not replaced the old one yet.
 pub(crate) struct Growth {
     /// The variable's name.
     name: String,
-    /// The larger table, if it is larger.
+    /// The larger table. `None`: the number of rows stays the same.
     table: Option<Var>,
-    /// Rows that the table has already, and their new values.
+    /// Existing rows, and their new values.
     anew: Vec<(u32, Tensor)>,
 }
 
@@ -105,7 +119,7 @@ fn on_host((from, rows): (usize, Tensor)) -> Result<(usize, Vec<f32>)> {
     Ok((from, rows.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?))
 }
 
-/// How many rows a table has, and their mean.
+/// The number of rows of a table, and their mean.
 fn mean(columns: usize, blocks: impl Iterator<Item = Result<(usize, Tensor)>>) -> Result<(usize, Vec<f64>)> {
     let (mut sum, mut rows) = (vec![0f64; columns], 0);
     for block in blocks {
@@ -136,20 +150,23 @@ fn round(values: &[f64], out: &mut [f32]) {
 }
 
 impl TokenEmbedding {
-    /// Gives the table `rows` rows: a new variable takes the old one's place in `varmap`, with the same first rows. For a tensor
-    /// core's taste say `rows.next_multiple_of(128)`.
+    /// Resizes the table to `rows` rows. A new variable with the same first rows replaces the old one in `varmap`. For tensor cores
+    /// take `rows.next_multiple_of(128)`.
     ///
-    /// Afterwards tell whoever had the old variable: [`AdamW::follow`](crate::optim::AdamW::follow) takes its moments along; tied heads
-    /// ([`Head::tied`](crate::Head::tied)) and other layers over the table are made anew. Until then a step of an optimizer of tallow's
-    /// that was not told is an error, and so is what such a head or layer is asked; an optimizer of candle's goes on with the old
-    /// table, which nothing reads. Frozen rows stay frozen, new ones are free; row gradients that wait are forgotten.
+    /// Afterwards update everything that holds the old variable. [`AdamW::follow`](crate::optim::AdamW::follow) carries the moments
+    /// over. Make tied heads ([`Head::tied`](crate::Head::tied)) and other layers over the table anew. Until then a step of a tallow
+    /// optimizer is an error, and so is a call of such a head or layer. An optimizer of candle's keeps updating the old table, which
+    /// nothing reads. Frozen rows stay frozen, new rows are not frozen. Pending row gradients are discarded.
     ///
     /// # Errors
-    /// - [`Error::Config`]: fewer rows than now ([`shrink`](Self::shrink) drops rows), more than ids can name, a table that is no
-    ///   variable of `varmap`, or [`Fill::CopyOf`] a row that is not there. Nothing is changed then.
+    /// - [`Error::Config`]: fewer rows than now ([`shrink`](Self::shrink) drops rows), more rows than u32 ids can name, or a table
+    ///   that is not a variable of `varmap`.
+    /// - [`Error::RowOutOfRange`]: [`Fill::CopyOf`] a row that does not exist.
+    ///
+    /// Nothing is changed after an error.
     ///
     /// # Cost
-    /// One copy of the table, and what [`Fill`] says; both tables are in memory for a moment.
+    /// One copy of the table, and the cost of [`Fill`]. Both tables are in memory for a moment.
     ///
     /// # Example
     /// ```
@@ -173,13 +190,12 @@ impl TokenEmbedding {
         self.apply(varmap, growth)
     }
 
-    /// What [`resize`](Self::resize) will do, with rows `anew`, which the table has already, filled, too, by the same rows'
-    /// statistics. Nothing is changed yet.
+    /// Prepares a [`resize`](Self::resize) that also fills the existing rows `anew`. Nothing is changed yet.
     pub(crate) fn growth(&self, varmap: &VarMap, rows: usize, anew: &[u32], fill: Fill) -> Result<Growth> {
         let old = self.vocab_size();
         if rows < old {
             let reason =
-                format!("the table has {old} rows: `shrink` drops those from {rows} on, and with them their ids");
+                format!("the table has {old} rows: `shrink` drops those from {rows} on, and their ids become invalid");
             return Err(Error::Config(reason));
         }
         if rows > NO_TOKEN as usize {
@@ -206,10 +222,10 @@ impl TokenEmbedding {
         growth.anew.iter().try_for_each(|(id, row)| Ok(self.weight.slice_set(row, 0, *id as usize)?))
     }
 
-    /// Drops the rows from `rows` on; their ids are outside the table from then on. All else as in [`resize`](Self::resize).
+    /// Drops the rows from `rows` on. Their ids are then out of range. Everything else is as in [`resize`](Self::resize).
     ///
     /// # Errors
-    /// [`Error::Config`]: more rows than now or none at all, or a table that is no variable of `varmap`.
+    /// [`Error::Config`]: 0 rows, more rows than now, or a table that is not a variable of `varmap`.
     pub fn shrink(&mut self, varmap: &VarMap, rows: usize) -> Result<()> {
         if rows == 0 || rows > self.vocab_size() {
             let reason = format!("a table of {} rows cannot shrink to {rows}", self.vocab_size());
@@ -220,7 +236,7 @@ impl TokenEmbedding {
         self.replace(varmap, self.name_in(varmap)?, table)
     }
 
-    /// The table in blocks of rows, each with its first row. The caller brings rows up to date.
+    /// The table in blocks of rows, each with the number of its first row. The caller replays deferred updates first.
     pub(crate) fn blocks(&self) -> impl Iterator<Item = Result<(usize, Tensor)>> {
         let rows = self.vocab_size();
         let step = (BLOCK_VALUES / self.d_model().max(1)).max(1);
@@ -230,12 +246,12 @@ impl TokenEmbedding {
     fn name_in(&self, varmap: &VarMap) -> Result<String> {
         name_of(varmap, &self.weight).ok_or_else(|| {
             Error::Config(
-                "this layer's table is no variable of the VarMap: only one that is can change its size".to_string(),
+                "this layer's table is not a variable of the VarMap, so it cannot be resized".to_string(),
             )
         })
     }
 
-    /// Puts another table in the place of this one.
+    /// Replaces the table.
     fn replace(&mut self, varmap: &VarMap, name: String, var: Var) -> Result<()> {
         let table = RowTable::of(&var);
         if self.table.is_row_sparse() {

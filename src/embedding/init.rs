@@ -1,4 +1,4 @@
-//! First values of a table, from a seed: the same bits on every machine.
+//! First values of a table from a seed: the same bits on every machine.
 
 use std::str::FromStr;
 
@@ -11,18 +11,28 @@ use rayon::prelude::*;
 use super::elementary::{self, sines_and_cosines};
 use crate::{Error, Result};
 
-/// Rows are drawn in blocks of about this many values, so that a large table needs little memory beside itself.
+/// Rows are drawn in blocks of about this many values, so that little memory is needed beside the table.
 const BLOCK_VALUES: usize = 1 << 21;
 
-/// How the rows of a new table are drawn.
+/// The distribution of a new table's values.
 ///
 /// The value at (row, column) is a function of the seed, the row and the column alone, by a counter-based
-/// generator (ChaCha8; the row is its stream, the column its position). So it does not depend on the device,
-/// the platform, the number of threads or the size of the table: a table with more rows begins with the same
-/// rows, one with more columns with the same columns (but for `FanIn`, whose scale depends on them). bf16 and f16 tables hold the f32 values, rounded.
+/// generator (ChaCha8; the row is its stream, the column its position). It does not depend on the device,
+/// the platform, the number of threads or the size of the table. A table with more rows starts with the same
+/// rows, one with more columns with the same columns (except `FanIn`, whose scale depends on them). bf16 and f16 tables hold the f32
+/// values, rounded.
+///
+/// # Example
+/// ```
+/// use tallow::Init;
+/// let rows = Init::GPT2.rows(1337, 0, 2, 4); // rows 0 and 1 of a table with 4 columns
+/// assert_eq!(Init::GPT2.rows(1337, 1, 1, 4)[..], rows[4..]);
+/// assert_eq!("uniform:-1:1".parse::<Init>()?, Init::Uniform { low: -1.0, high: 1.0 });
+/// # Ok::<(), tallow::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
-    /// N(0, `std`²), by Box and Muller's transform in f64.
+    /// N(0, `std`²), by the Box-Muller transform in f64.
     Normal {
         /// Standard deviation.
         std: f64,
@@ -41,14 +51,14 @@ pub enum Init {
 }
 
 impl Init {
-    /// N(0, 0.02²): GPT-2's, and the default here. Small and concentrated, fit for a tied head.
+    /// N(0, 0.02²): GPT-2's, and the default here. Its small values suit a tied head.
     pub const GPT2: Init = Init::Normal { std: 0.02 };
-    /// N(0, 1): what `candle_nn::embedding` and `torch.nn.Embedding` draw.
+    /// N(0, 1): the default of `candle_nn::embedding` and `torch.nn.Embedding`.
     pub const CANDLE: Init = Init::Normal { std: 1.0 };
     /// Uniform ±0.05: Keras's `Embedding`.
     pub const KERAS: Init = Init::Uniform { low: -0.05, high: 0.05 };
 
-    /// Draws rows `first_row..first_row + rows` of a table that is `d_model` wide, row by row.
+    /// Draws rows `first_row..first_row + rows` of a table with `d_model` columns, in row-major order.
     ///
     /// # Cost
     /// About 15 ns a normal value, divided by rayon's threads.
@@ -74,9 +84,9 @@ impl Init {
             .for_each_init(|| generator(seed), |rng, (row, out)| self.row(rng, (first_row + row) as u64, out));
     }
 
-    /// Takes the weight `name` of shape (rows, columns) from `vb`, or makes it there, drawn as [`rows`](Self::rows) says: what
-    /// `VarBuilder::get_with_hints` does, but from a seed. [`TokenEmbedding`](crate::TokenEmbedding) takes its table so; for the
-    /// other weights of a model give each a seed of its own, or they begin with the same numbers.
+    /// Gets the weight `name` of shape (rows, columns) from `vb`, or creates it there with the values of [`rows`](Self::rows): a
+    /// seeded `VarBuilder::get_with_hints`. [`TokenEmbedding`](crate::TokenEmbedding) gets its table this way. Give each weight of a
+    /// model its own seed: weights with equal seeds start with equal values.
     ///
     /// # Errors
     /// - [`Error::Config`]: the weight is new and does not fit into memory, the init is not finite, or the dtype cannot be drawn.
@@ -104,7 +114,7 @@ impl Init {
                 fits_in_memory(shape, vb.dtype())?;
             }
         }
-        // Zeros first (untouched pages), then rows drawn in place: never two tables in memory.
+        // Zeros first (untouched pages), then rows are drawn in place: there are never two tables in memory.
         let weight = vb.get_with_hints(shape, name, candle_nn::Init::Const(0.0))?;
         if missing && weight.is_variable() {
             fill(&weight, *self, seed)?;
@@ -125,13 +135,13 @@ impl Init {
         }
     }
 
-    /// Refuses values that a table of this dtype cannot hold.
+    /// An error if a table of this dtype cannot hold the values.
     fn check(&self, dtype: DType) -> Result<()> {
         if !matches!(dtype, DType::F32 | DType::F64 | DType::BF16 | DType::F16) {
             let reason = format!("a table of {} cannot be trained: use f32, f64, bf16 or f16", dtype.as_str());
             return Err(Error::Config(reason));
         }
-        // The largest magnitude that can be drawn; NaN where that makes no sense.
+        // The largest magnitude that can be drawn; NaN for invalid parameters.
         let largest = match *self {
             Init::Normal { std } if std >= 0.0 => 6.8 * std,
             Init::Normal { .. } => f64::NAN,
@@ -168,7 +178,7 @@ fn fill(table: &Tensor, init: Init, seed: u64) -> candle_core::Result<()> {
     Ok(())
 }
 
-/// Draws an f32 table on the CPU where it lies.
+/// Draws an f32 table on the CPU in place.
 struct Draw {
     init: Init,
     seed: u64,
@@ -186,12 +196,12 @@ impl InplaceOp1 for Draw {
                 self.init.draw(self.seed, 0, self.d_model, &mut values[start..end]);
                 Ok(())
             }
-            _ => candle_core::bail!("a new table is contiguous, and of the dtype that it was made with"),
+            _ => candle_core::bail!("a new table must be contiguous, and have the dtype that it was made with"),
         }
     }
 }
 
-/// Refuses a table that the system would not even promise: candle would end the process instead.
+/// An error if the system cannot allocate the table. candle would abort the process instead.
 fn fits_in_memory((rows, d_model): (usize, usize), dtype: DType) -> Result<()> {
     let bytes = rows.checked_mul(d_model).and_then(|values| values.checked_mul(dtype.size_in_bytes()));
     match bytes.map(|bytes| Vec::<u8>::new().try_reserve_exact(bytes)) {
@@ -210,12 +220,12 @@ fn generator(seed: u64) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(key)
 }
 
-/// In [0, 1), on a grid of 2⁻³².
+/// A number in [0, 1), a multiple of 2⁻³².
 fn unit(word: u32) -> f64 {
     f64::from(word) / 4_294_967_296.0
 }
 
-/// Two words give two neighboring columns. The functions are plain Rust: the same bits everywhere.
+/// Two random words give two adjacent columns. The functions are plain Rust: the same bits on every machine.
 fn normal(rng: &mut ChaCha8Rng, std: f64, out: &mut [f32]) {
     const PAIRS: usize = 64;
     for columns in out.chunks_mut(2 * PAIRS) {

@@ -1,4 +1,4 @@
-//! The look-up as a candle operation: rows out of a table, gradient back into it.
+//! The look-up as a candle operation, with its backward.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -14,18 +14,18 @@ use crate::NO_TOKEN;
 use crate::rows::RowTable;
 use crate::support::{advise_huge_pages, parallel};
 
-/// Outputs below this are copied by one thread: waking others costs more (measured, see benches/LOG.md).
+/// Smaller outputs are copied by one thread: waking others costs more (measured, see benches/LOG.md).
 const PARALLEL_BYTES: usize = 2 << 20;
-/// What one thread takes at a time.
+/// Output bytes of one task.
 const TASK_BYTES: usize = 256 << 10;
-/// Outputs from this size on ask for rows ahead.
+/// Outputs of at least this size prefetch rows.
 const PREFETCH_BYTES: usize = 64 << 10;
-/// How many rows ahead memory is asked for.
+/// How many rows ahead memory is prefetched.
 const PREFETCH_ROWS: usize = 8;
 
 /// The dtypes of ids.
 trait Id: Copy + Send + Sync {
-    /// The row that it names, `None` for "no token"; what cannot be a row is usize::MAX.
+    /// The row of this id. `None` for "no token", usize::MAX for an id that cannot be a row.
     fn row(self) -> Option<usize>;
 }
 
@@ -52,13 +52,13 @@ impl Id for u8 {
 }
 
 /// `table` (V, C) and contiguous `ids` (…) → (…, C), times `scale`. [`NO_TOKEN`] gives a row of zeros and
-/// no gradient, on every device.
+/// gets no gradient, on every device.
 pub(super) struct Lookup {
     pub(super) scale: Option<f64>,
-    /// Where the gradient goes row by row; without it, it is a dense table.
+    /// The table that collects row gradients. `None`: the gradient is dense.
     pub(super) rows: Option<Arc<RowTable>>,
-    /// A copy of the ids on the host (u32), so that backward groups them without waiting for the table's device. `None` where
-    /// the ids came on the device.
+    /// Host copy of the ids (u32), so that backward can group them without a sync. `None`: ids arrived on the device and are grouped
+    /// there.
     pub(super) host_ids: Option<Tensor>,
 }
 
@@ -111,7 +111,7 @@ impl CustomOp2 for Lookup {
         Ok((crate::cuda::gather(table, tl, ids, il, self.scale)?, Self::shape(tl, il)?))
     }
 
-    /// candle's own kernel.
+    /// The look-up by candle's own kernel.
     fn metal_fwd(
         &self,
         table: &MetalStorage,
@@ -128,11 +128,10 @@ impl CustomOp2 for Lookup {
         })
     }
 
-    /// Row-sparse: ids and output gradient are put aside, and candle gets no gradient of the table. The zeros that it gets as the
-    /// "gradient" of the ids mark this backward's `GradStore` as the one that the rows belong to; candle adds stores together
-    /// (`GradStore::extend`), and the mark with them.
+    /// Row-sparse: ids and output gradient go to the [`RowTable`], and candle gets no gradient of the table. The zeros that candle gets
+    /// as the "gradient" of the ids mark the `GradStore` that the row gradients belong to. `GradStore::extend` carries the mark over.
     ///
-    /// Dense (V, C): row i is the sum of the output gradients of every position that holds id i.
+    /// Dense (V, C): row i is the sum of the output gradients of all positions with id i.
     fn bwd(
         &self,
         table: &Tensor,
@@ -154,7 +153,7 @@ impl CustomOp2 for Lookup {
             let scale = self.scale.unwrap_or(1.0);
             return Ok((Some(crate::cuda::dense_gradient(device, ids, grad, table.shape(), scale)?), None));
         }
-        // bf16 and f16 cannot count: 256 + 1 is 256 in bf16. Sum in f32 and round once.
+        // Sums in bf16 and f16 lose small terms (256 + 1 is 256 in bf16): sum in f32 and round once.
         let sum_dtype = match table.dtype() {
             DType::BF16 | DType::F16 => DType::F32,
             dtype => dtype,
@@ -173,8 +172,8 @@ impl CustomOp2 for Lookup {
     }
 }
 
-/// A table of zeros with each of `rows` (N, C) added to the row that its id names, in the order of positions:
-/// candle's `index_add` without the copy of the table that it makes.
+/// A table of zeros with each of `rows` (N, C) added to the row of its id, in the order of positions: candle's `index_add` without
+/// its copy of the table.
 fn sum_rows<T: WithDType>(table: &Shape, ids: &Tensor, rows: &Tensor) -> Result<Tensor> {
     let (vocab_size, d_model) = table.dims2()?;
     let (ids, rows) = (ids.flatten_all()?, rows.contiguous()?);
@@ -192,7 +191,7 @@ fn sum_rows<T: WithDType>(table: &Shape, ids: &Tensor, rows: &Tensor) -> Result<
     Tensor::from_vec(sums, table, &Device::Cpu)
 }
 
-/// The rows of `ids` out of `table`, one after the other, without filling the output first.
+/// Copies the rows `ids` of `table` into a new, uninitialised buffer.
 fn gather<T: WithDType, I: Id>(table: &[T], ids: &[I], d_model: usize, scale: Option<f64>) -> Result<Vec<T>> {
     let len = ids.len() * d_model;
     let mut out: Vec<T> = Vec::with_capacity(len);
@@ -201,9 +200,9 @@ fn gather<T: WithDType, I: Id>(table: &[T], ids: &[I], d_model: usize, scale: Op
     }
     let rows = table.len() / d_model;
     let scale = scale.map(T::from_f64);
-    // An id without a row is noted, and reported after the loop: the guard at no cost.
+    // An id out of range is recorded, and reported after the loop: the guard costs nothing.
     let bad = AtomicUsize::new(usize::MAX);
-    // Asking ahead pays where rows come from memory, not for a few of them.
+    // Prefetching helps when rows come from memory, not for a few rows in cache.
     let ahead = if len * size_of::<T>() < PREFETCH_BYTES { usize::MAX / 2 } else { PREFETCH_ROWS };
     let copy = |ids: &[I], space: &mut [MaybeUninit<T>]| {
         for (i, (id, out)) in ids.iter().zip(space.chunks_exact_mut(d_model)).enumerate() {

@@ -1,6 +1,6 @@
 //! Ids → rows of a trainable table: the layer, its init, its guard.
 //!
-//! This module knows nothing about files or text.
+//! This module does not depend on files or text.
 
 mod config;
 mod elementary;
@@ -22,7 +22,7 @@ pub(crate) use grow::Growth;
 pub use init::Init;
 use lookup::Lookup;
 
-/// A table of V rows and C columns, out of which ids pick rows: `candle_nn::Embedding` with a guard, a seed
+/// A trainable table of V rows and C columns; ids select rows: `candle_nn::Embedding` with a check of the ids, a seed
 /// and a faster forward.
 ///
 /// y[…, :] = scale · weight[ids[…], :]
@@ -33,12 +33,12 @@ use lookup::Lookup;
 /// - output of [`forward`](Module::forward): (…, C), the weight's dtype and device
 ///
 /// # Errors
-/// [`forward`](Module::forward) gives candle's error with the message of [`lookup`](Self::lookup)'s.
+/// [`forward`](Module::forward) returns candle's error type with the message of [`lookup`](Self::lookup)'s error.
 ///
 /// # Cost
-/// Forward moves 2·N·C elements for N ids, and allocates N·C; on the CPU it runs on rayon's threads from
-/// 2 MiB of output. The guard is part of the copy there and costs nothing (i64 ids are read once more). Backward
-/// gives the dense gradient: V·C elements, several passes, whatever N is; [`Gradient::RowSparse`] moves N·C.
+/// Forward moves 2·N·C elements for N ids, and allocates N·C. On the CPU it runs on rayon's threads from
+/// 2 MiB of output, and the check of the ids costs nothing (i64 ids are read once more). Backward computes the dense gradient:
+/// V·C elements in several passes, whatever N is. [`Gradient::RowSparse`] moves N·C elements.
 ///
 /// # Example
 /// ```
@@ -65,7 +65,7 @@ pub struct TokenEmbedding {
     scale: Option<f64>,
     names: Option<Names>,
     gradient: Gradient,
-    /// Shared with all that is over the same memory: other layers, heads, the optimizer.
+    /// Shared with all users of the same memory: other layers, heads, the optimizer.
     table: Arc<RowTable>,
 }
 
@@ -89,12 +89,12 @@ impl Module for TokenEmbedding {
 }
 
 impl TokenEmbedding {
-    /// Takes the table named `weight` from `vb`, or makes it there.
+    /// Gets the table named `weight` from `vb`, or creates it there.
     ///
-    /// A weight that the VarBuilder already has (a VarMap that was loaded, another layer of the same name, a
-    /// safetensors file) is used as it is, in the dtype it has there. Only a variable that this call creates is
-    /// drawn from `init` and `seed` (the row of `padding_id` is zeros, as in PyTorch); `VarMap::all_vars` then
-    /// lists it, and saving and loading are candle's.
+    /// A weight that the VarBuilder already has (a loaded VarMap, another layer of the same name, a
+    /// safetensors file) is used unchanged, in its own dtype. Only a variable that this call creates is
+    /// drawn from `init` and `seed` (the row of `padding_id` is zeros, as in PyTorch). `VarMap::all_vars` then
+    /// lists it, and candle's saving and loading apply.
     ///
     /// # Errors
     /// - [`Error::Config`]: `vocab_size` or `d_model` is 0, the table has more rows than ids can name or does not
@@ -107,7 +107,7 @@ impl TokenEmbedding {
         let shape = (cfg.vocab_size, cfg.d_model);
         if shape.0 == 0 || shape.1 == 0 {
             return Err(Error::Config(format!(
-                "a table of {} x {} holds nothing: both must be at least 1",
+                "a table of {} x {} holds nothing: both sizes must be at least 1",
                 shape.0, shape.1
             )));
         }
@@ -129,7 +129,7 @@ impl TokenEmbedding {
             Scale::SqrtDModel => Some((cfg.d_model as f64).sqrt()),
             Scale::Constant(factor) => Some(factor),
         };
-        // Rounded to the table's dtype once, so that forward and backward multiply with the same number.
+        // Rounded to the table's dtype once, so that forward and backward multiply by the same number.
         layer.scale = match (layer.scale, layer.weight.dtype()) {
             (Some(scale), DType::BF16) => Some(half::bf16::from_f64(scale).to_f64()),
             (Some(scale), DType::F16) => Some(half::f16::from_f64(scale).to_f64()),
@@ -145,16 +145,16 @@ impl TokenEmbedding {
         Ok(layer)
     }
 
-    /// A layer over an existing table (V, C): a variable trains, any other tensor stays as it is.
+    /// A layer over an existing table (V, C). A variable is trained; any other tensor is constant.
     ///
     /// # Errors
-    /// [`Error::Config`] if the tensor does not have two dimensions, has no columns, or has more rows than u32 ids can name.
+    /// [`Error::Config`]: the tensor does not have two dimensions, has no columns, or has more rows than u32 ids can name.
     pub fn from_weight(weight: Tensor) -> Result<Self> {
         match weight.dims() {
             [rows, _] if *rows > NO_TOKEN as usize => {
                 Err(Error::Config(format!("a table of {rows} rows has more than u32 ids can name")))
             }
-            [_, 0] => Err(Error::Config("a table without columns has no rows to look up".to_string())),
+            [_, 0] => Err(Error::Config("a table must have at least one column".to_string())),
             [_, _] => {
                 let weight = weight.contiguous()?;
                 let table = RowTable::of(&weight);
@@ -167,31 +167,31 @@ impl TokenEmbedding {
                     table,
                 })
             }
-            dims => Err(Error::Config(format!("a table has two dimensions (V, C), this tensor has shape {dims:?}"))),
+            dims => Err(Error::Config(format!("a table must have shape (V, C), this tensor has shape {dims:?}"))),
         }
     }
 
-    /// Lets error messages name tokens: `wte.with_token_names(tokenizer.names())`.
+    /// Error messages then show the token of an id: `wte.with_token_names(tokenizer.names())`.
     pub fn with_token_names(mut self, names: impl Fn(u32) -> Option<String> + Send + Sync + 'static) -> Self {
         self.names = Some(Arc::new(names));
         self
     }
 
-    /// Rows of `ids` (…) as (…, C): [`forward`](Module::forward) with tallow's typed errors.
+    /// Looks up the rows of `ids` (…), as (…, C): [`forward`](Module::forward) with tallow's typed errors.
     ///
     /// # Errors
-    /// - [`Error::IdOutOfRange`]: an id without a row; the same on every device, before the device is asked. Keep ids on
-    ///   the host, whatever the table's device: those on a GPU are copied back for the check, which waits for it. Where they
-    ///   are known to be good, [`lookup_unchecked`](Self::lookup_unchecked) does not.
-    /// - [`Error::IdDType`]: ids of another type than u8, u32 or i64.
+    /// - [`Error::IdOutOfRange`]: an id without a row. The check is the same for every device and runs on the host. Keep ids on
+    ///   the host, whatever the table's device: ids on a GPU are copied back for the check, which is a sync. For ids that are known
+    ///   to be valid, [`lookup_unchecked`](Self::lookup_unchecked) omits the check.
+    /// - [`Error::IdDType`]: ids are not u8, u32 or i64.
     pub fn lookup(&self, ids: &Tensor) -> Result<Tensor> {
         let ids = &ids::on_host(ids)?;
         let check = || {
             let name = |id| self.names.as_ref().and_then(|names| names(id));
             ids::check(ids, self.vocab_size(), self.padding_id, name)
         };
-        // On the CPU the look-up notices an id without a row itself; the guard then says which. A GPU must never see a bad
-        // one, and putting padding in place casts i64 ids to u32, which could hide one: there the guard goes first.
+        // On the CPU the look-up detects an id out of range itself, and `check` then finds its position. In two cases `check` runs
+        // first: a GPU must never get such an id, and replacing padding casts i64 ids to u32, which could hide one.
         if !self.weight.device().is_cpu() || (self.padding_id.is_some() && ids.dtype() == DType::I64) {
             check()?;
         }
@@ -201,8 +201,8 @@ impl TokenEmbedding {
     /// [`lookup`](Self::lookup) for ids that the caller has checked already.
     ///
     /// # Errors
-    /// A wrong id is still an error on the CPU (without its position). On CUDA it gives a row of zeros, on Metal a wrong row:
-    /// that is what the guard is for. Both take the lower 32 bits of i64 ids.
+    /// On the CPU an id out of range is still an error (without its position). On CUDA it gives a row of zeros, on Metal a wrong row.
+    /// Both use the lower 32 bits of i64 ids.
     pub fn lookup_unchecked(&self, ids: &Tensor) -> Result<Tensor> {
         if !matches!(ids.dtype(), DType::U8 | DType::U32 | DType::I64) {
             return Err(Error::IdDType { dtype: ids.dtype() });
@@ -210,7 +210,7 @@ impl TokenEmbedding {
         self.table.check_current("layer", "the layer anew")?;
         let (device, is_row_sparse) = (self.weight.device(), self.table.is_row_sparse());
         if ids.elem_count() == 0 && !device.is_cpu() {
-            // Backends reject allocations of size zero: an empty view of the table, in the right shape.
+            // Backends reject zero-size allocations, so this is an empty view of the table in the right shape.
             let shape = [ids.dims(), &[self.d_model()]].concat();
             return Ok(self.weight.detach().narrow(0, 0, 0)?.reshape(shape)?);
         }
@@ -219,12 +219,12 @@ impl TokenEmbedding {
         if !device.is_cpu() {
             ids = ids.to_dtype(DType::U32)?;
         }
-        // On the host, unless they are on the table's device and nobody asks for them yet.
+        // Host ids, unless they are on the table's device and are not needed on the host.
         if device.is_cpu() || is_row_sparse || !ids.device().same_device(device) {
             ids = ids::on_host(&ids)?;
             if is_row_sparse {
                 let looked_up: Vec<u32> = ids.flatten_all()?.to_dtype(DType::U32)?.to_vec1()?;
-                // The rows of a view are not the table's rows of the same numbers.
+                // In a view of the table, rows can have other numbers.
                 let same = self.weight.layout() == self.table.weight().layout();
                 self.table.replay(if same { Rows::These(&looked_up) } else { Rows::All })?;
             }
@@ -241,8 +241,8 @@ impl TokenEmbedding {
         Ok(self.weight.apply_op2(&ids, Lookup { scale: self.scale, rows, host_ids })?)
     }
 
-    /// [`lookup`](Self::lookup) for ids that are known to be below `bound`, as a [`Batch`](crate::Batch) knows it of its own
-    /// ([`id_bound`](crate::Batch::id_bound)): nothing is checked again where the table has as many rows.
+    /// [`lookup`](Self::lookup) for ids that are known to be below `bound`, such as [`Batch::id_bound`](crate::Batch::id_bound). If the
+    /// table has at least `bound` rows, ids are not checked again.
     ///
     /// # Errors
     /// As [`lookup`](Self::lookup).
@@ -250,7 +250,7 @@ impl TokenEmbedding {
         if bound <= self.vocab_size() { self.lookup_unchecked(ids) } else { self.lookup(ids) }
     }
 
-    /// What a tied head shares with this layer.
+    /// The parts that a tied head shares with this layer.
     pub(crate) fn weight_and_table(&self) -> (&Tensor, &Arc<RowTable>) {
         (&self.weight, &self.table)
     }
@@ -266,7 +266,7 @@ impl TokenEmbedding {
     }
 }
 
-/// The same table with this layer's guard and forward.
+/// A layer over the same table.
 impl TryFrom<candle_nn::Embedding> for TokenEmbedding {
     type Error = Error;
 
@@ -275,12 +275,12 @@ impl TryFrom<candle_nn::Embedding> for TokenEmbedding {
     }
 }
 
-/// The same table as a candle layer, which has no padding id, no scale and no row-sparse gradient: those stay behind. Rows are up
-/// to date at this moment; a layer of candle's does not see to it later.
+/// A candle layer over the same table. It has no padding id, no scale and no row-sparse gradient. The table is flushed now; candle's
+/// layer does not replay updates that are deferred later.
 impl From<TokenEmbedding> for candle_nn::Embedding {
     fn from(layer: TokenEmbedding) -> Self {
         let d_model = layer.d_model();
-        // Should that fail, the next use of the device does, too.
+        // If this fails, the next use of the device fails, too.
         _ = layer.table.replay(Rows::All);
         candle_nn::Embedding::new(layer.weight, d_model)
     }
