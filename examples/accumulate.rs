@@ -7,7 +7,7 @@
 //! ```text
 //! 64 tokens at once: loss 5.5452 -> 4.2286
 //! 4 parts of 16:     loss 5.5452 -> 4.2286, all weights within 1e-6
-//! the last part alone: the row gradients of 3 look-ups wait that these gradients do not hold
+//! the last part alone: row gradients of 3 look-ups are pending that are not part of these gradients
 //! ```
 
 mod args;

@@ -1,4 +1,4 @@
-//! One error type for the package: every variant holds the facts, every message says what to do next.
+//! The error type of the package. Every variant holds the facts, every message says what to do next.
 
 use std::cell::RefCell;
 use std::io;
@@ -8,26 +8,44 @@ use std::sync::Arc;
 use candle_core::DType;
 
 /// `Result` with this package's [`enum@Error`].
+///
+/// # Example
+/// ```
+/// fn rows(path: &str) -> tallow::Result<usize> {
+///     Ok(tallow::PretrainedTable::open(path, None)?.vocab_size())
+/// }
+/// assert!(rows("no/such/model.safetensors").is_err());
+/// ```
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Everything that can go wrong in tallow.
+/// Every error of tallow.
+///
+/// # Example
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tallow::{Error, TokenEmbedding};
+/// let wte = TokenEmbedding::from_weight(Tensor::zeros((10, 4), DType::F32, &Device::Cpu)?)?;
+/// let error = wte.lookup(&Tensor::new(&[3u32, 12], &Device::Cpu)?).unwrap_err();
+/// assert!(matches!(error, Error::IdOutOfRange { id: 12, rows: 10, .. }));
+/// # Ok::<(), tallow::Error>(())
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// An id that has no row in the table.
+    /// An id without a row in the table.
     #[error(
         "id {id}{} at position {position:?} of the ids is outside the table of {rows} rows: {}",
         .token.as_deref().map(|t| format!(" ({t})")).unwrap_or_default(),
         out_of_range_advice(*.id, *.rows)
     )]
     IdOutOfRange {
-        /// The id as it was given.
+        /// The id.
         id: i64,
-        /// Its index in the ids tensor, one number a dimension (`[row, column]` for a batch).
+        /// Its index in the ids tensor, one number per dimension (`[row, column]` for a batch).
         position: Vec<usize>,
         /// Rows of the table.
         rows: usize,
-        /// What the token is, where the layer was given names.
+        /// The token of the id, if the layer has token names.
         token: Option<String>,
     },
 
@@ -38,41 +56,41 @@ pub enum Error {
         .rows.saturating_sub(1)
     )]
     TargetOutOfRange {
-        /// The target as it was given.
+        /// The target.
         target: i64,
-        /// Its index in the targets tensor, one number a dimension.
+        /// Its index in the targets tensor, one number per dimension.
         position: Vec<usize>,
         /// Rows of the weight.
         rows: usize,
     },
 
-    /// Ids of a dtype that cannot name a row.
+    /// Ids of a dtype other than u8, u32 and i64.
     #[error("ids have dtype {dtype:?}: use u8, u32 or i64 (`ids.to_dtype(DType::U32)?`)")]
     IdDType {
         /// The dtype found.
         dtype: DType,
     },
 
-    /// A checkpoint or a file of weights that cannot be taken.
+    /// A checkpoint or a weight file that cannot be used.
     #[error("{}: {reason}", .path.display())]
     Checkpoint {
         /// The file or folder.
         path: PathBuf,
-        /// What is wrong with it; where things do not fit, all of them, one a line.
+        /// What is wrong with it. If several things do not fit: all of them, one per line.
         reason: String,
     },
 
-    /// A loader state that belongs to other data or another order.
+    /// A loader state of other data or another order.
     #[error("this loader state does not fit: {reason}")]
     LoaderState {
         /// What differs.
         reason: String,
     },
 
-    /// A row that the table does not have.
+    /// A row out of range.
     #[error("{what}: row {row} is not in the table of {rows} rows")]
     RowOutOfRange {
-        /// What was asked for.
+        /// What the row was given for.
         what: &'static str,
         /// The row.
         row: u32,
@@ -80,81 +98,84 @@ pub enum Error {
         rows: usize,
     },
 
-    /// A second optimizer for a row-sparse table. Its deferred updates belong to one.
+    /// A second optimizer for a row-sparse table. Deferred updates belong to one optimizer.
     #[error("this row-sparse table has an optimizer already: drop that one first")]
     SecondOptimizer,
 
-    /// A row-sparse table, or a head with frozen rows, went backward, and no optimizer of [`optim`](crate::optim) has its variable.
+    /// Backward of a row-sparse table, or of a head with frozen rows, whose variable is in no optimizer of [`optim`](crate::optim).
     #[error(
-        "no optimizer takes this row-sparse gradient, or keeps these rows frozen: make a tallow::optim optimizer from the table's \
-         variable before going backward, or use Gradient::Dense and no frozen rows with other optimizers. Where the table was \
-         resized or got tokens: `optimizer.follow(&varmap)` before that"
+        "this backward needs an optimizer of tallow::optim, for a row-sparse gradient or for frozen rows: make one from the table's \
+         variable before backward. With other optimizers use Gradient::Dense and no frozen rows. If the table was resized or got \
+         tokens, call `optimizer.follow(&varmap)` before backward"
     )]
     NoOptimizer,
 
-    /// A look-up of a row-sparse table that went backward twice before a step: its rows would count twice in one `GradStore` alone.
+    /// Two backwards through the same look-up of a row-sparse table without a step in between. A step with either `GradStore` would
+    /// apply the row gradients of both.
     #[error(
-        "this look-up went backward a second time without a step between: add the losses and go backward once, or forget the first \
-         gradients (`optimizer.zero_grad()`)"
+        "backward ran through this look-up a second time without a step in between: add the losses and call backward once, or \
+         discard the first gradients (`optimizer.zero_grad()`)"
     )]
     BackwardTwice,
 
-    /// A `GradStore` that was stepped or forgotten before: everything else would train on it again, and the row-sparse table would not.
+    /// A `GradStore` that was stepped or discarded before. Its row gradients are gone, so only the dense weights would be trained.
     #[error(
-        "these gradients were stepped or forgotten already, and the table has nothing left of them: make them anew, and accumulate \
+        "these gradients were stepped or discarded already, and their row gradients are gone: call backward again, and accumulate \
          into a new `GradStore` after each step"
     )]
     SteppedBefore,
 
-    /// Row gradients of an earlier backward that the `GradStore` of this step lacks: the table would train on them, and nothing else.
+    /// Row gradients of an earlier backward are pending, and the `GradStore` of this step does not contain that backward. Only the
+    /// table would be trained on them.
     #[error(
-        "the row gradients of {lookups} look-ups wait that these gradients do not hold: an earlier backward was not followed by a step. \
-         Add its gradients to accumulate (`total.extend(grads)?`, then one step), or forget them (`optimizer.zero_grad()`)"
+        "row gradients of {lookups} look-ups are pending that are not part of these gradients: there was no step after an earlier \
+         backward. To accumulate, add its gradients (`total.extend(grads)?`, then one step). To discard them, call \
+         `optimizer.zero_grad()`"
     )]
     MissingGradients {
-        /// How many look-ups.
+        /// Number of look-ups.
         lookups: usize,
     },
 
-    /// A variable of an optimizer in whose place another one is: it would move, and nothing would read it.
+    /// The optimizer holds a variable that was replaced by one of another size.
     #[error(
         "the table {name:?} of shape {shape:?} was replaced by one of another size (add_tokens, resize, shrink), which this optimizer \
-         does not know: call `follow(&varmap)` of it, or make the optimizer after the change"
+         does not hold: call `optimizer.follow(&varmap)`, or make the optimizer after the change"
     )]
     ReplacedVariable {
         /// The variable's name in the optimizer.
         name: String,
-        /// Its shape before.
+        /// The shape before the change.
         shape: Vec<usize>,
     },
 
-    /// A value that makes no sense.
+    /// An invalid argument or setting.
     #[error("{0}")]
     Config(String),
 
     /// A device that cannot be opened.
     #[error("device {device:?}: {reason}")]
     Device {
-        /// The name that was asked for.
+        /// The name that was given.
         device: String,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
 
     /// Reading or writing failed.
     #[error("{}: {cause}", .path.display())]
     Io {
-        /// The file, or what stands for it.
+        /// The file, or a name for it.
         path: PathBuf,
-        /// The system's word.
+        /// The error of the system.
         cause: io::Error,
     },
 
-    /// A tokenizer, a corpus, a shard or the Hub: [`tallow_text`]'s error. Its `Io` and `Config` become those of this type.
+    /// An error of [`tallow_text`] (tokenizer, corpus, shards, Hub). Its `Io` and `Config` become the variants of this type.
     #[error("{0}")]
     Text(tallow_text::Error),
 
-    /// candle refused.
+    /// An error of candle.
     #[error("{}", one_line(.0))]
     Candle(candle_core::Error),
 }
@@ -166,7 +187,7 @@ impl Error {
     }
 }
 
-// Causes stand in the message already: no variant has a `source` that would print them again.
+// Messages include the cause, so `source()` is `None`.
 impl From<tallow_text::Error> for Error {
     fn from(error: tallow_text::Error) -> Self {
         match error {
@@ -177,15 +198,15 @@ impl From<tallow_text::Error> for Error {
     }
 }
 
-/// An error of tallow that went through candle (`Module::forward`, `Optimizer::step`) is itself again. (Only its message, as
-/// [`Error::Config`], while somebody still holds what [`Error::of`] gave.)
+/// Restores an error of tallow that was wrapped in candle's error (`Module::forward`, `Optimizer::step`). While a result of
+/// [`Error::of`] is still alive, only the message is restored, as [`Error::Config`].
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
         let plain = |error: &candle_core::Error| matches!(error, candle_core::Error::Wrapped(_));
         let ours = match &error {
             candle_core::Error::WithBacktrace { inner, .. } if plain(inner) => Error::of(&error),
             error if plain(error) => Error::of(error),
-            _ => None, // with words of somebody else, which are kept
+            _ => None, // with a context of other code, which is kept
         };
         match ours {
             Some(ours) => {
@@ -197,7 +218,7 @@ impl From<candle_core::Error> for Error {
     }
 }
 
-/// The edge to candle's interfaces (`Module::forward`), which must return candle's error: message and type stay, see [`Error::of`].
+/// For candle's interfaces (`Module::forward`), which must return candle's error. [`Error::of`] gets the original error back.
 impl From<Error> for candle_core::Error {
     fn from(error: Error) -> Self {
         match error {
@@ -208,8 +229,8 @@ impl From<Error> for candle_core::Error {
 }
 
 impl Error {
-    /// The error of tallow in an error of candle: what `Module::forward` or an optimizer's step returned, also with words around it. In
-    /// a function that returns [`Result`], `?` gives it back by itself.
+    /// The error of tallow inside an error of candle, as `Module::forward` or an optimizer's step returns it, also with context added.
+    /// In a function that returns [`Result`], `?` converts it without this call.
     ///
     /// # Example
     /// ```
@@ -224,7 +245,7 @@ impl Error {
     /// # Ok::<(), tallow::Error>(())
     /// ```
     pub fn of(error: &candle_core::Error) -> Option<Arc<Error>> {
-        // candle keeps a foreign error as something that can be printed and no more. So it is printed, and hands itself over.
+        // candle stores a wrapped error only as `Display`. So it is printed, and `Crossing::fmt` stores the original in `ASKED`.
         let outer = ASKED.replace(Some(None));
         _ = error.to_string();
         ASKED.replace(outer).flatten()
@@ -232,7 +253,7 @@ impl Error {
 }
 
 thread_local! {
-    /// While somebody asks for it: the error of tallow that was printed.
+    /// `Some` while [`Error::of`] runs: the error of tallow that was printed, if any.
     static ASKED: RefCell<Option<Option<Arc<Error>>>> = const { RefCell::new(None) };
 }
 
@@ -263,7 +284,7 @@ fn out_of_range_advice(id: i64, rows: usize) -> String {
     }
 }
 
-/// candle appends a captured backtrace to its messages; what comes before it, as one line, is the message.
+/// The message without the backtrace that candle appends, as one line.
 fn one_line(error: &candle_core::Error) -> String {
     let text = error.to_string();
     let message = text.lines().take_while(|line| !line.trim_start().starts_with("0: "));

@@ -1,47 +1,63 @@
 //! Log-probabilities of a split's targets → loss, perplexity, bits per byte.
 //!
-//! This module does not know the model that gave them.
+//! This module does not depend on a model.
 
 use candle_core::{DType, Device, Tensor};
 
 use crate::{Batch, Error, NO_TOKEN, Result, Tokenizer, ids};
 
-/// How well a model predicts a text.
+/// The result of [`evaluate`]: how well a model predicts a text.
+///
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tallow::{DataLoader, DataLoaderConfig, Dataset, Error, Tokenizer, evaluate};
+/// let split = Dataset::from_ids(&[9906u32, 1917].repeat(9), 0.0)?.split("train")?;
+/// let cfg = DataLoaderConfig { batch_size: 1, context_length: 4, ..Default::default() };
+/// let batches = DataLoader::new(&split, cfg.once())?;
+/// // A model that gives every target the probability 1/2.
+/// let result = evaluate(batches, &Tokenizer::cl100k(), |batch| {
+///     Ok::<_, Error>(Tensor::full(0.5f64.ln(), batch.targets.shape(), &Device::Cpu)?)
+/// })?;
+/// assert_eq!(result.tokens, 16);
+/// assert!((result.perplexity - 2.0).abs() < 1e-9);
+/// # Ok::<(), tallow::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Evaluation {
-    /// Mean cross-entropy of a target, in nats (natural logarithm): what training minimises.
+    /// Mean cross-entropy of the targets, in nats (natural logarithm): the training loss.
     pub loss: f64,
-    /// exp(loss): the model is as unsure as if it chose among so many tokens evenly.
+    /// exp(loss): a uniform choice among this many tokens has the same loss.
     pub perplexity: f64,
-    /// Bits that the model needs for a byte of text: comparable between tokenizers, which loss and perplexity are not. `None` where
-    /// tokens do not spell the bytes of the text ([`Tokenizer::is_byte_level`]), and for targets without any bytes.
+    /// Bits per byte of text. It can be compared between tokenizers; loss and perplexity cannot. `None` if the tokenizer is not
+    /// byte-level ([`Tokenizer::is_byte_level`]), or if the targets have no bytes of text.
     pub bits_per_byte: Option<f64>,
-    /// Targets that counted.
+    /// Number of targets.
     pub tokens: u64,
-    /// Bytes of text that they stand for.
+    /// Bytes of text of the targets.
     pub bytes: u64,
 }
 
-/// Evaluates a model on batches: `log_probs` gives the logarithm of the probability of every target of a batch, as
+/// Evaluates a model on batches. `log_probs` returns the log-probability of every target of a batch, as
 /// [`Head::log_probs`](crate::Head::log_probs) does.
 ///
-/// For a whole split take [`DataLoaderConfig::once`](crate::DataLoaderConfig::once). Build the model over
-/// [`no_grad`](crate::no_grad), so that no operation remembers its input.
+/// For a whole split use [`DataLoaderConfig::once`](crate::DataLoaderConfig::once). Build the model over
+/// [`no_grad`](crate::no_grad), so that no operation stores its input.
 ///
-/// Special tokens (`<|endoftext|>` between documents, say) have no bytes of text. They count in the loss, and in bits per byte neither
-/// with their bits nor with the bytes of their names.
+/// Special tokens (such as `<|endoftext|>` between documents) have no bytes of text. They count in the loss. Bits per byte counts
+/// neither their bits nor the bytes of their names.
 ///
 /// # Shapes
-/// - log-probabilities: that of the batch's targets, (B, T), any float dtype. At positions without a target ([`NO_TOKEN`]) they are not
-///   looked at.
+/// - log-probabilities: the shape of the batch's targets, (B, T), any float dtype. Values at positions without a target
+///   ([`NO_TOKEN`]) are ignored.
 ///
 /// # Errors
 /// - those of the batches and of `log_probs`.
-/// - [`Error::Config`]: another shape; a log-probability that is not a number, or above 0; no target at all; a target that is no token of
+/// - [`Error::Config`]: another shape; a log-probability that is NaN or above 0; no target at all; a target that is not a token of
 ///   `tokenizer`.
 ///
 /// # Cost
-/// That of `log_probs`; a table of 4 bytes a token of the tokenizer.
+/// That of `log_probs`, and 4 bytes of memory for each token of the tokenizer.
 ///
 /// # Example
 /// ```
@@ -98,7 +114,7 @@ pub fn evaluate<E: From<Error>>(
     Ok(Evaluation { loss, perplexity: loss.exp(), bits_per_byte, tokens, bytes })
 }
 
-/// Bytes of text that each token stands for: none for special ones.
+/// Bytes of text of each token; 0 for special tokens.
 fn text_bytes(tokenizer: &Tokenizer) -> Vec<u32> {
     let bytes = |id| tokenizer.token_bytes(id).map_or(0, |bytes| bytes.len() as u32);
     let mut lengths: Vec<u32> = (0..tokenizer.vocab_size() as u32).map(bytes).collect();
@@ -112,15 +128,15 @@ fn text_bytes(tokenizer: &Tokenizer) -> Vec<u32> {
 fn pairs(targets: &Tensor, log_probs: &Tensor) -> Result<Vec<(u32, f64)>> {
     if targets.dims() != log_probs.dims() {
         let (given, asked) = (log_probs.dims(), targets.dims());
-        return Err(config(format!("log-probabilities {given:?} for targets {asked:?}: one for each target")));
+        return Err(config(format!("log-probabilities {given:?} for targets {asked:?}: the shapes must be equal")));
     }
     let targets: Vec<u32> = ids::on_host(targets)?.flatten_all()?.to_vec1()?;
     let log_probs: Vec<f64> = log_probs.flatten_all()?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()?;
     let pairs: Vec<_> = targets.into_iter().zip(log_probs).filter(|(target, _)| *target != NO_TOKEN).collect();
     match pairs.iter().find(|(_, log_prob)| log_prob.is_nan() || *log_prob > 0.0) {
         Some((target, log_prob)) => {
-            let reason = "give `Head::log_probs`; a loss has the other sign";
-            Err(config(format!("{log_prob} is no logarithm of a probability (of target {target}): {reason}")))
+            let reason = "use `Head::log_probs`; a loss has the opposite sign";
+            Err(config(format!("{log_prob} is not a log-probability (of target {target}): {reason}")))
         }
         None => Ok(pairs),
     }

@@ -1,4 +1,4 @@
-//! Backward without the passes over large variables that candle's own takes; weights without gradients; what got no gradient.
+//! A faster backward for large variables, weights without gradients, and the variables that got no gradient.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -16,21 +16,20 @@ thread_local! {
     static COLLECTED: RefCell<Collected> = const { RefCell::new(None) };
 }
 
-/// `loss.backward()`, at less cost for a vocabulary's weights.
+/// `loss.backward()`, faster for weights of a vocabulary's size.
 ///
-/// candle makes zeros of a variable's size for its first gradient and adds the gradient to them: two more buffers of
-/// that size, on one thread. Here the gradient that [`Head::loss`](crate::Head::loss) made for a variable goes
-/// into the result as it is, so that an optimizer reads the very buffer that the head wrote. The gradients are the same.
-/// [`optim::AdamW`](crate::optim::AdamW) and [`optim::Sgd`](crate::optim::Sgd) use it in `backward_step`; with another optimizer write
-/// `opt.step(&tallow::backward(&loss)?)`.
+/// candle allocates zeros of a variable's size for its first gradient and adds the gradient to them: two more buffers of
+/// that size, on one thread. This function passes the gradient buffer of [`Head::loss`](crate::Head::loss) to the optimizer without
+/// copying. The gradients are the same. [`optim::AdamW`](crate::optim::AdamW) and [`optim::Sgd`](crate::optim::Sgd) use it in
+/// `backward_step`. With another optimizer write `opt.step(&tallow::backward(&loss)?)`.
 ///
 /// # Errors
 /// Those of `Tensor::backward`.
 ///
 /// # Cost
-/// As `Tensor::backward`; saved are four times the weight's bytes of memory traffic and twice its bytes of memory.
+/// As `Tensor::backward`, less four times the weight's bytes of memory traffic and twice the weight's bytes of memory.
 pub fn backward(loss: &Tensor) -> candle_core::Result<GradStore> {
-    // Put back also when backward panics: a later one must not lose its gradients. An outer one goes on collecting.
+    // Restores the state of an outer call, also if backward panics, so that no later call loses its gradients.
     let _outer = Outer(COLLECTED.replace(Some(Vec::new())));
     let mut grads = loss.backward()?;
     for (variable, grad) in COLLECTED.take().unwrap_or_default() {
@@ -43,13 +42,13 @@ pub fn backward(loss: &Tensor) -> candle_core::Result<GradStore> {
     Ok(grads)
 }
 
-/// The weights of `varmap` without gradients, for building the model a second time, to evaluate and to generate: no operation
-/// remembers its input, and [`Head::loss`](crate::Head::loss) computes a loss alone.
+/// The weights of `varmap` without gradients. Build the model a second time over them, to evaluate and to generate: no operation
+/// stores its input, and [`Head::loss`](crate::Head::loss) computes no gradients.
 ///
-/// The weights are the same memory, so that what an optimizer does is seen. A [`TokenEmbedding`](crate::TokenEmbedding) and
-/// [`head`](crate::head) over them replay the deferred updates of a row-sparse table before they read it. A layer of candle's
-/// over that table does not: call [`AdamW::flush`](crate::optim::AdamW::flush) first. To ask the builder for another dtype or device than
-/// the variable's is an error, since a converted weight would be a copy.
+/// The weights share the variables' memory, so they follow every step of an optimizer. A [`TokenEmbedding`](crate::TokenEmbedding)
+/// and a [`head`](crate::head) over them replay the deferred updates of a row-sparse table before they read it. A layer of candle's
+/// over that table does not: call [`AdamW::flush`](crate::optim::AdamW::flush) first. Getting a weight in another dtype or on another
+/// device than the variable's is an error, because a converted weight would be a copy.
 ///
 /// # Example
 /// ```
@@ -68,7 +67,7 @@ pub fn no_grad(varmap: &VarMap, dtype: DType, device: &Device) -> VarBuilder<'st
     VarBuilder::from_backend(Box::new(Shared(detached)), dtype, device.clone())
 }
 
-/// Tensors that are given as they are or not at all: a conversion would be a copy, which sees no later step.
+/// Tensors that share memory with the variables. They are never converted: a copy would not follow later steps.
 struct Shared(HashMap<String, Tensor>);
 
 impl Shared {
@@ -109,12 +108,12 @@ impl SimpleBackend for Shared {
     }
 }
 
-/// Names the variables of `varmap` that got no gradient in the backward that gave `grads`, in alphabetical order.
+/// The names of the variables of `varmap` that have no gradient in `grads`, in alphabetical order.
 ///
-/// Such variables do not train, and no optimizer says so. A variable may be unused; mostly an operation without a backward stands
-/// before it: candle's fused `RmsNorm::forward`, `LayerNorm::forward`, `rotary_emb::rope` and `ops::softmax_last_dim` have none,
-/// and a GPT that uses them trains its head alone. docs/training.md lists them, and what to use instead. Look once, after the
-/// first backward and before the step. A row-sparse table counts by the row gradients that wait for the step.
+/// Such variables are not trained, and no optimizer reports it. Usually an operation without a backward is between the variable and
+/// the loss: candle's fused `RmsNorm::forward`, `LayerNorm::forward`, `rotary_emb::rope` and `ops::softmax_last_dim` have none,
+/// and a GPT that uses them trains only its head. docs/training.md lists them with replacements. Or the variable is unused. Call this
+/// once, after the first backward and before the step. A row-sparse table has a gradient if row gradients of `grads` are pending.
 ///
 /// # Example
 /// ```
@@ -149,7 +148,7 @@ impl Drop for Outer {
     }
 }
 
-/// The gradient that an operation's `bwd` gives candle for `arg`: none if [`backward`] takes it instead.
+/// The gradient that an operation's `bwd` returns to candle for `arg`. `None` if [`backward`] collects it instead.
 pub(crate) fn hand_over(arg: &Tensor, grad: Option<Tensor>) -> Option<Tensor> {
     let grad = grad?;
     COLLECTED.with_borrow_mut(|collected| match collected {

@@ -1,28 +1,28 @@
-//! Positions grouped by the row that they hold, by stamps and counting: O(N), no hashing, no sorting.
+//! Groups positions by row, by stamps and counting: O(N), without hashing or sorting.
 
 use crate::NO_TOKEN;
 
-/// What grouping remembers from one call to the next, so that it costs what the batch costs.
+/// Buffers that are reused between calls, so that a call costs O(N), not O(V).
 #[derive(Default)]
 pub(crate) struct Grouping {
-    /// By row: the number of the round in which it was last seen, and its place among the rows then.
+    /// For each row: the round in which it was last seen, and its place in the rows of that round.
     stamp: Vec<(u32, u32)>,
     round: u32,
 }
 
-/// Rows, and where each is found.
+/// Rows, and the positions of each.
 pub(crate) struct Groups {
-    /// The rows, each once, in the order in which they first occur.
+    /// The rows, each once, in the order of their first position.
     pub(crate) rows: Vec<u32>,
     /// `positions[starts[i]..starts[i + 1]]` hold row `rows[i]`, ascending.
     pub(crate) starts: Vec<u32>,
     pub(crate) positions: Vec<u32>,
-    /// By position: the place of its row, or [`NO_TOKEN`] where it has none.
+    /// For each position: the place of its row in `rows`, or [`NO_TOKEN`] without one.
     pub(crate) places: Vec<u32>,
 }
 
 impl Grouping {
-    /// Groups the positions of `ids`; those of padding, of no row below `vocab_size` and of `frozen` rows are left out.
+    /// Groups the positions of `ids`. Padding, ids of `vocab_size` or more, and `frozen` rows are left out.
     pub(crate) fn group(&mut self, ids: &[u32], vocab_size: usize, frozen: &[bool]) -> Groups {
         if self.stamp.len() != vocab_size || self.round == u32::MAX {
             self.stamp = vec![(0, 0); vocab_size];
@@ -45,7 +45,7 @@ impl Grouping {
             starts[place as usize] += 1;
             places.push(place);
         }
-        // Counts become ends, then starts, while positions are filled in from behind.
+        // Counts become ends. Positions are filled in from the back, which turns ends into starts.
         let mut sum = 0;
         for count in &mut starts {
             sum += *count;
@@ -63,7 +63,7 @@ impl Grouping {
 }
 
 impl Groups {
-    /// Every row of a dense gradient that is not frozen, each at its own position.
+    /// All rows that are not frozen, each with itself as its only position: for a dense gradient.
     pub(crate) fn of_all_but(frozen: &[bool]) -> Groups {
         let rows: Vec<u32> = (0..frozen.len() as u32).filter(|row| !frozen[*row as usize]).collect();
         let mut places = vec![NO_TOKEN; frozen.len()];

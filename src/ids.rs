@@ -1,6 +1,6 @@
-//! What an id may be: the mark for "no token", and one check on the host, before anything runs on a device.
+//! Ids: the mark for "no token", and the check on the host before anything runs on a device.
 //!
-//! Everything may use this module; it uses nothing but the error.
+//! This module depends only on the error type.
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 
@@ -8,12 +8,12 @@ use crate::{Error, Result};
 
 pub use tallow_text::NO_TOKEN;
 
-/// Ids where the host can read them. Those on a device are copied, which waits for that device.
+/// Ids on the host. Ids on a device are copied, which is a sync.
 pub(crate) fn on_host(ids: &Tensor) -> candle_core::Result<Tensor> {
     to_device(ids, &Device::Cpu)
 }
 
-/// Contiguous ids on this device. Of a view only what it shows is copied; candle would copy all that it is a view of.
+/// Contiguous ids on this device. Only the elements of a view are copied; candle would copy its whole storage.
 pub(crate) fn to_device(ids: &Tensor, device: &Device) -> candle_core::Result<Tensor> {
     if ids.device().same_device(device) {
         ids.contiguous()
@@ -24,8 +24,8 @@ pub(crate) fn to_device(ids: &Tensor, device: &Device) -> candle_core::Result<Te
     }
 }
 
-/// Checks every id, on the host, against a table of `rows` rows. [`NO_TOKEN`] passes (also as an i64, where candle's own
-/// mark i64::MAX passes too), and so does `padding_id`.
+/// Checks every id, on the host, against a table of `rows` rows. Valid are also `padding_id`, [`NO_TOKEN`] (u32 or i64), and in i64
+/// candle's own mark i64::MAX.
 pub(crate) fn check(
     ids: &Tensor,
     rows: usize,
@@ -36,7 +36,7 @@ pub(crate) fn check(
     let (storage, layout) = ids.storage_and_layout();
     let (start, end) = layout.contiguous_offsets().unwrap_or((0, 0));
     let bad = match &*storage {
-        // Every u8 has a row once there are 256.
+        // With 256 rows every u8 is valid.
         Storage::Cpu(CpuStorage::U8(ids)) => {
             find(&ids[start..end], |id| usize::from(id) >= rows && Some(u32::from(id)) != padding_id)
         }
@@ -63,7 +63,7 @@ fn find<T: Copy + Into<i64>>(ids: &[T], bad: impl Fn(T) -> bool) -> Option<(usiz
     Some((at, ids[at].into()))
 }
 
-/// The index, one number a dimension, of element `at`.
+/// The index of element `at`, one number per dimension.
 fn unravel(mut at: usize, dims: &[usize]) -> Vec<usize> {
     let mut position = vec![0; dims.len()];
     for (index, dim) in position.iter_mut().zip(dims).rev() {
@@ -72,12 +72,12 @@ fn unravel(mut at: usize, dims: &[usize]) -> Vec<usize> {
     position
 }
 
-/// Ids as the look-up wants them: contiguous, padding as [`NO_TOKEN`], which makes them u32. No copy where they already
-/// are so.
+/// Ids as the look-up needs them: contiguous, and with `padding_id` replaced by [`NO_TOKEN`], which makes them u32. Without a
+/// `padding_id`, contiguous ids are not copied.
 pub(crate) fn normalise(ids: &Tensor, padding_id: Option<u32>) -> candle_core::Result<Tensor> {
     let ids = ids.contiguous()?;
     let Some(padding_id) = padding_id else { return Ok(ids) };
-    // The cast keeps u8 255 apart from padding, and turns i64::MAX into NO_TOKEN.
+    // The cast keeps u8 255 different from padding, and turns i64::MAX into NO_TOKEN.
     let ids = ids.to_dtype(DType::U32)?;
     let padding = Tensor::new(NO_TOKEN, ids.device())?.broadcast_as(ids.shape())?;
     ids.eq(padding_id)?.where_cond(&padding, &ids)

@@ -105,7 +105,7 @@ impl Fill {
     }
 }
 
-/// A resized table that has not replaced the old one yet.
+/// A resized table that has not yet replaced the old one.
 pub(crate) struct Growth {
     /// The variable's name.
     name: String,

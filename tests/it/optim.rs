@@ -432,11 +432,11 @@ fn gradients_that_were_clipped_belong_to_their_step() {
     let after = bits(wte.flushed_weight().unwrap());
     assert!(after[2..4] == before[2..4] && after[4..6] != before[4..6]);
     // Once more, added to, or after they were forgotten: the rest would move, and the table would not.
-    refused(opt.step(&next), "stepped or forgotten already");
+    refused(opt.step(&next), "stepped or discarded already");
     next.extend(backward(3).unwrap()).unwrap();
-    refused(opt.step(&next), "stepped or forgotten already");
+    refused(opt.step(&next), "stepped or discarded already");
     opt.zero_grad();
-    refused(opt.step(&next), "stepped or forgotten already");
+    refused(opt.step(&next), "stepped or discarded already");
     assert_eq!(bits(wte.flushed_weight().unwrap()), after);
     let mut sgd = {
         drop(opt);
@@ -444,7 +444,7 @@ fn gradients_that_were_clipped_belong_to_their_step() {
     };
     let grads = backward(4).unwrap();
     sgd.step(&grads).unwrap();
-    refused(sgd.step(&grads), "stepped or forgotten already");
+    refused(sgd.step(&grads), "stepped or discarded already");
     // What waits of another backward is no gradient of this one.
     let first = backward(5).unwrap();
     assert!(tallow::gradients::missing(&first, &varmap).is_empty());
