@@ -1,4 +1,4 @@
-//! The functions of this module in a build without the feature `cuda`: they cannot be reached, since no device opens.
+//! The functions of this module in a build without the feature `cuda`. They are never called, because no CUDA device can be opened.
 
 use candle_core::{CudaDevice, CudaStorage, Layout, Result, Shape, Tensor, bail};
 

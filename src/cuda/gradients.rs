@@ -11,8 +11,8 @@ use super::parts::Parts;
 use super::plan::{LONGEST_RUN, Threads, pack};
 use crate::grouping::{Grouping, Groups};
 
-/// Which gradients belong to which row, on the device, with the rows of many gradients summed in parts already. Costs one
-/// upload of two to three numbers a position.
+/// Groups of gradients by row on the device. Large groups are already summed in parts. Costs one upload of two to three numbers per
+/// position.
 pub(crate) struct Sums<A> {
     pub(crate) partials: CudaSlice<A>,
     /// Rows, then starts, then positions.
@@ -22,7 +22,7 @@ pub(crate) struct Sums<A> {
 }
 
 impl<A: Element> Sums<A> {
-    /// Of `grads` (N, C), times `scale`. There is at least one row.
+    /// Groups `grads` (N, C), times `scale`. There must be at least one row.
     pub(crate) fn new<G: Element<Wide = A>>(
         device: &CudaDevice,
         groups: &Groups,
@@ -35,7 +35,7 @@ impl<A: Element> Sums<A> {
             &[&groups.rows, &starts, &positions, &part_starts, &part_positions].map(|part| &part[..]).concat(),
         )?;
         let parts = part_starts.len() - 1;
-        // SAFETY: the kernel below writes every element; without parts none is read.
+        // SAFETY: the kernel below writes every element. Without parts no element is read.
         let mut partials = unsafe { device.alloc::<A>((parts * columns).max(1)) }?;
         if parts > 0 {
             let first = groups.rows.len() + starts.len() + positions.len();
@@ -46,7 +46,7 @@ impl<A: Element> Sums<A> {
             let mut args = kernel.args();
             args.arg(grads).arg(&none).arg(&part_starts).arg(&part_positions).arg(&none).arg(&none).arg(&mut partials);
             args.arg(&u32::MAX).arg(&count).arg(&columns_arg).arg(&scale);
-            // SAFETY: sum_rows' parameters; positions are those of rows of `grads`, and none is a part.
+            // SAFETY: the parameters of sum_rows. All positions are rows of `grads`; none is a part.
             unsafe { launch(args, Threads::over_rows(parts, columns / pack)) }?;
         }
         Ok(Sums { partials, indices, split, count: groups.rows.len() })
@@ -57,7 +57,7 @@ impl<A: Element> Sums<A> {
         self.indices.slice(..self.count)
     }
 
-    /// One more than there are sums, and what they are the starts in.
+    /// The starts of the sums (one more than there are sums), and the positions that they index.
     pub(crate) fn starts_and_positions(&self) -> (CudaView<'_, u32>, CudaView<'_, u32>) {
         (self.indices.slice(self.count..=2 * self.count), self.indices.slice(2 * self.count + 1..))
     }
@@ -79,8 +79,8 @@ pub(crate) fn sum_rows(device: &CudaDevice, groups: &Groups, grads: &Tensor) -> 
 }
 
 /// The gradient of a table (V, C) in the dtype of `grads` (…, C), times `scale`, summed in f32 (f64 for f64) and rounded once.
-/// `ids` are u32, on the host, or on the device, where they are then grouped without waiting for it. A pass that writes zeros, and
-/// a pass over the gradients and the rows that have one.
+/// `ids` are u32, on the host or on the device. Ids on the device are grouped there, without a sync. Cost: a pass that writes zeros,
+/// and a pass over the gradients and the rows that have one.
 pub(crate) fn dense_gradient(
     device: &CudaDevice,
     ids: &Tensor,
@@ -104,43 +104,43 @@ pub(crate) fn dense_gradient(
         DType::BF16 => sum_into::<bf16, bf16>(device, &how, grads, &out, scale)?,
         DType::F16 => sum_into::<f16, f16>(device, &how, grads, &out, scale)?,
         DType::F64 => sum_into::<f64, f64>(device, &how, grads, &out, scale)?,
-        dtype => candle_core::bail!("token-embedding wants gradients of f32, f64, bf16 or f16, not {dtype:?}"),
+        dtype => candle_core::bail!("token-embedding needs gradients of f32, f64, bf16 or f16, not {dtype:?}"),
     }
     Ok(out)
 }
 
-/// How positions were grouped, and where their sums go.
+/// How positions were grouped, and where the sums are written.
 enum How<'a> {
-    /// The sums one after the other.
+    /// The sums one after another, without the other rows.
     Alone(&'a Groups),
-    /// Each to the row that it belongs to.
+    /// Each sum to its row of the table.
     ByRow(Groups),
     OnDevice(OnDevice),
 }
 
-/// Groups whose number only the device knows.
+/// Groups that were made on the device. Their number is not known on the host.
 struct OnDevice {
     rows: CudaSlice<u32>,
     starts: CudaSlice<u32>,
     positions: CudaSlice<u32>,
-    /// The number of groups is the upper half.
+    /// The upper half is the number of groups.
     taken: CudaSlice<u64>,
-    /// No more than these.
+    /// An upper bound of the number of groups.
     most: usize,
 }
 
 impl OnDevice {
-    /// Four launches; 16 bytes a row of the table. A token that stands n times costs n² comparisons.
+    /// Four launches, and 16 bytes per row of the table. A token that occurs n times costs n² comparisons.
     fn new(device: &CudaDevice, ids: &Tensor, vocab_size: usize) -> Result<Self> {
         let (storage, layout) = ids.storage_and_layout();
         let (Storage::Cuda(storage), Some((first, last))) = (&*storage, layout.contiguous_offsets()) else {
-            candle_core::bail!("token-embedding wants contiguous ids on the table's device")
+            candle_core::bail!("token-embedding needs contiguous ids on the table's device")
         };
         let ids = storage.as_cuda_slice::<u32>()?.slice(first..last);
         let (count, most) = (ids.len(), ids.len().min(vocab_size));
         let (mut counts, mut filled) = (device.alloc_zeros::<u32>(vocab_size)?, device.alloc_zeros::<u32>(vocab_size)?);
         let mut taken = device.alloc_zeros::<u64>(1)?;
-        // SAFETY: each is written before it is read: the spans of all rows that are counted, and nothing beyond them.
+        // SAFETY: elements are written before they are read: the spans of all counted rows, and nothing else.
         let (mut begins, mut rows, mut starts, mut unordered, mut positions) = unsafe {
             let alloc = |len: usize| device.alloc::<u32>(len);
             (alloc(vocab_size)?, alloc(most)?, alloc(most + 1)?, alloc(count)?, alloc(count)?)
@@ -150,7 +150,7 @@ impl OnDevice {
         let kernels = ["group_count_ids", "group_place_rows", "group_fill_spans", "group_order_spans"];
         let [counting, placing, filling, ordering] = kernels.map(|name| kernel(device, name));
         let (counting, placing, filling, ordering) = (counting?, placing?, filling?, ordering?);
-        // SAFETY: the kernels' parameters, of these lengths; ids outside the table are left out.
+        // SAFETY: the parameters of the kernels, of these lengths. Ids out of range are left out.
         unsafe {
             let mut args = counting.args();
             args.arg(&ids).arg(&mut counts).arg(&n).arg(&v);
@@ -201,7 +201,7 @@ fn sum_into<G: Element, O: Element>(
         let (none, scale, columns_arg) = (0u64, G::Wide::from_f64(scale), columns as u64);
         let mut args = kernel.args();
         args.arg(&grads);
-        // SAFETY (of both launches): sum_rows' parameters; rows are rows of the table, or there is a row of `out` for each sum.
+        // SAFETY (of both launches): the parameters of sum_rows. Rows are in the table, or `out` has one row for each sum.
         match (how, &sums) {
             (How::OnDevice(OnDevice { rows, starts, positions, taken, most }), _) => {
                 let count = *most as u64;

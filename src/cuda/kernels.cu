@@ -1,13 +1,14 @@
-// The layer's kernels: rows out of a table, gradients back into it, and the optimizers' updates.
+// The kernels: look-up, gradients, and the optimizers' updates.
 //
-// This one file is compiled four times: by nvcc to kernels.ptx (compute capability 8.0, checked in, what is loaded), by NVRTC on a
-// machine whose driver refuses that file, by ptxas in CI to see registers and spills, and as plain C++ by the test of indexing and
-// arithmetic (tests/kernels). So it includes no header and uses no shared memory and no warp instruction: a thread owns its output
-// elements and adds in the order of positions. The same input gives the same bits. (Counting positions adds integers atomically.)
+// This file is compiled in four ways: by nvcc to kernels.ptx (compute capability 8.0, checked in, loaded at run time), by NVRTC on a
+// machine whose driver rejects that file, by ptxas in CI to check registers and spills, and as plain C++ by the tests of indexing and
+// arithmetic (tests/kernels). So it includes no header and uses neither shared memory nor warp instructions. Each thread owns its
+// output elements and adds in the order of positions: the same input gives the same bits. (Counts of positions are atomic integers.)
 //
-// Compile with -fmad=false: a product and a sum stay two roundings, as on the CPU, in candle's order of operations.
+// Compile with -fmad=false: a product and a sum are rounded separately, as on the CPU, in candle's order of operations.
 //
-// Threads: x runs over the columns of a row, y over rows of a block, blocks over the rest. `K` elements are loaded and stored at once.
+// Threads: x indexes the columns of a row, y the rows of a block. Blocks cover the remaining rows. `K` elements are loaded and
+// stored at once.
 // Shapes: table and weight (V, C), ids (N), gradients (N, C); moments (V, C) f32. Offsets are 64 bits: V * C may exceed 2^32.
 
 typedef unsigned short u16;
@@ -17,7 +18,7 @@ typedef unsigned long long u64;
 struct bf16 { u16 bits; };
 struct f16 { u16 bits; };
 
-// The type that sums and updates are computed in.
+// The type in which sums and updates are computed.
 template <class T> struct wide { typedef float type; };
 template <> struct wide<double> { typedef double type; };
 
@@ -42,13 +43,13 @@ __device__ inline float widen(f16 x) {
 #endif
 }
 
-// To the nearest, ties to even.
+// Rounds to nearest, ties to even.
 template <class T, class A> __device__ inline T narrow(A x) { return x; }
 template <> __device__ inline bf16 narrow<bf16, float>(float x) {
     FloatBits f;
     f.value = x;
     bf16 out;
-    if ((f.bits & 0x7fffffffu) > 0x7f800000u) out.bits = (u16)(f.bits >> 16 | 0x40u); // a NaN stays one
+    if ((f.bits & 0x7fffffffu) > 0x7f800000u) out.bits = (u16)(f.bits >> 16 | 0x40u); // keeps a NaN a NaN
     else out.bits = (u16)((f.bits + 0x7fffu + (f.bits >> 16 & 1u)) >> 16);
     return out;
 }
@@ -63,19 +64,19 @@ template <> __device__ inline f16 narrow<f16, float>(float x) {
     return out;
 }
 
-// K neighbours, in one load or store (two for double).
+// K adjacent elements, in one load or store (two for double).
 template <class T, int K> struct alignas(sizeof(T) * K < 16 ? sizeof(T) * K : 16) Pack { T at[K]; };
 template <int K, class T> __device__ inline Pack<T, K> load(const T* from) { return *(const Pack<T, K>*)from; }
 template <int K, class T> __device__ inline void store(T* to, const Pack<T, K>& pack) { *(Pack<T, K>*)to = pack; }
 
-// This thread's row, and its first and next columns.
+// The row of this thread, its first column, and the step to its next column.
 __device__ inline u64 row_of_thread() { return (u64)blockIdx.x * blockDim.y + threadIdx.y; }
 #define EACH_COLUMN(K, column, columns) \
     for (u64 column = (u64)threadIdx.x * K; column < columns; column += (u64)blockDim.x * K)
 
-// ---- rows out of a table --------------------------------------------------------------------------------------------------------
+// ---- look-up --------------------------------------------------------------------------------------------------------------------
 
-// Copies rows in units of 16 bytes, or of fewer where a row is not made of those. An id without a row (padding) gives zeros.
+// Copies rows in units of 16 bytes, or of fewer if a row is not a multiple of 16 bytes. An id without a row (padding) gives zeros.
 template <class Unit>
 __device__ inline void gather(const Unit* table, const u32* ids, Unit* out, u64 rows, u64 count, u64 units) {
     const u64 position = row_of_thread();
@@ -101,10 +102,10 @@ __device__ inline void gather_scaled(const T* table, const u32* ids, T* out, u64
         out[position * columns + column] = id < rows ? narrow<T>(widen(table[id * columns + column]) * scale) : T();
 }
 
-// ---- positions grouped by row, where the ids are on the device ------------------------------------------------------------------
+// ---- grouping of positions by row, for ids on the device ------------------------------------------------------------------------
 
-// First each row's positions are counted; then each row that has any takes a slot and a span of positions; then the spans are filled, in
-// whatever order threads come; then each position goes to the place that its neighbours in the span leave to it.
+// 1. Count the positions of each row. 2. Each row with positions takes a slot and a span of positions. 3. Fill the spans, in any
+// order of threads. 4. Sort each span: the place of a position is the number of smaller positions in its span.
 
 __device__ inline u64 element_of_thread() { return (u64)blockIdx.x * blockDim.x + threadIdx.x; }
 
@@ -113,7 +114,8 @@ __device__ inline void group_count(const u32* ids, u32* counts, u64 count, u64 r
     if (position < count && ids[position] < rows) atomicAdd(counts + ids[position], 1u);
 }
 
-// `taken` is slots in the upper half, positions in the lower: one addition takes both, so that spans lie in the order of slots.
+// `taken` counts slots in the upper half and positions in the lower half. One atomic addition takes both, so spans have the order of
+// slots.
 __device__ inline void group_place(const u32* counts, u32* begins, u32* slots, u32* starts, u64* taken, u64 rows) {
     const u64 row = element_of_thread();
     if (row >= rows || counts[row] == 0) return;
@@ -144,11 +146,11 @@ __device__ inline void group_order(const u32* ids, const u32* begins, const u32*
 
 // ---- sums of gradients by row ---------------------------------------------------------------------------------------------------
 
-// As LONGEST_RUN of src/cuda/plan.rs: a sum of more gradients is one of sums of so many.
+// Equal to LONGEST_RUN of src/cuda/plan.rs. A longer sum is a sum of partial sums of this length.
 static const u32 LONGEST_RUN = 128;
 
-// Sum i adds the rows positions[starts[i]..starts[i + 1]], in this order. Positions below `split` are rows of `grads`; those of a sum
-// that was taken in parts are rows of `partials`, from `split` on. No sum has both.
+// Sum i adds the rows positions[starts[i]..starts[i + 1]], in this order. Positions below `split` are rows of `grads`. Position
+// `split` + j is row j of `partials`. A sum has only one of the two kinds.
 template <int K, class G, class A>
 __device__ inline Pack<A, K> sum_of(u64 i, const G* grads, const A* partials, const u32* starts, const u32* positions, u32 split,
                                     u64 columns, u64 column, A scale) {
@@ -177,8 +179,8 @@ __device__ inline Pack<A, K> sum_of(u64 i, const G* grads, const A* partials, co
     return sum;
 }
 
-// Writes sum i to row targets[i] of `out`, or to row i without `targets`. Where only the device knows how many sums there are, `taken`
-// says so.
+// Writes sum i to row targets[i] of `out`, or to row i without `targets`. If the number of sums is known only on the device, it is in
+// `taken`.
 template <int K, class G, class O, class A>
 __device__ inline void sum_rows(const G* grads, const A* partials, const u32* starts, const u32* positions, const u32* targets,
                                 const u64* taken, O* out, u32 split, u64 count, u64 columns, A scale) {
@@ -202,7 +204,7 @@ struct Step {
 
 __device__ inline float above(float x, float floor) { return fabsf(x) < floor ? 0.0f : x; }
 
-// As in src/optim/kernel.rs, sums with zero included: they turn -0 into 0.
+// As in src/optim/kernel.rs, including the additions of zero, which turn -0 into 0.
 __device__ inline float updated(float theta, float m, float v, const Step& s) {
     const float m_hat = m * s.scale_m + 0.0f, v_hat = v * s.scale_v + 0.0f;
     return (theta * s.decay + 0.0f) - (m_hat / (sqrtf(v_hat) + s.eps) * s.lr + 0.0f);
@@ -214,7 +216,7 @@ __device__ inline float step_one(float theta, float& m, float& v, float g, const
     return updated(theta, m, v, s);
 }
 
-// One step at K elements of weight and moments.
+// One step on K elements of weight and moments.
 template <int K, class W>
 __device__ inline void adamw(W* weight, float* m, float* v, const Pack<float, K>& g, const Step& s) {
     Pack<W, K> theta = load<K>(weight);
@@ -235,7 +237,7 @@ __device__ inline void adamw_dense(W* weight, const W* grad, float* m, float* v,
     adamw<K>(weight + at, m + at, v + at, g, s);
 }
 
-// Sums and updates in one pass: the summed gradients are never stored.
+// Sums and updates in one pass. The summed gradients are not stored.
 template <int K, class W, class G>
 __device__ inline void adamw_rows(W* weight, float* m, float* v, const u32* rows, const G* grads, const float* partials,
                                   const u32* starts, const u32* positions, u32 split, u64 count, u64 columns, const Step& s) {
@@ -248,15 +250,15 @@ __device__ inline void adamw_rows(W* weight, float* m, float* v, const u32* rows
     }
 }
 
-// ---- steps that rows owe --------------------------------------------------------------------------------------------------------
+// ---- replay of deferred updates -------------------------------------------------------------------------------------------------
 
-// A step and the bound of `History`: see there for the proof.
+// A step, and the bound of `History` (proof in src/optim/history.rs).
 struct Entry {
     Step step;
     float factor;
 };
 
-// A row that owes steps from + 1 ..= to, indices into the entries; afterwards it takes the products of all later ones.
+// A row whose updates of entries from + 1 ..= to are replayed. Then it is multiplied by the products of all later entries.
 struct Due {
     u32 row, from, to;
     u32 flags;
@@ -275,7 +277,7 @@ __device__ inline bool settled(float theta, float m, float v, float factor, bool
     return bound || (m == 0.0f && zero_is_safe && v >= 0.0f);
 }
 
-// Steps first to last by products alone. A moment below the normal range is zero.
+// Steps `first` to `last` as products only. A moment below the normal range becomes zero.
 __device__ inline float faded(float x, float Step::*beta, const Entry* entries, u32 first, u32 last) {
     for (u32 k = first; k <= last && x != 0.0f; ++k) x = above(x * (entries[k].step.*beta), MIN_POSITIVE);
     return x;
@@ -302,7 +304,7 @@ __device__ inline void replay(W* weight, float* first, float* second, const Due*
                 theta = rounded<W>(updated(theta, m, v, s));
             }
         }
-        if (at < d.to) { // No update that is left can change this weight.
+        if (at < d.to) { // None of the remaining updates can change this weight.
             theta += 0.0f;
             if (d.flags & DECAYS)
                 for (u32 k = at + 1; k <= d.to; ++k) theta = rounded<W>(theta * entries[k].step.decay + 0.0f);
@@ -350,10 +352,10 @@ __device__ inline void sgd_rows(W* weight, const u32* rows, const G* grads, cons
 
 // ---- entry points: NAME_TYPES_K -------------------------------------------------------------------------------------------------
 
-// Read-only, written; no two of them overlap.
+// Read-only and written buffers. No two buffers overlap.
 #define IN(T) const T* __restrict__
 #define OUT(T) T* __restrict__
-// 256 threads, at least four blocks on a multiprocessor: up to 64 registers.
+// 256 threads, and at least four blocks per multiprocessor: up to 64 registers per thread.
 #define KERNEL extern "C" __global__ void __launch_bounds__(256, 4)
 
 #define GATHER(BYTES, UNIT) \

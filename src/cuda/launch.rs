@@ -12,17 +12,17 @@ use half::{bf16, f16};
 
 use super::plan::{Threads, unit_bytes};
 
-/// Of kernels.cu, for compute capability 8.0 and, compiled by the driver, all later ones.
+/// kernels.cu for compute capability 8.0. The driver compiles it for all later ones.
 const PTX: &str = include_str!("kernels.ptx");
 
-/// What candle keeps the loaded module under.
+/// The name of the loaded module in candle.
 const MODULE: &str = concat!("tallow-", env!("CARGO_PKG_VERSION"));
 const COMPILED_HERE: &str = concat!("tallow-", env!("CARGO_PKG_VERSION"), "-nvrtc");
 
 /// Float types that kernels take.
 pub(crate) trait Element: CudaDType + DeviceRepr + WithDType {
     const NAME: &'static str;
-    /// What sums are taken in.
+    /// The type of sums.
     type Wide: Element;
 }
 
@@ -39,7 +39,7 @@ element!(bf16, "bf16", f32);
 element!(f16, "f16", f32);
 element!(f64, "f64", f64);
 
-/// A function of kernels.cu, and the stream that it runs on.
+/// A kernel of kernels.cu, and its stream.
 pub(crate) struct Kernel {
     function: CudaFunction,
     stream: Arc<CudaStream>,
@@ -51,8 +51,8 @@ impl Kernel {
     }
 }
 
-/// The kernel of this name. Where the driver refuses the PTX that comes along (one older than CUDA 13.0), NVRTC
-/// compiles the source, once a process.
+/// The kernel of this name. If the driver rejects the bundled PTX (a driver older than CUDA 13.0), NVRTC compiles the source, once
+/// per process.
 pub(crate) fn kernel(device: &CudaDevice, name: &str) -> Result<Kernel> {
     static COMPILED: OnceLock<String> = OnceLock::new();
     let load = |module, ptx| device.get_or_load_custom_func(name, module, ptx);
@@ -61,7 +61,7 @@ pub(crate) fn kernel(device: &CudaDevice, name: &str) -> Result<Kernel> {
         None => load(MODULE, PTX).or_else(|refused| {
             let ptx = compile().map_err(|error| {
                 candle_core::Error::Msg(format!(
-                    "the driver refuses tallow's kernels ({refused}), and NVRTC does not compile them: {error}"
+                    "the driver rejects tallow's kernels ({refused}), and NVRTC does not compile them: {error}"
                 ))
             })?;
             load(COMPILED_HERE, COMPILED.get_or_init(|| ptx))
@@ -71,7 +71,7 @@ pub(crate) fn kernel(device: &CudaDevice, name: &str) -> Result<Kernel> {
 }
 
 fn compile() -> Result<String> {
-    // The oldest capability that CUDA 13 knows: the result is for all devices of the process.
+    // The oldest capability that CUDA 13 supports: all devices of the process use the result.
     let options = nvrtc::CompileOptions {
         fmad: Some(false),
         options: vec!["--std=c++17".to_string(), "--gpu-architecture=compute_75".to_string()],
@@ -83,7 +83,7 @@ fn compile() -> Result<String> {
 /// Starts a kernel.
 ///
 /// # Safety
-/// The arguments are those that the kernel declares, and lie within the memory that they point to.
+/// The arguments must match the kernel's parameters, and all accesses must be within the buffers.
 pub(crate) unsafe fn launch(mut args: LaunchArgs<'_>, threads: Threads) -> Result<()> {
     if threads.blocks == 0 {
         return Ok(());
@@ -97,12 +97,12 @@ pub(crate) unsafe fn launch(mut args: LaunchArgs<'_>, threads: Threads) -> Resul
 /// The elements of a contiguous layout.
 pub(crate) fn view<'a, T: Element>(storage: &'a CudaStorage, layout: &Layout) -> Result<CudaView<'a, T>> {
     let Some((start, end)) = layout.contiguous_offsets() else {
-        candle_core::bail!("a kernel of tallow was given a tensor that is not contiguous")
+        candle_core::bail!("a kernel of tallow needs a contiguous tensor")
     };
     Ok(storage.as_cuda_slice::<T>()?.slice(start..end))
 }
 
-/// Gives `change` the storage of a contiguous tensor that begins where its storage does.
+/// Calls `change` with the storage of a contiguous tensor that starts at offset 0.
 pub(crate) fn in_place(tensor: &Tensor, change: impl FnOnce(&mut CudaStorage) -> Result<()>) -> Result<()> {
     struct Op<F>(RefCell<Option<F>>);
     impl<F: FnOnce(&mut CudaStorage) -> Result<()>> InplaceOp1 for Op<F> {
@@ -110,11 +110,11 @@ pub(crate) fn in_place(tensor: &Tensor, change: impl FnOnce(&mut CudaStorage) ->
             "tallow kernel"
         }
         fn cpu_fwd(&self, _: &mut candle_core::CpuStorage, _: &Layout) -> Result<()> {
-            candle_core::bail!("a tensor of the CPU where one of a GPU was expected")
+            candle_core::bail!("expected a tensor on a GPU, not on the CPU")
         }
         fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> Result<()> {
             if layout.start_offset() != 0 || !layout.is_contiguous() {
-                candle_core::bail!("a variable must be contiguous and whole")
+                candle_core::bail!("a variable must be contiguous, and not a view of a part of its storage")
             }
             self.0.take().map_or(Ok(()), |change| change(storage))
         }
@@ -122,12 +122,12 @@ pub(crate) fn in_place(tensor: &Tensor, change: impl FnOnce(&mut CudaStorage) ->
     tensor.inplace_op1(&Op(RefCell::new(Some(change))))
 }
 
-/// Whether the device takes the kernels.
+/// An error if the device cannot load the kernels.
 pub(crate) fn check(device: &CudaDevice) -> Result<()> {
     kernel(device, "gather_16").map(|_| ())
 }
 
-/// The rows of `ids` (u32, contiguous) out of `table` (V, C), times `scale`. Ids without a row give zeros.
+/// The rows `ids` (u32, contiguous) of `table` (V, C), times `scale`. Ids without a row give zeros.
 pub(crate) fn gather(
     table: &CudaStorage,
     table_layout: &Layout,
@@ -137,7 +137,7 @@ pub(crate) fn gather(
 ) -> Result<CudaStorage> {
     let (rows, columns) = table_layout.shape().dims2()?;
     let Some((start, end)) = ids_layout.contiguous_offsets() else {
-        candle_core::bail!("token-embedding wants contiguous ids")
+        candle_core::bail!("token-embedding needs contiguous ids")
     };
     let ids = ids.as_cuda_slice::<u32>()?.slice(start..end);
     macro_rules! of {
@@ -150,7 +150,7 @@ pub(crate) fn gather(
         CudaStorageSlice::BF16(_) => of!(bf16),
         CudaStorageSlice::F16(_) => of!(f16),
         CudaStorageSlice::F64(_) => of!(f64),
-        _ => candle_core::bail!("token-embedding wants a table of f32, f64, bf16 or f16"),
+        _ => candle_core::bail!("token-embedding needs a table of f32, f64, bf16 or f16"),
     }
 }
 
@@ -181,14 +181,13 @@ fn rows_of<T: Element>(
         if let Some(scale) = &scale {
             args.arg(scale);
         }
-        // SAFETY: gather's parameters; ids outside the table are not read.
+        // SAFETY: the parameters of gather. Rows out of range are not read.
         unsafe { launch(args, Threads::over_rows(count, units)) }?;
     }
     Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))
 }
 
-/// Whether the memory that tensors free stays with the process, for the next ones, or goes back to the system whenever the
-/// device is waited for (CUDA's default).
+/// Whether the process keeps freed memory for later tensors, or returns it to the driver at every synchronization (CUDA's default).
 pub(crate) fn keep_memory(device: &CudaDevice, keep: bool) -> Result<()> {
     let stream = device.cuda_stream();
     let context = stream.context();

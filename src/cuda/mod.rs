@@ -1,7 +1,6 @@
-//! kernels.cu on an NVIDIA GPU: loaded, launched, and what the layer and row gradients need of it.
-//! The optimizers' part is in `optim/place/cuda`.
+//! Loads and launches kernels.cu on an NVIDIA GPU: look-up and row gradients. The optimizers' part is in `optim/place/cuda`.
 //!
-//! The functions are there in every build, so that nobody else asks for the feature `cuda`: without it no tensor is on such a device.
+//! The functions exist in every build, so that other modules need no check of the feature `cuda`.
 
 #[cfg(any(feature = "cuda", test))]
 mod parts;

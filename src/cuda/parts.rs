@@ -1,14 +1,14 @@
-//! Long groups in parts, for devices on which a thread sums a group.
+//! Splits long groups into parts, for devices on which one thread sums a group.
 
 use crate::grouping::Groups;
 
-/// Sums in two rounds, so that no thread of a GPU adds more than `longest` gradients one after the other: a common token's positions are summed
-/// in parts first. Fewer positions are summed in one round, in their order.
+/// Sums in two rounds, so that no GPU thread sums more than `longest` gradients sequentially. Groups with more positions are summed
+/// in parts first. Smaller groups are summed in one round, in the order of positions.
 pub(crate) struct Parts {
     /// Part j sums the gradients at `part_positions[part_starts[j]..part_starts[j + 1]]`.
     pub(crate) part_starts: Vec<u32>,
     pub(crate) part_positions: Vec<u32>,
-    /// As in [`Groups`]; a position from `split` on is the part of that number.
+    /// As in [`Groups`]. Position `split` + j stands for part j.
     pub(crate) starts: Vec<u32>,
     pub(crate) positions: Vec<u32>,
     pub(crate) split: u32,

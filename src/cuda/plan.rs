@@ -1,9 +1,9 @@
-//! How threads lie over the work, and how much each takes at once.
+//! The launch configuration of kernels, and the width of their loads.
 
 /// Threads of a block.
 const THREADS: usize = 256;
 
-/// No thread adds more gradients of one row than these in one run; a row with more is summed in two rounds.
+/// No GPU thread sums more than this many gradients sequentially. A row with more is summed in two rounds.
 pub(crate) const LONGEST_RUN: usize = 128;
 
 /// Blocks, and the threads of one along x and y.
@@ -15,7 +15,7 @@ pub(crate) struct Threads {
 }
 
 impl Threads {
-    /// `count` rows of `packs` loads each: as many threads side by side as let each have some four loads on their way.
+    /// `count` rows of `packs` loads each. Threads per row are chosen so that each thread has about four loads in flight.
     pub(crate) fn over_rows(count: usize, packs: usize) -> Threads {
         let x = packs.div_ceil(4).next_power_of_two().clamp(packs.next_power_of_two().min(32), THREADS);
         let y = THREADS / x;
@@ -27,12 +27,12 @@ impl Threads {
     }
 }
 
-/// The largest unit, of 16, 8, 4 and 2 bytes, that rows of so many bytes from such an offset on are made of.
+/// The largest of 16, 8, 4 and 2 bytes that divides a row's bytes and its offset.
 pub(crate) fn unit_bytes(row: usize, offset: usize) -> usize {
     [16, 8, 4].into_iter().find(|unit| row.is_multiple_of(*unit) && offset.is_multiple_of(*unit)).unwrap_or(2)
 }
 
-/// How many neighbors a thread loads at once, where each of these (columns, offsets) is a multiple of it.
+/// How many adjacent elements a thread loads at once: all of these (columns, offsets) are multiples of it.
 pub(crate) fn pack(multiples: &[usize]) -> usize {
     if multiples.iter().all(|n| n.is_multiple_of(4)) { 4 } else { 1 }
 }

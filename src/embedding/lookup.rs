@@ -76,7 +76,7 @@ impl Lookup {
             CpuStorage::F64(table) => CpuStorage::F64(gather(&table[span], ids, d_model, self.scale)?),
             CpuStorage::BF16(table) => CpuStorage::BF16(gather(&table[span], ids, d_model, self.scale)?),
             CpuStorage::F16(table) => CpuStorage::F16(gather(&table[span], ids, d_model, self.scale)?),
-            _ => candle_core::bail!("token-embedding wants a table of f32, f64, bf16 or f16"),
+            _ => candle_core::bail!("token-embedding needs a table of f32, f64, bf16 or f16"),
         })
     }
 }
@@ -88,7 +88,7 @@ impl CustomOp2 for Lookup {
 
     fn cpu_fwd(&self, table: &CpuStorage, tl: &Layout, ids: &CpuStorage, il: &Layout) -> Result<(CpuStorage, Shape)> {
         let (Some((start, end)), Some((first, last))) = (il.contiguous_offsets(), tl.contiguous_offsets()) else {
-            candle_core::bail!("token-embedding wants a contiguous table and contiguous ids")
+            candle_core::bail!("token-embedding needs a contiguous table and contiguous ids")
         };
         let (shape, span) = (Self::shape(tl, il)?, first..last);
         let d_model = tl.dims()[1];
@@ -96,7 +96,7 @@ impl CustomOp2 for Lookup {
             CpuStorage::U32(ids) => self.gather(table, span, &ids[start..end], d_model)?,
             CpuStorage::I64(ids) => self.gather(table, span, &ids[start..end], d_model)?,
             CpuStorage::U8(ids) => self.gather(table, span, &ids[start..end], d_model)?,
-            _ => candle_core::bail!("token-embedding wants u8, u32 or i64 ids"),
+            _ => candle_core::bail!("token-embedding needs u8, u32 or i64 ids"),
         };
         Ok((storage, shape))
     }
@@ -179,7 +179,7 @@ fn sum_rows<T: WithDType>(table: &Shape, ids: &Tensor, rows: &Tensor) -> Result<
     let (ids, rows) = (ids.flatten_all()?, rows.contiguous()?);
     let ((ids, ids_layout), (rows, rows_layout)) = (ids.storage_and_layout(), rows.storage_and_layout());
     let (Storage::Cpu(CpuStorage::U32(ids)), Storage::Cpu(rows)) = (&*ids, &*rows) else {
-        candle_core::bail!("token-embedding wants u32 ids and gradients on the CPU")
+        candle_core::bail!("token-embedding needs u32 ids and gradients on the CPU")
     };
     let ids = &ids[ids_layout.start_offset()..][..ids_layout.shape().elem_count()];
     let rows = &T::cpu_storage_as_slice(rows)?[rows_layout.start_offset()..];

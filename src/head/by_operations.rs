@@ -1,14 +1,14 @@
-//! Losses and gradients by candle's operations, a part of the tokens at a time: for devices other than the CPU, and f64.
+//! Losses and gradients by candle's operations, one chunk of tokens at a time: for devices other than the CPU, and for f64.
 
 use candle_core::{DType, Result, Tensor};
 
 use super::{CrossEntropyConfig, Grads, Wanted};
 
-/// Tokens of a chunk at least and at most, and the part of all tokens that a chunk is: as in `fused`.
+/// Minimum and maximum number of tokens in a chunk, and the number of chunks between these limits, as in `fused`.
 const TOKENS: (usize, usize) = (64, 256);
 const CHUNKS: usize = 16;
 
-/// Hidden states (n, C) of the tokens that have targets, and the head.
+/// Hidden states (n, C) of the tokens with a target, and the head.
 pub(super) struct Rows<'a> {
     pub(super) hidden: &'a Tensor,
     pub(super) weight: &'a Tensor,
@@ -16,8 +16,8 @@ pub(super) struct Rows<'a> {
     pub(super) soft_cap: Option<f64>,
 }
 
-/// Losses (n, at least 1); and gradients of Σ upstream · loss, where there is an upstream. Products in the weight's dtype, all else in f32
-/// (f64 for f64).
+/// Losses (n), n at least 1. With an upstream gradient also the gradients of Σ upstream · loss. Products are in the weight's dtype,
+/// everything else in f32 (f64 for f64).
 pub(super) fn run(
     rows: &Rows,
     targets: &[u32],

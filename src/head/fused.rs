@@ -1,11 +1,11 @@
-//! Losses and gradients on the CPU in one pass: a few tokens at a time, and of these a block of the vocabulary at a time.
+//! Losses and gradients on the CPU in one pass: one chunk of tokens at a time, and in each chunk one block of the vocabulary at a time.
 //!
 //! For n tokens, C columns, V rows, with Z = W Hᵀ (V, tokens):
 //! 1. by block: Z, and its softmax statistics. 2. Statistics of all blocks → losses. 3. by block: Z becomes dZ in place,
-//!    dW += dZ H, dH += dZᵀ W. Three products; Z is kept from 1 to 3, for one chunk of tokens only. (To compute it again
+//!    dW += dZ H, dH += dZᵀ W. These are three products. Z of one chunk is kept from step 1 to step 3. (Computing it twice
 //!    takes longer, also at 64 columns: benches/LOG.md.)
 //!
-//! Blocks, chunks and the order of sums depend on sizes alone: the bits do not depend on the number of threads.
+//! Blocks, chunks and the order of sums depend only on sizes, so the bits do not depend on the number of threads.
 
 use std::mem::MaybeUninit;
 
@@ -14,16 +14,16 @@ use super::product::{self, Matrix};
 use super::{CrossEntropyConfig, Wanted};
 use crate::support::parallel;
 
-/// Vocabulary rows of a block: its logits stay in second-level cache.
+/// Vocabulary rows of a block. Its logits fit in the second-level cache.
 const BLOCK: usize = 512;
-/// Tokens of a chunk at most, and at least (where there are so many).
+/// Maximum and minimum number of tokens in a chunk.
 const CHUNK: (usize, usize) = (256, 64);
-/// A chunk is this part of all tokens, so that its logits are a small part of all logits.
+/// Number of chunks between these limits, so that the logits of a chunk are a small part of all logits.
 const CHUNKS: usize = 16;
-/// Products below this many multiplications stay on one thread.
+/// Products with fewer multiplications run on one thread.
 const PARALLEL: usize = 1 << 21;
 
-/// What there is to do, with one token, row and column at least. All slices are row-major; targets are below V.
+/// The inputs, with at least one token, row and column. All slices are row-major. Targets are below V.
 pub(super) struct Problem<'a> {
     pub(super) hidden: &'a [f32],
     pub(super) weight: &'a [f32],
@@ -35,7 +35,7 @@ pub(super) struct Problem<'a> {
     pub(super) soft_cap: Option<f64>,
 }
 
-/// Gradients: empty where they were not wanted.
+/// Gradients. Those that were not wanted are empty.
 pub(super) struct Gradients {
     pub(super) hidden: Vec<f32>,
     pub(super) weight: Vec<f32>,
@@ -43,7 +43,7 @@ pub(super) struct Gradients {
 }
 
 impl Problem<'_> {
-    /// The loss of every token; and the gradients of Σ upstream · loss, where there is an upstream.
+    /// The loss of every token. With an upstream gradient also the gradients of Σ upstream · loss.
     pub(super) fn run(&self, upstream: Option<&[f64]>, wanted: Wanted) -> (Vec<f64>, Gradients) {
         let (vocab_size, columns, tokens) = (self.vocab_size, self.columns, self.targets.len());
         let wanted = if upstream.is_some() { wanted } else { Wanted::default() };
@@ -64,7 +64,7 @@ impl Problem<'_> {
             let h = Matrix::new(&self.hidden[first * columns..(first + n) * columns], n, columns);
             let small = n * vocab_size * columns < PARALLEL;
             // 1. Logits and their statistics.
-            // (Of what is not wanted there are no chunks.)
+            // Buffers that are not wanted are empty, and give no chunks.
             let mut spaces = logits[..sized(upstream.is_some(), vocab_size * n)].chunks_mut(span_rows * n);
             let statistics_of_spans = statistics[..blocks * 4 * n].chunks_mut(span_rows / BLOCK * 4 * n);
             let spans = statistics_of_spans.enumerate().map(|(i, statistics)| Described {
@@ -93,7 +93,7 @@ impl Problem<'_> {
                 hidden: partials.next().map(|partial| &mut partial[..n * columns]),
             });
             each(small, spans, |span| self.differentiate(h, targets, &tokens, first == 0, span));
-            // Partial sums in the order of the vocabulary.
+            // Add partial sums in the order of the vocabulary.
             let mut sums = partial.chunks_exact(chunk * columns).map(|partial| &partial[..n * columns]);
             if let Some(start) = sums.next() {
                 let at = hidden.len();
@@ -103,12 +103,12 @@ impl Problem<'_> {
                 }
             }
         }
-        // SAFETY: the first chunk has filled every row of it.
+        // SAFETY: the first chunk has written every row.
         let weight = unsafe { product::written(weight) };
         (losses, Gradients { hidden, weight, bias })
     }
 
-    /// Blocks of one span: logits and, for each block, four rows of statistics: maximum, Σ exp, Σ z, the target's z.
+    /// Computes the logits of the blocks of one span, and four rows of statistics per block: maximum, Σ exp, Σ z, the target's z.
     fn describe(&self, h: Matrix, targets: &[u32], mut span: Described) {
         let n = targets.len();
         let mut own = product::space(if span.logits.is_none() { BLOCK * n } else { 0 });
@@ -132,7 +132,7 @@ impl Problem<'_> {
         }
     }
 
-    /// Statistics of blocks → those of the whole vocabulary, in f64, and the factors of the gradients.
+    /// Combines the statistics of the blocks in f64: losses, and the factors of the gradients.
     fn combine(&self, n: usize, statistics: &[f32], upstream: Option<&[f64]>) -> Tokens {
         let cfg = self.cfg;
         let (smoothing, z_loss, rows) = (cfg.label_smoothing, cfg.z_loss, self.vocab_size as f64);
@@ -144,7 +144,7 @@ impl Problem<'_> {
                 of(0).zip(of(1)).map(|(m, sum)| f64::from(sum) * libm::exp(f64::from(m) - f64::from(max))).sum();
             let [sum, target] = [2, 3].map(|row| of(row).map(f64::from).sum::<f64>());
             let lse = f64::from(max) + libm::log(exp_sum);
-            // Without smoothing the sum may be infinite: a bias of -∞ takes a row out.
+            // Without smoothing the sum may be infinite: a bias of -∞ excludes a row.
             let even = if smoothing == 0.0 { 0.0 } else { smoothing / rows * sum };
             tokens.losses.push(lse - (1.0 - smoothing) * target - even + z_loss * lse * lse);
             let scale = upstream.map_or(0.0, |upstream| upstream[token]);
@@ -172,7 +172,7 @@ impl Problem<'_> {
                 if first_chunk {
                     product::fill(out, dz, h);
                 } else {
-                    // SAFETY: the first chunk has filled every row.
+                    // SAFETY: the first chunk has written every row.
                     product::add(unsafe { out.assume_init_mut() }, dz, h);
                 }
             }
@@ -188,7 +188,7 @@ impl Problem<'_> {
         }
     }
 
-    /// A span of blocks is one task, and has a partial sum of dH: few of them where these are large.
+    /// Rows of a span. A span of blocks is one task with its own partial sum of dH, so there are fewer spans if C is large.
     fn span_rows(&self) -> usize {
         let blocks = self.vocab_size.div_ceil(BLOCK);
         blocks.div_ceil((self.vocab_size / (8 * self.columns)).clamp(16, 64).min(blocks)) * BLOCK
@@ -204,14 +204,14 @@ impl Problem<'_> {
     }
 }
 
-/// What step 1 writes of a span: statistics by block, and the logits (rows, n), if they are wanted again.
+/// Output of step 1 for a span: statistics by block, and the logits (rows, n) if step 3 needs them.
 struct Described<'a> {
     first_row: usize,
     statistics: &'a mut [f32],
     logits: Option<&'a mut [MaybeUninit<f32>]>,
 }
 
-/// What step 3 reads and writes of a span: logits, and the gradients that are wanted, of its rows and its share of the hidden states'.
+/// Input and output of step 3 for a span: logits, the wanted gradients of its rows, and its partial sum of the hidden states' gradient.
 struct Differentiated<'a> {
     first_row: usize,
     logits: &'a mut [f32],
@@ -220,20 +220,20 @@ struct Differentiated<'a> {
     hidden: Option<&'a mut [f32]>,
 }
 
-/// What the tokens of a chunk have come to.
+/// Results of step 2 for the tokens of a chunk.
 #[derive(Default)]
 struct Tokens {
     losses: Vec<f64>,
     max: Vec<f32>,
     /// p = exp(z - max) · factor, times upstream and what z-loss adds.
     factor: Vec<f32>,
-    /// What label smoothing takes from every row's gradient.
+    /// Subtracted from every row's gradient, for label smoothing.
     even: Vec<f32>,
-    /// What is taken from the target's.
+    /// Subtracted from the target row's gradient.
     target: Vec<f32>,
 }
 
-/// (token, row in the block) of the targets that lie in `rows` rows from `first` on.
+/// (token, row in the block) of the targets in `first..first + rows`.
 fn in_block(targets: &[u32], first: usize, rows: usize) -> impl Iterator<Item = (usize, usize)> {
     let place = move |(token, y): (usize, &u32)| Some((token, (*y as usize).checked_sub(first)?));
     targets.iter().enumerate().filter_map(place).filter(move |(_, row)| *row < rows)

@@ -1,4 +1,4 @@
-//! The vocabulary's other end grows with the table, or trains some rows alone.
+//! Resizes a head together with its table, and freezes its rows.
 
 use candle_core::{Tensor, Var};
 use candle_nn::VarMap;
@@ -8,56 +8,57 @@ use crate::embedding::Growth;
 use crate::support::variables::{insert, name_of};
 use crate::{Error, Fill, Result, TokenEmbedding};
 
-/// A weight, unless the head is tied, and a bias of another size that are about to take the old ones' place.
+/// A resized weight (none for a tied head) and bias that have not yet replaced the old ones.
 pub(crate) struct HeadGrowth {
     weight: Option<Growth>,
     bias: Option<(String, Var)>,
 }
 
 impl Head {
-    /// Gives the head `rows` rows, as [`TokenEmbedding::resize`] does with a table: new variables take the place of weight and bias in
-    /// `varmap`. New values of the bias come from its old ones by the same `fill` ([`Fill::Init`] begins it at 0).
+    /// Resizes the head to `rows` rows, as [`TokenEmbedding::resize`] does with a table. New variables replace weight and bias in
+    /// `varmap`. New values of the bias are filled from the old ones by the same `fill` (with [`Fill::Init`] they are 0).
     ///
     /// [`TokenEmbedding::add_tokens`] does this with table and tokenizer in one call.
     ///
     /// # Errors
-    /// As [`TokenEmbedding::resize`]; [`Error::Config`] for a tied head: resize the table, and make the head anew. Nothing is changed then.
+    /// As [`TokenEmbedding::resize`]. [`Error::Config`] for a tied head: resize the table, and make the head anew. Nothing is changed
+    /// after an error.
     pub fn resize(&mut self, varmap: &VarMap, rows: usize, fill: Fill) -> Result<()> {
         if self.tied {
-            return Err(Error::Config("a tied head is as large as its table: resize that one".to_string()));
+            return Err(Error::Config("a tied head has the size of its table: resize the table".to_string()));
         }
         let growth = self.growth(varmap, rows, &[], fill, false)?;
         self.apply(varmap, growth, None)
     }
 
-    /// Trains these rows of the weight alone; the others keep their bits. Of a tied head it is [`TokenEmbedding::freeze_except`] of its
-    /// table.
+    /// Freezes all rows of the weight but these: the others keep their bits. For a tied head this is [`TokenEmbedding::freeze_except`]
+    /// of its table.
     ///
-    /// An optimizer of [`optim`](crate::optim) keeps them so. A backward of [`loss`](Self::loss) without one is
-    /// [`Error::NoOptimizer`]; of [`logits`](Self::logits), whose gradient candle computes, it is not noticed.
+    /// Only optimizers of [`optim`](crate::optim) respect frozen rows. Without one, backward of [`loss`](Self::loss) is
+    /// [`Error::NoOptimizer`]. Backward of [`logits`](Self::logits) cannot detect it, because candle computes that gradient.
     ///
     /// # Errors
-    /// - [`Error::Config`]: a weight that is no variable or f64; a head with a bias, which trains as a whole.
-    /// - [`Error::SecondOptimizer`] if two optimizers have the weight; [`Error::RowOutOfRange`].
+    /// - [`Error::Config`]: the weight is not a variable, or is f64; the head has a bias, whose elements cannot be frozen.
+    /// - [`Error::SecondOptimizer`]: two optimizers hold the weight.
+    /// - [`Error::RowOutOfRange`].
     pub fn freeze_except(&self, rows: &[u32]) -> Result<()> {
         let wrong = |what: &str| Err(Error::Config(what.to_string()));
         if self.bias.is_some() {
-            return wrong("a head's bias trains as a whole: with it no row keeps what it says");
+            return wrong("rows of a head with a bias cannot be frozen: the whole bias is trained");
         }
         if !self.weight.is_variable() || self.weight.dtype() == candle_core::DType::F64 {
-            return wrong("rows can be frozen in a head whose weight is a variable of f32, bf16 or f16");
+            return wrong("to freeze rows, the head's weight must be a variable of f32, bf16 or f16");
         }
         self.table.make_row_sparse(&self.weight)?;
         self.table.freeze_except(rows)
     }
 
-    /// Whether this is the head of that table.
+    /// Whether the head is tied to the table of `wte`.
     pub(crate) fn is_over(&self, wte: &TokenEmbedding) -> bool {
         std::sync::Arc::ptr_eq(&self.table, wte.weight_and_table().1)
     }
 
-    /// What [`resize`](Self::resize) will do, with rows `anew`, which the head has already, filled, too. A `tied` weight is left to its
-    /// layer.
+    /// Prepares a [`resize`](Self::resize) that also fills the existing rows `anew`. The layer resizes a `tied` weight.
     pub(crate) fn growth(
         &self,
         varmap: &VarMap,
@@ -73,7 +74,7 @@ impl Head {
         };
         let bias = |bias: &Tensor| {
             let name = name_of(varmap, bias).ok_or_else(|| {
-                Error::Config("this head's bias is no variable of the VarMap: only one that is can grow".to_string())
+                Error::Config("this head's bias is not a variable of the VarMap, so it cannot be resized".to_string())
             })?;
             let ids: Vec<u32> = anew.iter().copied().chain(old as u32..rows as u32).collect();
             let fill = if matches!(fill, Fill::Init { .. }) { Fill::Zero } else { fill };
@@ -93,7 +94,7 @@ impl Head {
         Ok(HeadGrowth { weight, bias: self.bias.as_ref().map(bias).transpose()? })
     }
 
-    /// `table` is that of a tied head, grown already.
+    /// `table` is the resized table of a tied head.
     pub(crate) fn apply(&mut self, varmap: &VarMap, growth: HeadGrowth, table: Option<&TokenEmbedding>) -> Result<()> {
         let mut own = self.as_table()?;
         if let Some(growth) = growth.weight {
@@ -108,7 +109,7 @@ impl Head {
         Ok(())
     }
 
-    /// The weight as a layer's table, whose growth is the same.
+    /// The weight as a layer's table, to share the code of its growth.
     fn as_table(&self) -> Result<TokenEmbedding> {
         TokenEmbedding::from_weight(self.weight.clone())
     }

@@ -1,9 +1,9 @@
-//! Softmax arithmetic on blocks of logits that lie transposed: a row is one vocabulary entry, a column one token. Every
-//! token has a lane of its own, so that no sum crosses lanes: wider registers change no bit.
+//! Softmax arithmetic on transposed blocks of logits: a row is one vocabulary entry, a column one token. Every
+//! token has its own lane and no sum crosses lanes, so the width of registers changes no bit.
 
 use crate::support::widest::widest;
 
-/// What is known of a block's logits z, one number a token.
+/// Statistics of a block's logits z, one number per token.
 pub(super) struct Statistics<'a> {
     /// The largest.
     pub(super) max: &'a mut [f32],
@@ -14,7 +14,7 @@ pub(super) struct Statistics<'a> {
 }
 
 widest! {
-    /// Adds the bias of each of `rows` rows, and caps. `cap` 0 stands for none.
+    /// Adds the bias of each of `rows` rows, and applies the soft cap. A `cap` of 0 means none.
     pub(super) fn finish(z: &mut [f32], bias: Option<&[f32]>, rows: usize, cap: f32) {
         let tokens = z.len() / rows.max(1);
         for (row, z) in z.chunks_exact_mut(tokens.max(1)).enumerate() {
@@ -28,11 +28,11 @@ widest! {
     }
 }
 
-/// Tokens that are worked on together: one register of AVX-512, two of AVX2.
+/// Tokens that are processed together: one register of AVX-512, two of AVX2.
 const LANES: usize = 16;
 
 widest! {
-    /// Describes a block of logits.
+    /// Computes the statistics of a block of logits.
     pub(super) fn describe(z: &[f32], of: &mut Statistics) {
         let tokens = of.max.len();
         let whole = tokens / LANES * LANES;
@@ -45,7 +45,7 @@ widest! {
     }
 }
 
-/// Describes the logits of tokens `at..at + N`: down the rows, with everything in registers.
+/// Computes the statistics of tokens `at..at + N`, row by row, with everything in registers.
 #[inline(always)]
 fn describe_lanes<const N: usize>(z: &[f32], at: usize, of: &mut Statistics) {
     let rows = || z.chunks_exact(of.max.len()).map(|row| lanes::<N>(row, at));
@@ -74,7 +74,7 @@ fn lanes<const N: usize>(row: &[f32], at: usize) -> [f32; N] {
 }
 
 widest! {
-    /// Logits become gradients of the loss, but for the targets' own share:
+    /// Replaces logits by gradients of the loss, without the term of the target row:
     /// (exp(z - max) · factor - even) · (1 - (z / cap)²).
     pub(super) fn differentiate(z: &mut [f32], cap: f32, max: &[f32], factor: &[f32], even: &[f32]) {
         let whole = max.len() / LANES * LANES;
@@ -117,8 +117,9 @@ widest! {
     }
 }
 
-/// e to the x for x ≤ 0 (and a little above), to about one unit in the last place; 0 below -87.3, NaN for NaN. After
-/// Cody and Waite: x = n ln 2 + r with ln 2 in two parts, and a polynomial in r.
+/// e to the x for x ≤ 0 (and slightly above), accurate to about one unit in the last place. 0 below -87.3, NaN for NaN.
+///
+/// Source: Cody and Waite: x = n ln 2 + r with ln 2 in two parts, and a polynomial in r.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     // Adding and subtracting 1.5 · 2²³ rounds to the nearest whole number.
@@ -131,12 +132,12 @@ fn exp(x: f32) -> f32 {
         p = p * r + c;
     }
     let p = (p * r * r + r) + 1.0;
-    // The low bits of `shifted` are n: moved into the exponent, 2ⁿ.
+    // The low bits of `shifted` are n. Shifted into the exponent, they give 2ⁿ.
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1f32.to_bits()));
     if x < -87.3 { 0.0 } else { p * power }
 }
 
-/// tanh: a series near zero, where the quotient would lose digits.
+/// tanh. Near zero a series, because the quotient would lose digits.
 #[inline(always)]
 fn tanh(x: f32) -> f32 {
     let size = x.abs();

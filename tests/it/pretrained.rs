@@ -383,7 +383,7 @@ fn sizes_that_make_no_sense_change_nothing() {
     assert!(
         reason(run.wte.resize(&run.varmap, 41, Fill::CopyOf(40))).contains("row 40 is not in the table of 40 rows")
     );
-    assert!(reason(run.wte.resize(&VarMap::new(), 41, Fill::Zero)).contains("no variable of the VarMap"));
+    assert!(reason(run.wte.resize(&VarMap::new(), 41, Fill::Zero)).contains("not a variable of the VarMap"));
     assert!(reason(run.wte.resize(&run.varmap, u32::MAX as usize + 1, Fill::Zero)).contains("more than u32 ids"));
     assert!(reason(run.wte.shrink(&run.varmap, 0)).contains("cannot shrink to 0"));
     assert!(reason(run.wte.shrink(&run.varmap, 41)).contains("cannot shrink to 41"));
