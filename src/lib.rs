@@ -24,30 +24,30 @@
 //! # Which part do I want?
 //! The guide, in the folder `docs` of the repository, has a page on each part.
 //!
-//! - Ids of a text, or its text again: [`Tokenizer`]. Larger than memory: [`Tokenizer::encode_reader`].
+//! - Ids of a text, and text of ids: [`Tokenizer`]. For texts larger than memory: [`Tokenizer::encode_reader`].
 //! - Texts of different lengths as one tensor: [`PaddedBatch`].
-//! - A `candle_nn::Embedding` with a guard, a seed and a faster forward: [`TokenEmbedding`].
-//! - Training its rows at the cost of the batch, bit for bit as candle's AdamW would: [`Gradient::RowSparse`] and
+//! - A `candle_nn::Embedding` with a check of the ids, a seed and a faster forward: [`TokenEmbedding`].
+//! - Training rows at a cost that depends on the batch, bit for bit as candle's AdamW: [`Gradient::RowSparse`] and
 //!   [`optim::AdamW`].
-//! - The loss of a vocabulary's logits, and its gradients, without the logits: [`Head::loss`], then [`backward`]. For
+//! - Loss and gradients of the output layer without storing the logits: [`Head::loss`], then [`backward`]. For
 //!   generation and evaluation [`Head::logits`], [`Head::top_k`], [`Head::log_probs`].
-//! - What every loop has: groups ([`optim::Optim::from_varmap_with`]), a learning rate ([`optim::Schedule`]), loss, perplexity and bits
-//!   per byte of a split ([`evaluate()`]), the next id ([`Sampler`]), its text as soon as it is certain ([`Tokenizer::decoder`]).
-//! - A program that trains: call [`keep_pages`] and [`tune_threads`] first.
-//! - Which weights do not train, and why: [`gradients::missing`].
-//! - Going on after a crash, and weights from PyTorch: [`Checkpoint`], [`load_weights`]. Evaluation without gradients: [`no_grad`].
+//! - Parts of a training loop: parameter groups ([`optim::Optim::from_varmap_with`]), a learning rate ([`optim::Schedule`]), loss,
+//!   perplexity and bits per byte of a split ([`evaluate()`]), the next id ([`Sampler`]), streaming text ([`Tokenizer::decoder`]).
+//! - Before training: [`keep_pages`] and [`tune_threads`].
+//! - Variables without a gradient: [`gradients::missing`].
+//! - Resuming a run, and weights from PyTorch: [`Checkpoint`], [`load_weights`]. Evaluation without gradients: [`no_grad`].
 //! - Only the first values, for a table of your own: [`Init::rows`].
-//! - Text files as token shards on disk: [`prepare`]. The files themselves: [`shard`].
-//! - Batches for training, out of shards or a string, with resume and ranks: [`Dataset`] and [`DataLoader`].
-//! - Somebody's trained rows, from a file or the Hub: [`PretrainedTable`]. New tokens at both ends of a model:
-//!   [`TokenEmbedding::add_tokens`]; back into a folder that others read: [`PretrainedTable::merge_into`], [`Tokenizer::save`];
-//!   more rows: [`TokenEmbedding::resize`]; what is near: [`neighbors`].
-//! - Pictures: a sentence's look-up as a page or a figure, a table before and after training, a folder of shards: the package
+//! - Text files to token shards on disk: [`prepare`]. The format of the shards: [`shard`].
+//! - Batches for training from shards or a string, with resume and ranks: [`Dataset`] and [`DataLoader`].
+//! - Pretrained rows from a file or the Hub: [`PretrainedTable`]. New tokens in tokenizer, table and head:
+//!   [`TokenEmbedding::add_tokens`]. Saving a model that transformers loads: [`PretrainedTable::merge_into`], [`Tokenizer::save`].
+//!   More rows: [`TokenEmbedding::resize`]. Nearest rows: [`neighbors`].
+//! - Plots of a look-up, of a table before and after training, or of shards: the package
 //!   [tallow-view](https://docs.rs/tallow-view). The command `tallow`: the package [tallow-cli](https://docs.rs/tallow-cli).
 //! - A device by name, with a fallback: [`device::open`].
 //!
 //! # Names
-//! What PyTorch and candle call it, and what it is called here. An empty cell: it has no such thing.
+//! The names in PyTorch, in candle and here. An empty cell means that there is no equivalent.
 //!
 //! | PyTorch | candle | tallow |
 //! |---|---|---|
@@ -55,7 +55,7 @@
 //! | `nn.Embedding.from_pretrained(weight)` | `Embedding::new(weight, C)` | [`TokenEmbedding::from_weight`]; `TokenEmbedding::try_from(layer)` and `candle_nn::Embedding::from(wte)` |
 //! | `nn.Embedding(sparse=True)` | | [`Gradient::RowSparse`] |
 //! | `padding_idx` | | [`NO_TOKEN`], [`TokenEmbeddingConfig::padding_id`] |
-//! | `embedding.weight` | `embeddings()` | [`TokenEmbedding::flushed_weight`] for one look; [`TokenEmbedding::embeddings`] |
+//! | `embedding.weight` | `embeddings()` | [`TokenEmbedding::flushed_weight`] to read it once; [`TokenEmbedding::embeddings`] |
 //! | `num_embeddings`, `embedding_dim` | `hidden_size()` | [`TokenEmbedding::vocab_size`], [`TokenEmbedding::d_model`] |
 //! | `pad_sequence` | | [`PaddedBatch`] |
 //! | `nn.Linear(C, V)` at the end | `Linear::new(weight, bias)` | [`Head::new`]; [`Head::tied`] |
@@ -73,7 +73,7 @@
 //! | `optim.lr_scheduler` | `set_learning_rate(lr)` | [`optim::Schedule`] gives the rate; `set_learning_rate(lr)`, or [`optim::Optim::groups_mut`] |
 //! | `clip_grad_norm_` | | [`optim::Optim::clip_grad_norm`] |
 //! | several backwards before a step | | `total.extend(grads)?` |
-//! | `optimizer.zero_grad()` | the `GradStore` is dropped | [`optim::Optim::zero_grad`], after a step that was left out |
+//! | `optimizer.zero_grad()` | the `GradStore` is dropped | [`optim::Optim::zero_grad`], if a step is skipped |
 //! | `Dataset`, `DataLoader` | | [`Dataset`], [`DataLoader`] |
 //! | `DistributedSampler` | | [`DataLoaderConfig::rank`], [`DataLoaderConfig::world_size`] |
 //! | `torch.save(model.state_dict())` | `VarMap::save` | the same after [`optim::Optim::flush`]; [`Checkpoint::save`] for a whole run |
@@ -84,20 +84,19 @@
 //! | `Encoding.n_vocab` (tiktoken) | | [`Tokenizer::vocab_size`] |
 //!
 //! # What it is not
-//! It gives every token one row that a model trains. It does not turn sentences into vectors for search: a crate
-//! for sentence embeddings does that. Position, attention and the rest of the model come after it.
+//! It has one trainable row for each token. It does not compute sentence embeddings for search. Position, attention and the rest of the
+//! model are not part of it.
 //!
 //! # Packages
-//! This package has no command line, no drawing and no C in its tree. What has no tensors in it ([`Tokenizer`], [`prepare`], [`shard`]) is
-//! the package [tallow-text](https://docs.rs/tallow-text), and stands here under the same names.
+//! This package has no command line, no plots, and no C code in its dependencies. The code without tensors ([`Tokenizer`], [`prepare`],
+//! [`shard`]) is the package [tallow-text](https://docs.rs/tallow-text), re-exported here under the same names.
 //!
 //! # Features
-//! None is on by default. `parquet`: corpora in Parquet. `hub`: the Hugging Face Hub; both compile C. `gpt2`, `o200k`: these encodings in
-//! the program. `full`: the four. `cuda`, `cudnn`, `metal`,
-//! `accelerate`, `mkl`: candle's own.
+//! All are off by default. `parquet`: corpora in Parquet. `hub`: the Hugging Face Hub. Both compile C. `gpt2`, `o200k`: these
+//! encodings, bundled. `full`: these four. `cuda`, `cudnn`, `metal`, `accelerate`, `mkl`: candle's features.
 
 #![warn(missing_docs)]
-#![cfg_attr(docsrs, feature(doc_cfg))] // docs.rs says which feature an item needs
+#![cfg_attr(docsrs, feature(doc_cfg))] // docs.rs shows the feature that an item needs
 
 mod batch;
 mod checkpoint;
@@ -144,17 +143,17 @@ pub use tallow_text::{
     truncate_to_tokens,
 };
 
-/// The READMEs' programs are compiled and run as tests.
+/// The programs in the README are compiled and run as tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// The same in Chinese.
+/// The same for the Chinese README.
 #[cfg(doctest)]
 #[doc = include_str!("../README.zh-CN.md")]
 struct ReadmeInChinese;
 
-/// The programs of the guide, too.
+/// The same for the guide.
 #[cfg(doctest)]
 macro_rules! guide {
     ($($name:ident $page:literal)*) => { $(#[doc = include_str!(concat!("../docs/", $page, ".md"))] struct $name;)* };

@@ -1,4 +1,4 @@
-//! The rows nearest to others by cosine: one pass over a table, in blocks.
+//! The nearest rows by cosine similarity: one pass over a table, in blocks.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -8,16 +8,26 @@ use rayon::prelude::*;
 
 use crate::{Error, PretrainedTable, Result, TokenEmbedding};
 
-/// A row, and how near it is.
+/// A row, and its cosine similarity to the query.
+///
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tallow::{TokenEmbedding, neighbors};
+/// let rows = Tensor::new(&[[1f32, 0.], [0., 3.], [2., 0.]], &Device::Cpu)?;
+/// let nearest = neighbors(&TokenEmbedding::from_weight(rows)?, &[[0]], 1)?[0][0];
+/// assert_eq!((nearest.id, nearest.cosine), (2, 1.0)); // row 2 has the direction of row 0
+/// # Ok::<(), tallow::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Neighbor {
     /// The row.
     pub id: u32,
-    /// cos of the angle between the rows: 1 in the same direction, 0 with nothing in common; 0 for rows of zeros.
+    /// Cosine of the angle between row and query: 1 for the same direction, 0 for orthogonal rows and for rows of zeros.
     pub cosine: f32,
 }
 
-/// Worst first, so that a heap gives up the worst: the least cosine, and among equals the largest id.
+/// Reversed order, so that the heap's first element is the worst: the least cosine, and among equals the largest id.
 struct Worst(Neighbor);
 
 impl Ord for Worst {
@@ -37,8 +47,8 @@ impl PartialEq for Worst {
 }
 impl Eq for Worst {}
 
-/// The `k` nearest rows for each of `queries` (N, C), the nearest first, out of a table that `blocks` gives in order. Rows that are
-/// not finite are left out.
+/// The `k` nearest rows for each of `queries` (N, C), the nearest first. `blocks` returns the table in order. Rows with values that
+/// are not finite are left out.
 fn nearest(
     queries: &Tensor,
     k: usize,
@@ -82,8 +92,21 @@ fn nearest(
     Ok(best.into_iter().map(|best| best.into_sorted_vec().into_iter().map(|worst| worst.0).collect()).collect())
 }
 
-/// A table whose rows can be compared: a [`TokenEmbedding`], or a [`PretrainedTable`], which is read from its file.
-#[allow(private_bounds)] // no others
+/// A table for [`neighbors`]: a [`TokenEmbedding`], or a [`PretrainedTable`], which is read from its file.
+///
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tallow::{Neighbor, Table, TokenEmbedding, neighbors};
+/// // For a layer and for a file.
+/// fn nearest(table: &impl Table, id: u32) -> tallow::Result<Vec<Neighbor>> {
+///     Ok(neighbors(table, &[[id]], 1)?.remove(0))
+/// }
+/// let rows = Tensor::new(&[[1f32, 0.], [0., 3.], [2., 0.]], &Device::Cpu)?;
+/// assert_eq!(nearest(&TokenEmbedding::from_weight(rows)?, 0)?[0].id, 2);
+/// # Ok::<(), tallow::Error>(())
+/// ```
+#[allow(private_bounds)] // no other implementations
 pub trait Table: Blocks {}
 
 impl Table for TokenEmbedding {}
@@ -91,7 +114,7 @@ impl Table for PretrainedTable {}
 
 trait Blocks {
     fn sizes(&self) -> (usize, usize);
-    /// Some rows, in this order; ids below V.
+    /// Some rows, in this order. All ids are below V.
     fn some(&self, ids: &[u32]) -> Result<Tensor>;
     /// All rows in order, each block with the number of its first row.
     fn all(&self) -> Result<impl Iterator<Item = Result<(usize, Tensor)>>>;
@@ -127,15 +150,15 @@ impl Blocks for PretrainedTable {
     }
 }
 
-/// The `k` rows nearest by cosine to each of `words`, the nearest first; among equals the smallest id.
+/// The `k` nearest rows by cosine similarity for each of `words`, the nearest first. Among equals the smallest id is first.
 ///
-/// A word is the ids of its tokens, `[id]` for one token. It is compared by the mean of their rows, and these rows are left out.
+/// A word is the ids of its tokens, `[id]` for one token. The query is the mean of their rows, which are left out of the result.
 ///
 /// # Errors
 /// [`Error::IdOutOfRange`]; [`Error::Config`] for a word without tokens; those of reading the table.
 ///
 /// # Cost
-/// One pass over the table for all words together, 2·V·C operations a word, and some 16 MiB.
+/// One pass over the table for all words together, 2·V·C operations per word, and about 16 MiB of memory.
 ///
 /// # Example
 /// ```
@@ -173,7 +196,7 @@ pub fn neighbors<W: AsRef<[u32]>>(table: &impl Table, words: &[W], k: usize) -> 
     Ok(found.into_iter().zip(words).map(others).collect())
 }
 
-/// The `k` rows nearest to each of `queries` (N, C), whatever they are: a sum of rows, a hidden state.
+/// The `k` nearest rows for each of `queries` (N, C), such as sums of rows or hidden states.
 ///
 /// # Errors
 /// [`Error::Config`] for another shape; those of reading the table.

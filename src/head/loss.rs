@@ -1,4 +1,4 @@
-//! The loss as one candle operation: what was computed beforehand goes in, and backward hands gradients on.
+//! The loss as one candle operation. Loss and gradients are computed first; backward passes the gradients to candle.
 
 use std::sync::{Arc, Mutex};
 
@@ -23,7 +23,7 @@ pub(super) fn cross_entropy(
     let dims = &hidden.dims;
     let (mut hidden, mut weight, mut bias) = (hidden.rows.clone(), head.weight.clone(), head.bias.clone());
     if hidden.device().is_cpu() && matches!(hidden.dtype(), DType::BF16 | DType::F16) {
-        // Operations of candle's: their backward rounds the gradients.
+        // Converted by candle's operations, whose backward converts the gradients back.
         hidden = hidden.to_dtype(DType::F32)?;
         weight = weight.to_dtype(DType::F32)?;
         bias = bias.map(|bias| bias.to_dtype(DType::F32)).transpose()?;
@@ -49,7 +49,7 @@ pub(super) fn cross_entropy(
         Reduction::None => None,
     };
     let upstream = upstream.filter(|_| tracked).map(|upstream| vec![upstream; job.targets.len()]);
-    // A place for the bias, which the operation's signature wants.
+    // A dummy bias: the operation takes three arguments.
     let bias = bias.map_or_else(|| Tensor::zeros(1, hidden.dtype(), hidden.device()), Ok)?;
     let (losses, grads) = job.run(&hidden, &weight, &bias, upstream.as_deref())?;
     let value = job.reduce(&losses, dims)?;
@@ -61,21 +61,21 @@ pub(super) fn cross_entropy(
 }
 
 struct Job {
-    /// Positions that have a target, and these.
+    /// Positions with a target, and their targets.
     positions: Vec<u32>,
     targets: Vec<u32>,
     /// All positions, N.
     count: usize,
     biased: bool,
     wanted: Wanted,
-    /// Of the loss.
+    /// Dtype of the loss.
     dtype: DType,
     cfg: CrossEntropyConfig,
     soft_cap: Option<f64>,
 }
 
 impl Job {
-    /// Losses of the positions that have a target; gradients of their sum with the weights `upstream`.
+    /// Losses of the positions with a target, and the gradients of their sum weighted by `upstream`.
     fn run(
         &self,
         hidden: &Tensor,
@@ -86,7 +86,7 @@ impl Job {
         let (hidden, weight, bias) = (hidden.detach(), weight.detach(), self.biased.then(|| bias.detach()));
         let device = hidden.device().clone();
         if self.targets.is_empty() {
-            // Nothing to ask a device for.
+            // No position has a target: nothing to compute.
             let zeros = |wanted: bool, of: &Tensor| (wanted && upstream.is_some()).then(|| of.zeros_like()).transpose();
             let of_bias = bias.as_ref().map_or(Ok(None), |bias| zeros(self.wanted.bias, bias))?;
             let grads = [zeros(self.wanted.hidden, &hidden)?, zeros(self.wanted.weight, &weight)?, of_bias];
@@ -143,9 +143,9 @@ impl Job {
         Ok((Tensor::from_vec(losses, self.targets.len(), &Device::Cpu)?, grads))
     }
 
-    /// Losses of tokens → what the caller asked for, f32 but for f64 inputs.
+    /// Reduces the losses of tokens, to f32 (f64 for f64 inputs).
     fn reduce(&self, losses: &Tensor, dims: &[usize]) -> Result<Tensor> {
-        // The fused losses are f64 up to here, so that their sum is as good as one.
+        // The fused losses are f64, so that their sum is exact to f32 precision.
         let value = match self.cfg.reduction {
             Reduction::None if self.targets.is_empty() => Tensor::zeros(dims, self.dtype, losses.device())?,
             _ if self.targets.is_empty() => Tensor::zeros((), self.dtype, losses.device())?,
@@ -164,16 +164,16 @@ impl Job {
 
 fn floats<'a>(storage: &'a Storage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
     let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
-        candle_core::bail!("the fused loss wants contiguous f32 on the CPU")
+        candle_core::bail!("the fused loss needs contiguous f32 on the CPU")
     };
     Ok(&values[start..end])
 }
 
-/// The operation: `value` goes out, and the gradients of it that are ready.
+/// The operation: forward returns `value`, backward the gradients that are ready.
 struct Loss {
     job: Job,
     value: Tensor,
-    /// Taken by the first backward; any other one computes them again.
+    /// The first backward takes them; a later one computes them again.
     ready: Mutex<Option<Grads>>,
     table: Arc<RowTable>,
 }
@@ -286,6 +286,6 @@ fn scale(grad: &Tensor, factor: f64) -> candle_core::Result<()> {
     if grad.device().is_cpu() && grad.dtype() == DType::F32 {
         return grad.inplace_op1(&Scale(factor));
     }
-    // Elsewhere by candle's operations, into the same storage.
+                // On other devices by candle's operations, into the same storage.
     grad.slice_set(&(grad * factor)?, 0, 0)
 }

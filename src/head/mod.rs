@@ -1,8 +1,8 @@
-//! Hidden states and a (V, C) weight, own or tied → loss, logits, log-probabilities: the vocabulary's other end, fused.
+//! The output layer: hidden states and a (V, C) weight, own or tied → loss, logits, log-probabilities.
 //!
-//! A linear layer and a softmax over 100,000 rows are most of a small GPT's step. [`Head::loss`] gives loss and gradients
-//! without keeping the (N, V) logits: a part of the tokens at a time, and of these a block of the vocabulary at a time.
-//! This module does not know how hidden states came about.
+//! A linear layer and a softmax over 100,000 rows are most of a small GPT's step. [`Head::loss`] computes loss and gradients
+//! without storing the (N, V) logits: one chunk of tokens at a time, and in each chunk one block of the vocabulary at a time.
+//! This module does not depend on the model that computes hidden states.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor, Var};
@@ -37,29 +37,56 @@ use candle_core::{DType, Module, Tensor};
 use crate::rows::{RowTable, Rows};
 use crate::{Error, NO_TOKEN, Result, TokenEmbedding, ids};
 
-/// What [`Head::loss`] gives for the losses of single tokens.
+/// How [`Head::loss`] reduces the losses of the tokens.
+///
+/// # Example
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tallow::Head;
+/// use tallow::head::{CrossEntropyConfig, Reduction};
+/// let head = Head::new(&Tensor::zeros((4, 2), DType::F32, &Device::Cpu)?, None)?;
+/// let hidden = Tensor::ones((3, 2), DType::F32, &Device::Cpu)?;
+/// let targets = Tensor::new(&[0u32, 1, 2], &Device::Cpu)?;
+/// let cfg = CrossEntropyConfig { reduction: Reduction::None, ..Default::default() };
+/// assert_eq!(head.loss(&hidden, &targets, &cfg)?.dims(), [3]);
+/// # Ok::<(), tallow::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Reduction {
-    /// Their mean over the tokens that have a target: a scalar. 0 if none has.
+    /// The mean over the tokens with a target: a scalar. 0 if there is none.
     #[default]
     Mean,
-    /// Their sum: a scalar.
+    /// The sum: a scalar.
     Sum,
-    /// Each one, 0 where there is no target: the shape of the targets. Backward computes the logits once more.
+    /// No reduction: the shape of the targets, 0 at positions without a target. Backward computes the logits again.
     None,
 }
 
-/// What [`Head::loss`] computes beside the plain loss. The default is the plain mean.
+/// Options of [`Head::loss`]. The default is the mean cross-entropy.
 ///
 /// With logits z, their log-sum-exp L and a target y, a token's loss is
 /// L - (1 - ε) z_y - ε mean(z) + z_loss · L², where ε is `label_smoothing`.
+///
+/// # Example
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use tallow::Head;
+/// use tallow::head::CrossEntropyConfig;
+/// let head = Head::new(&Tensor::zeros((4, 2), DType::F32, &Device::Cpu)?, None)?;
+/// let hidden = Tensor::ones((3, 2), DType::F32, &Device::Cpu)?;
+/// let targets = Tensor::new(&[0u32, 1, 2], &Device::Cpu)?;
+/// let cfg = CrossEntropyConfig { label_smoothing: 0.1, ..Default::default() };
+/// let loss = head.loss(&hidden, &targets, &cfg)?.to_scalar::<f32>()?;
+/// assert!((loss - 4f32.ln()).abs() < 1e-6); // four equal logits
+/// # Ok::<(), tallow::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CrossEntropyConfig {
-    /// Mean, sum, or every token's own.
+    /// Mean, sum, or none.
     pub reduction: Reduction,
-    /// The part ε of the target's probability that is spread evenly over the vocabulary, 0 to 1 (PyTorch's).
+    /// The part ε of the target's probability that is spread uniformly over the vocabulary, 0 to 1 (PyTorch's `label_smoothing`).
     pub label_smoothing: f64,
-    /// Weight of L², which keeps logits from drifting (PaLM: 10⁻⁴). 0 for none.
+    /// Weight of L², which keeps the logits from drifting (PaLM: 10⁻⁴). 0 for none.
     pub z_loss: f64,
 }
 
@@ -70,7 +97,7 @@ impl CrossEntropyConfig {
             return wrong(&format!("label_smoothing {} is not between 0 and 1", self.label_smoothing));
         }
         if !(self.z_loss.is_finite() && self.z_loss >= 0.0) {
-            return wrong(&format!("z_loss {} is not a number from 0 on", self.z_loss));
+            return wrong(&format!("z_loss {} must be a number, 0 or larger", self.z_loss));
         }
         Ok(())
     }
@@ -78,8 +105,8 @@ impl CrossEntropyConfig {
 
 /// The output layer: logits (…, V) = hidden (…, C) · weightᵀ + bias, its own or tied to a [`TokenEmbedding`].
 ///
-/// `candle_nn::Linear` with a loss that builds no logits. Deferred updates of a row-sparse table are applied before its rows are read,
-/// also where `weight` is a detached tensor of the table ([`no_grad`](crate::no_grad)): then nothing of it gets a gradient.
+/// `candle_nn::Linear` with a loss that stores no logits. Deferred updates of a row-sparse table are replayed before its rows are
+/// read, also if `weight` is a detached tensor of the table ([`no_grad`](crate::no_grad)). A detached weight gets no gradient.
 ///
 /// # Shapes
 /// - weight: (V, C), bias: (V), f32, f64, bf16 or f16
@@ -107,9 +134,9 @@ pub struct Head {
     weight: Tensor,
     bias: Option<Tensor>,
     soft_cap: Option<f64>,
-    /// Whether the weight is a layer's table, which grows there.
+    /// Whether the weight is a layer's table. The layer resizes it.
     tied: bool,
-    /// Shared with the layers and optimizers over the weight's memory.
+    /// Shared with the layers and optimizers over the same memory.
     table: Arc<RowTable>,
 }
 
@@ -124,10 +151,10 @@ impl std::fmt::Debug for Head {
 }
 
 impl Head {
-    /// A head with this weight (V, C) and bias (V). Of a layer of candle's: `Head::new(linear.weight(), linear.bias())`.
+    /// A head with this weight (V, C) and bias (V). For a layer of candle's: `Head::new(linear.weight(), linear.bias())`.
     ///
     /// # Errors
-    /// [`Error::Config`]: other shapes or dtypes, two devices, no row or column, or more rows than u32 ids can name.
+    /// [`Error::Config`]: other shapes or dtypes, two devices, a size of 0, or more rows than u32 ids can name.
     pub fn new(weight: &Tensor, bias: Option<&Tensor>) -> Result<Self> {
         let wrong = |what: String| Err(Error::Config(what));
         let [vocab_size, columns] = *weight.dims() else {
@@ -135,7 +162,7 @@ impl Head {
         };
         if vocab_size == 0 || columns == 0 || vocab_size > NO_TOKEN as usize {
             return wrong(format!(
-                "a head of {vocab_size} rows and {columns} columns: there must be one of each at least, and u32 ids for all rows"
+                "a head of {vocab_size} rows and {columns} columns: both must be at least 1, and u32 ids must name all rows"
             ));
         }
         if !matches!(weight.dtype(), DType::F32 | DType::F64 | DType::BF16 | DType::F16) {
@@ -150,19 +177,19 @@ impl Head {
         Ok(head)
     }
 
-    /// The head whose weight is the table of `wte`. `scale` and `padding_id` of the layer do not apply to it. After
-    /// [`TokenEmbedding::resize`] and its like make it anew; until then it is an error.
+    /// A head whose weight is the table of `wte`. `scale` and `padding_id` of the layer do not apply to it. Make it anew after
+    /// [`TokenEmbedding::resize`], `shrink` or `add_tokens`; until then its use is an error.
     ///
-    /// The gradient of the table through it is dense, whatever [`Gradient`](crate::Gradient) says: every row takes part in every
-    /// logit. With a row-sparse table the rows that were looked up are added into that dense gradient, and the optimizer takes one
-    /// dense step: tying costs what the vocabulary costs. It is candle's bit for bit where backward meets the head before the look-ups,
-    /// as in a GPT; rows are added last, and candle adds in the graph's order.
+    /// The gradient of the table through the head is dense, whatever [`Gradient`](crate::Gradient) is set: every row takes part in
+    /// every logit. The optimizer adds the row gradients of a row-sparse table to that dense gradient and takes one dense step, which
+    /// costs O(V·C). The step is candle's bit for bit if backward visits the head before the look-ups, as in a GPT: row gradients are
+    /// added last, candle adds in the order of the graph.
     pub fn tied(wte: &TokenEmbedding) -> Self {
         let (weight, table) = wte.weight_and_table();
         Head { weight: weight.clone(), bias: None, soft_cap: None, tied: true, table: table.clone() }
     }
 
-    /// The same with a bias (V): a tied head has none of its own.
+    /// The same head with a bias (V). (A tied head is made without one.)
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -171,10 +198,10 @@ impl Head {
         Ok(Head { tied, soft_cap, ..Head::new(&self.weight, Some(bias))? })
     }
 
-    /// Logits become cap · tanh(logits / cap) (Gemma 2: 30).
+    /// Replaces logits by cap · tanh(logits / cap) (Gemma 2: 30).
     ///
     /// # Errors
-    /// [`Error::Config`]: a cap that is not a number from 1e-30 to 1e30.
+    /// [`Error::Config`]: a cap outside 1e-30 to 1e30.
     pub fn with_soft_cap(mut self, cap: f64) -> Result<Self> {
         if !(1e-30..1e30).contains(&cap) {
             return Err(Error::Config(format!("soft_cap {cap} is not a number from 1e-30 to 1e30")));
@@ -190,35 +217,41 @@ impl Head {
 
     /// The cross-entropy of the logits and `targets`, with gradients for hidden states, weight and bias.
     ///
-    /// The logits are never kept: on the CPU, loss and gradients come out of the same pass, so that backward only passes them
-    /// along. Of a tied row-sparse table the rows that were looked up are added into the same gradient buffer by the optimizer.
+    /// The logits are never stored. Loss and gradients are computed in the same pass, and backward returns the gradients. For a tied
+    /// row-sparse table the optimizer adds the row gradients of the look-ups to the same buffer.
     ///
-    /// Gradients are computed whenever an input is part of a graph, with the weights of that moment, and live until backward
-    /// takes them or the loss is dropped: go backward after each loss, and keep `loss.detach()`. For evaluation build model and
+    /// Gradients are computed if an input is part of a graph, with the current weights. They are in memory until backward takes them
+    /// or the loss is dropped: call backward after each loss, and keep only `loss.detach()`. For evaluation build model and
     /// head with [`no_grad`](crate::no_grad), or use [`log_probs`](Self::log_probs).
     ///
     /// # Shapes
     /// - hidden: (…, C)
-    /// - targets: (…), u8, u32 or i64; [`NO_TOKEN`] marks positions without a target: they count in no mean and get zero gradients
+    /// - targets: (…), u8, u32 or i64. [`NO_TOKEN`] marks positions without a target. They are not part of the mean and get zero
+    ///   gradients.
     /// - output: a scalar, or (…) for [`Reduction::None`]; f32 (f64 for f64)
     ///
     /// # Errors
-    /// - [`Error::TargetOutOfRange`]: a target that is no row of the weight.
-    /// - [`Error::Config`]: hidden states of another width, dtype or device than the weight's; options that make no sense.
+    /// - [`Error::TargetOutOfRange`]: a target that is not a row of the weight.
+    /// - [`Error::Config`]: hidden states of another width, dtype or device than the weight's; invalid options.
     ///
     /// # Cost
-    /// For N tokens with targets 6·N·V·C floating-point operations with gradients, 2·N·V·C without (products by the gemm
-    /// crate), on as many threads as rayon's pool has; on one, if called from a thread of such a pool. Memory beside the gradients, f32 on the CPU: the logits of a chunk of tokens (N/16, but at
-    /// least 64 and at most 256), V each, and for partial sums of the hidden states' gradient an eighth of that again (16·C a
-    /// token, where that is more). Backward takes nothing more if the gradient that comes in is 1, a pass over the gradients if
-    /// not, and the whole again for [`Reduction::None`]. `loss.backward()` of candle takes two more buffers of the weight's
-    /// size, [`backward`](crate::backward) does not. bf16 and f16 weights are copied to f32 on the CPU.
+    /// For N tokens with targets: 6·N·V·C floating-point operations with gradients, 2·N·V·C without (products by the gemm
+    /// crate). They run on as many threads as rayon's pool has, or on one thread if called from a thread of a rayon pool.
+    ///
+    /// Memory beside the gradients, for f32 on the CPU: V logits for each token of a chunk (N/16 tokens, at least 64 and at most 256),
+    /// and partial sums of the hidden states' gradient: an eighth of that, or 16·C numbers per token if that is more. bf16 and f16
+    /// weights are copied to f32 on the CPU.
+    ///
+    /// Backward costs nothing if the incoming gradient is 1, else a pass over the gradients. With [`Reduction::None`] it computes
+    /// everything again. candle's `loss.backward()` needs two more buffers of the weight's size; [`backward`](crate::backward) does not.
     ///
     /// # Exactness
-    /// Sums are those of sizes, not of threads: the same bits for any number of them. Not on every machine: the gemm crate takes
-    /// blocks by cache sizes, and fused multiply-adds where the processor has them. Statistics are f32 in blocks of 512 rows, f64 across them.
-    /// f64 on the CPU and every other device go by candle's operations, a part of the tokens at a time, with some five buffers of that part's
-    /// logits; there bf16 and f16 products are rounded to that dtype before and after the softmax.
+    /// The order of sums depends on sizes, so any number of threads gives the same bits. Bits can differ between machines: the gemm
+    /// crate chooses blocks by cache sizes, and uses fused multiply-add if the processor has it. Statistics are f32 within blocks of
+    /// 512 rows, and f64 across blocks.
+    ///
+    /// f64 on the CPU, and all other devices, use candle's operations on one chunk of tokens at a time, with about five buffers of the
+    /// chunk's logits. There bf16 and f16 products are rounded to that dtype before and after the softmax.
     ///
     /// Source: `F.linear` + `F.cross_entropy` of PyTorch; Liger Kernel's fused linear cross-entropy; Cut Your Losses (Wijmans et al. 2024).
     pub fn loss(&self, hidden: &Tensor, targets: &Tensor, cfg: &CrossEntropyConfig) -> Result<Tensor> {
@@ -226,8 +259,8 @@ impl Head {
         loss::cross_entropy(self, &self.hidden(hidden)?, targets, cfg)
     }
 
-    /// The logarithm of the probability that the model gives each target. The perplexity is exp(-sum / targets); positions
-    /// without a target ([`NO_TOKEN`]) hold 0, and count in no mean. No gradient goes through it.
+    /// The log-probability of each target. The perplexity is exp(-sum / number of targets). Positions without a target
+    /// ([`NO_TOKEN`]) hold 0. The result has no gradient.
     ///
     /// # Shapes
     /// - hidden: (…, C); targets: (…), as for [`loss`](Self::loss)
@@ -237,19 +270,19 @@ impl Head {
     /// As [`loss`](Self::loss).
     ///
     /// # Cost
-    /// As [`loss`](Self::loss) without gradients: 2·N·V·C operations; for f32 on the CPU half a MiB a thread.
+    /// As [`loss`](Self::loss) without gradients: 2·N·V·C operations. Memory for f32 on the CPU: half a MiB per thread.
     pub fn log_probs(&self, hidden: &Tensor, targets: &Tensor) -> Result<Tensor> {
         let cfg = CrossEntropyConfig { reduction: Reduction::None, ..Default::default() };
         let detached = self.detached();
         Ok(loss::cross_entropy(&detached, &detached.hidden(&hidden.detach())?, targets, &cfg)?.neg()?)
     }
 
-    /// The logits of every position, V numbers each: `candle_nn::Linear`'s forward. For the last position alone give
+    /// The logits of every position, V numbers each: `candle_nn::Linear`'s forward. For the last position only, pass
     /// `hidden.narrow(1, t - 1, 1)`.
     ///
     /// # Shapes
     /// - hidden: (…, C)
-    /// - output: (…, V), its dtype; gradients go through it
+    /// - output: (…, V), the dtype of hidden, with a gradient
     ///
     /// # Errors
     /// [`Error::Config`]: another width, dtype or device than the weight's.
@@ -259,20 +292,20 @@ impl Head {
         Ok(self.logits_of(&hidden.rows, 0, self.vocab_size())?.reshape(dims)?)
     }
 
-    /// The `k` largest logits of every position and their ids, the largest first; of equal ones the lower id first.
+    /// The `k` largest logits of every position and their ids, the largest first. Among equal logits the lower id is first.
     ///
-    /// The vocabulary goes by in blocks, so that nothing of size N·V is built. No gradient goes through it.
+    /// The vocabulary is processed in blocks, so nothing of size N·V is allocated. The result has no gradient.
     ///
     /// # Shapes
     /// - hidden: (…, C)
     /// - output: logits (…, k), f32, and ids (…, k), u32, on hidden's device
     ///
     /// # Errors
-    /// [`Error::Config`]: k is 0 or above V, another width, dtype or device than the weight's, or a logit that is not a number.
+    /// [`Error::Config`]: k is 0 or above V, another width, dtype or device than the weight's, or a logit that is NaN.
     ///
     /// # Cost
-    /// 2·N·V·C operations, up to k moves for each logit among the best so far (meant for small k), and the logits of a block (4 MiB),
-    /// which a GPU sends to the host.
+    /// 2·N·V·C operations, and up to k moves for each logit that enters the best so far (meant for small k). Memory: the logits of a
+    /// block (4 MiB). A GPU copies each block to the host.
     pub fn top_k(&self, hidden: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
         search::top_k(&self.detached(), &self.hidden(&hidden.detach())?, k)
     }
@@ -296,7 +329,7 @@ impl Head {
         )))
     }
 
-    /// Hidden states that fit the weight, whose rows are up to date from now on.
+    /// Checks hidden states against the weight, and replays the weight's deferred updates.
     fn hidden(&self, hidden: &Tensor) -> Result<Hidden> {
         let (mut dims, columns) = (hidden.dims().to_vec(), self.weight.dims()[1]);
         if dims.pop() != Some(columns) {
@@ -312,9 +345,9 @@ impl Head {
         Ok(Hidden { rows: hidden.reshape((dims.iter().product::<usize>(), columns))?, dims })
     }
 
-    /// Logits (n, rows) of `hidden` (n, C) and some rows of the vocabulary, by candle's operations.
+    /// Logits (n, rows) of `hidden` (n, C) for some rows of the vocabulary, by candle's operations.
     fn logits_of(&self, hidden: &Tensor, first: usize, rows: usize) -> candle_core::Result<Tensor> {
-        // candle multiplies no bf16 on the CPU.
+        // candle has no bf16 product on the CPU.
         let dtype = match self.weight.dtype() {
             DType::BF16 if hidden.device().is_cpu() => DType::F32,
             dtype => dtype,
@@ -345,11 +378,11 @@ struct Hidden {
 }
 
 impl Hidden {
-    /// Targets on the host, one a position, each a row of the head.
+    /// Targets on the host, one per position. Each is checked to be a row of the head, or [`NO_TOKEN`].
     fn targets(&self, targets: &Tensor, vocab_size: usize) -> Result<Vec<u32>> {
         if targets.dims() != self.dims {
             return Err(Error::Config(format!(
-                "targets {:?} for hidden states {:?}: one target a position, {:?}",
+                "targets {:?} for hidden states {:?}: one target per position, {:?}",
                 targets.dims(),
                 [&self.dims[..], &self.rows.dims()[1..]].concat(),
                 self.dims
@@ -364,7 +397,7 @@ impl Hidden {
     }
 }
 
-/// Which gradients are asked for.
+/// Which gradients are wanted.
 #[derive(Clone, Copy, Default)]
 struct Wanted {
     hidden: bool,
@@ -372,5 +405,5 @@ struct Wanted {
     bias: bool,
 }
 
-/// Gradients of hidden (N, C), weight (V, C) and bias (V), where they were wanted.
+/// Gradients of hidden (N, C), weight (V, C) and bias (V). `None`: not wanted.
 type Grads = [Option<Tensor>; 3];

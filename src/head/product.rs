@@ -33,28 +33,28 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// Space for `len` elements that nobody has touched yet.
+/// Uninitialised space for `len` elements.
 pub(super) fn space(len: usize) -> Vec<MaybeUninit<f32>> {
     let mut space = Vec::with_capacity(len);
-    // SAFETY: elements that may be uninitialised need no initialisation, and the capacity is there.
+    // SAFETY: `MaybeUninit` elements need no initialisation, and the capacity was reserved.
     unsafe { space.set_len(len) };
     advise_huge_pages(&mut space);
     space
 }
 
-/// The elements of a space in which every one was written.
+/// The elements of a completely written space.
 ///
 /// # Safety
 /// Every element must have been written.
 pub(super) unsafe fn written(space: Vec<MaybeUninit<f32>>) -> Vec<f32> {
     let mut space = std::mem::ManuallyDrop::new(space);
-    // SAFETY: the same allocation with the same length and capacity, of a type of the same layout; written, says the caller.
+    // SAFETY: the same allocation with the same length, capacity and layout. The caller promises that it was written.
     unsafe { Vec::from_raw_parts(space.as_mut_ptr().cast(), space.len(), space.capacity()) }
 }
 
-/// Writes a · b into `out`, row-major, on this thread; gives what was written.
+/// Writes a · b into `out`, row-major, on this thread. Returns the written elements.
 pub(super) fn fill<'o>(out: &'o mut [MaybeUninit<f32>], a: Matrix, b: Matrix) -> &'o mut [f32] {
-    // SAFETY: with `add` unset the old elements are not read, and afterwards each one has been written.
+    // SAFETY: without `add` the old elements are not read, and all elements are written.
     unsafe {
         multiply(out, false, a, b);
         out.assume_init_mut()
@@ -73,8 +73,8 @@ pub(super) fn add(out: &mut [f32], a: Matrix, b: Matrix) {
 unsafe fn multiply(out: &mut [MaybeUninit<f32>], add: bool, a: Matrix, b: Matrix) {
     assert!(a.columns == b.rows && out.len() == a.rows * b.columns, "shapes of a product");
     let stride = |stride: usize| stride as isize;
-    // SAFETY: the three slices hold what their shapes and strides say (checked above and in `Matrix::new`), and `out` is
-    // borrowed mutably, so that it overlaps with neither operand.
+    // SAFETY: the three slices have the sizes of their shapes and strides (checked above and in `Matrix::new`). `out` is
+    // borrowed mutably, so it overlaps with neither operand.
     unsafe {
         gemm::gemm(
             a.rows,

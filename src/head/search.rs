@@ -1,21 +1,21 @@
-//! The best rows of a vocabulary for each position.
+//! The rows with the largest logits for each position.
 
 use candle_core::{DType, Device, Tensor};
 
 use super::{Head, Hidden};
 use crate::{Error, Result};
 
-/// Logits that are looked through at a time.
+/// Logits of a block.
 const BLOCK_LOGITS: usize = 1 << 20;
 
-/// [`Head::top_k`] of a head without gradients.
+/// [`Head::top_k`], on detached inputs.
 pub(super) fn top_k(head: &Head, hidden: &Hidden, k: usize) -> Result<(Tensor, Tensor)> {
     let vocab_size = head.vocab_size();
     if k == 0 || k > vocab_size {
-        return Err(Error::Config(format!("the best {k} of {vocab_size} rows: ask for 1 to {vocab_size}")));
+        return Err(Error::Config(format!("top_k with k = {k}: k must be from 1 to {vocab_size}")));
     }
     let positions = hidden.rows.dim(0)?;
-    // By position: the best so far, the best first.
+    // For each position the largest logits so far, the largest first.
     let mut best: Vec<Vec<(f32, u32)>> = vec![Vec::with_capacity(k + 1); positions];
     let rows_a_block = (BLOCK_LOGITS / positions.max(1)).clamp(1, vocab_size);
     for first in (0..vocab_size).step_by(rows_a_block) {

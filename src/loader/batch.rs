@@ -1,4 +1,4 @@
-//! Rows → tensors.
+//! Rows of ids → tensors of a batch.
 
 use candle_core::{Device, Tensor};
 
@@ -6,39 +6,63 @@ use super::{DataLoaderConfig, Row};
 use crate::{NO_TOKEN, Result};
 use tallow_text::shard::Shard;
 
-/// One batch.
+/// One batch: inputs and targets.
+///
+/// # Example
+/// ```
+/// use tallow::{DataLoader, DataLoaderConfig, Dataset};
+/// let ids: Vec<u32> = (0..100).collect();
+/// let train = Dataset::from_ids(&ids, 0.0)?.split("train")?;
+/// let cfg = DataLoaderConfig { batch_size: 2, context_length: 8, ..Default::default() };
+/// let batch = DataLoader::new(&train, cfg)?.next().expect("there are 12 windows of 8")?;
+/// assert_eq!((batch.inputs.dims(), batch.targets.dims()), (&[2, 8][..], &[2, 8][..]));
+/// assert_eq!(batch.id_bound, 100);
+/// # Ok::<(), tallow::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// Ids (B, T) u32.
     pub inputs: Tensor,
-    /// The id that follows each input: (B, T) u32; [`NO_TOKEN`] where a row is not full.
+    /// The id that follows each input, (B, T) u32. [`NO_TOKEN`] at padding.
     pub targets: Tensor,
-    /// Where documents are, if [`DataLoaderConfig::documents`] asked for it.
+    /// Documents of the batch, if [`DataLoaderConfig::documents`] is set.
     pub documents: Option<Documents>,
-    /// Every id is below it (but for padding): it was checked against the manifest when it was read. Give it to
-    /// [`TokenEmbedding::lookup_below`](crate::TokenEmbedding::lookup_below), which then checks nothing again.
+    /// All ids except padding are below this bound. They were checked when they were read. Pass it to
+    /// [`TokenEmbedding::lookup_below`](crate::TokenEmbedding::lookup_below), which then omits the check.
     pub id_bound: usize,
-    /// The epoch in which the batch begins, from 0.
+    /// The epoch of the first row, from 0.
     pub epoch: u64,
 }
 
-/// Documents within the rows of a batch: for positions, masks and attention over variable lengths.
+/// The documents in the rows of a batch: for positions, masks and variable-length attention.
+///
+/// # Example
+/// ```
+/// use tallow::{DataLoader, DataLoaderConfig, Dataset};
+/// let train = Dataset::from_ids(&[5; 9], 0.0)?.split("train")?;
+/// let cfg = DataLoaderConfig { batch_size: 2, context_length: 4, documents: true, ..Default::default() };
+/// let batch = DataLoader::new(&train, cfg)?.next().expect("there are 2 windows of 4")?;
+/// let documents = batch.documents.expect("the config asks for them");
+/// assert_eq!(documents.positions.to_vec2::<u32>()?, [[0, 1, 2, 3], [0, 1, 2, 3]]);
+/// assert_eq!(documents.cumulative_lengths.to_vec1::<u32>()?, [0, 4, 8]);
+/// # Ok::<(), tallow::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Documents {
-    /// Which document of its row each input belongs to, from 0: (B, T) u32. Padding counts as one more.
+    /// The document of each input, numbered from 0 in each row: (B, T) u32. Padding counts as one more document.
     pub ids: Tensor,
-    /// Position of each input in its document, or from where the row entered it: (B, T) u32.
+    /// Position of each input in its document, (B, T) u32. In a document that starts before the row it counts from the row's start.
     pub positions: Tensor,
-    /// 1 where the target belongs to the same document, 0 at its last id and at padding: (B, T) u8.
+    /// 1 if the target belongs to the same document, 0 at the last id of a document and at padding: (B, T) u8.
     pub loss_mask: Tensor,
-    /// Where documents begin in the B x T ids in a row, and B x T at the end: (documents + 1) u32, as `cu_seqlens` of
+    /// The starts of the documents in the flattened B x T ids, and B x T at the end: (documents + 1) u32, as `cu_seqlens` of
     /// variable-length attention.
     pub cumulative_lengths: Tensor,
-    /// The longest of them.
+    /// Length of the longest document.
     pub longest: usize,
 }
 
-/// Makes batches; its buffers are used again.
+/// Makes batches, and reuses its buffers.
 pub(super) struct Builder {
     context: usize,
     pad_id: u32,
@@ -62,8 +86,8 @@ impl Builder {
     }
 
     pub(super) fn build(&mut self, rows: &[Row], shards: &[&[Shard]], epoch: u64, id_bound: usize) -> Result<Batch> {
-        // Inputs and targets are two halves of one buffer: one upload for a GPU, and on the host a buffer that malloc
-        // gives back warm, where two smaller ones were unmapped at every batch (107 µs instead of 45).
+        // Inputs and targets are two halves of one buffer. A GPU needs one upload. On the host, malloc reuses the mapped pages;
+        // two smaller buffers were unmapped at every batch (107 µs instead of 45).
         let size = rows.len() * self.context;
         let mut both = Vec::with_capacity(2 * size);
         self.last.clear();
@@ -84,7 +108,7 @@ impl Builder {
             }
             both.resize((row + 1) * self.context, self.pad_id);
         }
-        // The targets are the inputs, shifted, and one more id a segment: what was just read is still in the cache.
+        // Targets are the inputs shifted by one, plus one more id per segment. The inputs are still in the cache.
         let mut last = self.last.iter();
         for (row, (_, segments)) in rows.iter().enumerate() {
             let mut at = row * self.context;
@@ -109,7 +133,7 @@ impl Builder {
         let (mut starts, mut longest) = (Vec::new(), 0);
         for (row, (source, segments)) in rows.iter().enumerate() {
             let mut document = 0;
-            // `len` more inputs of one document; `ends`: the target of the last is none of it.
+            // Adds `len` inputs of one document. `ends`: the target of the last input is in the next document.
             let mut add = |len: u64, ends: bool, document: &mut u32| {
                 starts.push(ids.len() as u32);
                 longest = longest.max(len as usize);

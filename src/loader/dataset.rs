@@ -1,4 +1,4 @@
-//! A folder of shards, or ids in memory, by splits.
+//! A folder of shards, or ids in memory, as splits.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,7 +8,16 @@ use crate::{Error, Result, Tokenizer};
 use tallow_text::shard::{Io, Manifest, Shard, ShardInfo};
 use tallow_text::support::Fingerprint;
 
-/// Data by splits: `train` and `val`.
+/// A data set with its splits: `train` and `val`.
+///
+/// # Example
+/// ```
+/// use tallow::Dataset;
+/// let dataset = Dataset::from_ids(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], 0.2)?; // the last fifth is the split "val"
+/// assert_eq!((dataset.split("train")?.tokens(), dataset.split("val")?.tokens()), (8, 2));
+/// assert!(dataset.split("test").is_err());
+/// # Ok::<(), tallow::Error>(())
+/// ```
 pub struct Dataset {
     name: String,
     splits: BTreeMap<String, Split>,
@@ -16,6 +25,14 @@ pub struct Dataset {
 }
 
 /// One split of a [`Dataset`]. Cloning is cheap.
+///
+/// # Example
+/// ```
+/// use tallow::Dataset;
+/// let train = Dataset::from_ids(&[3, 1, 4, 1, 5], 0.0)?.split("train")?;
+/// assert_eq!((train.name(), train.tokens(), train.id_bound()), ("train", 5, 6));
+/// # Ok::<(), tallow::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Split {
     name: String,
@@ -28,12 +45,12 @@ impl Dataset {
     /// Opens a folder made by [`prepare`](crate::prepare) or [`shard::import`](crate::shard::import), through memory maps.
     ///
     /// # Errors
-    /// - [`Error::Io`] for files that are missing.
-    /// - [`TextError::Shard`](crate::TextError::Shard) for one that is torn, or is not what the manifest says. Lengths and headers are compared here,
-    ///   checksums by [`shard::verify`](tallow_text::shard::verify).
+    /// - [`Error::Io`]: a missing file.
+    /// - [`TextError::Shard`](crate::TextError::Shard): a truncated file, or one that does not match the manifest. This checks lengths
+    ///   and headers; [`shard::verify`](tallow_text::shard::verify) checks checksums.
     ///
     /// # Cost
-    /// Two files are opened and 34 bytes read a shard: milliseconds for a thousand.
+    /// Opens two files and reads 34 bytes per shard: milliseconds for a thousand shards.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         Self::open_with(folder, Io::Map)
     }
@@ -60,13 +77,13 @@ impl Dataset {
         Ok(Dataset { name: folder.display().to_string(), splits, manifest: Some(manifest) })
     }
 
-    /// Ids in memory, as one document; the last `val` (a share, 0 to 1) of them are the split `val`.
+    /// Ids in memory, as one document. The last part of them, a fraction `val` from 0 to 1, is the split `val`.
     ///
     /// # Errors
-    /// [`Error::Config`] if `val` is no share, or an id is [`NO_TOKEN`](crate::NO_TOKEN).
+    /// [`Error::Config`]: `val` is not from 0 to 1, or an id is [`NO_TOKEN`](crate::NO_TOKEN).
     pub fn from_ids(ids: &[u32], val: f64) -> Result<Self> {
         if !(0.0..=1.0).contains(&val) {
-            return Err(Error::Config(format!("the share of validation ids is {val}, not a number from 0 to 1")));
+            return Err(Error::Config(format!("the fraction of validation ids is {val}, not a number from 0 to 1")));
         }
         if let Some(at) = ids.iter().position(|id| *id == crate::NO_TOKEN) {
             return Err(Error::Config(format!("the id at position {at} is u32::MAX, which marks padding")));
@@ -87,7 +104,7 @@ impl Dataset {
         Ok(Dataset { name: "the ids in memory".to_string(), splits, manifest: None })
     }
 
-    /// A text in memory: its ids, split by position as the lesson does it (`val` 0.1 is 90/10).
+    /// The ids of a text in memory, split by position as in the lesson (`val` 0.1 is 90/10).
     ///
     /// # Errors
     /// As [`Tokenizer::encode`] and [`from_ids`](Self::from_ids).
@@ -103,7 +120,7 @@ impl Dataset {
         Self::from_ids(&tokenizer.encode(text)?, val)
     }
 
-    /// A folder made by [`prepare`](crate::prepare) with this tokenizer; or a text file, read whole, split by position
+    /// A folder made by [`prepare`](crate::prepare) with this tokenizer, or a text file, which is read completely and split by position
     /// ([`from_text`](Self::from_text)).
     ///
     /// # Errors
@@ -121,7 +138,7 @@ impl Dataset {
         match theirs.filter(|theirs| theirs.fingerprint != format!("{:016x}", tokenizer.fingerprint())) {
             None => Ok(dataset),
             Some(theirs) => Err(Error::Config(format!(
-                "the ids of {} are those of the tokenizer {}, and this one is {}: give that tokenizer, or prepare the text again",
+                "the ids of {} were made by the tokenizer {}, and this one is {}: give that tokenizer, or prepare the text again",
                 path.display(),
                 theirs.name,
                 tokenizer.name()
@@ -129,7 +146,7 @@ impl Dataset {
         }
     }
 
-    /// The folder, or what stands for it.
+    /// The folder, or a description of ids in memory.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -137,7 +154,7 @@ impl Dataset {
     /// The split of this name.
     ///
     /// # Errors
-    /// [`Error::Config`] that lists the splits there are.
+    /// [`Error::Config`] with a list of the splits, if there is none of this name.
     pub fn split(&self, name: &str) -> Result<Split> {
         self.splits.get(name).cloned().ok_or_else(|| {
             let names: Vec<&str> = self.splits.keys().map(String::as_str).collect();
@@ -145,7 +162,7 @@ impl Dataset {
         })
     }
 
-    /// What the folder says of itself; `None` for ids in memory.
+    /// The manifest of the folder. `None` for ids in memory.
     pub fn manifest(&self) -> Option<&Manifest> {
         self.manifest.as_ref()
     }
@@ -167,12 +184,12 @@ impl Split {
         self.shards.iter().map(Shard::tokens).sum()
     }
 
-    /// Rows that a table needs for every id: the largest id + 1.
+    /// The largest id + 1: the rows that a table needs.
     pub fn id_bound(&self) -> usize {
         self.id_bound
     }
 
-    /// A number that changes when the manifest's checksums do (of ids in memory: when any id does).
+    /// A hash of the manifest's checksums (for ids in memory: of the ids).
     pub fn fingerprint(&self) -> u64 {
         self.fingerprint
     }

@@ -1,9 +1,9 @@
-//! Orders that look at documents: rows of whole documents, rows that begin with one.
+//! The orders that use document boundaries: rows of whole documents, and rows that start with a document.
 
 use super::Split;
 use crate::Result;
 
-/// `len` inputs of a row: the ids from `start` on, of which one more is read for the targets.
+/// `len` inputs of a row: the ids from `start` on. One more id is read for the targets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Segment {
     pub(super) shard: u32,
@@ -15,7 +15,7 @@ pub(super) struct Segment {
 #[derive(Default)]
 pub(super) struct Packed {
     segments: Vec<Segment>,
-    /// Where each row begins in `segments`, and the end of the last.
+    /// The start of each row in `segments`, and the end of the last row.
     rows: Vec<u64>,
 }
 
@@ -29,13 +29,14 @@ impl Packed {
     }
 }
 
-/// Puts documents into rows of `context` inputs by best-fit decreasing: the longest first, each into the row where least space
-/// is left over. A document of n ids has n - 1 inputs (the last id is only a target); longer ones are cut into pieces.
+/// Packs documents into rows of `context` inputs by best-fit decreasing: the longest document first, each into the row in which the
+/// least space remains. A document of n ids has n - 1 inputs (the last id is only a target). Longer documents are cut into pieces.
 ///
 /// Source: Ding et al., "Fewer Truncations Improve Language Modeling", 2024.
 ///
 /// # Cost
-/// O(n log T) for n documents; while it runs 40 bytes a document and 1 to 30 a column, afterwards 16 a document.
+/// O(n log T) for n documents. Memory: 40 bytes per document and 1 to 30 bytes per column during the call, 16 bytes per document
+/// afterwards.
 pub(super) fn pack(split: &Split, context: u64) -> Result<Packed> {
     let mut pieces: Vec<Segment> = Vec::new();
     for (number, shard) in split.shards().iter().enumerate() {
@@ -44,7 +45,7 @@ pub(super) fn pack(split: &Split, context: u64) -> Result<Packed> {
         for document in 0..index.documents() {
             let (mut start, end) = (index.start(document), index.start(document + 1));
             if start < after || end < start {
-                let reason = format!("document {document} runs from {start} to {end}: the index is torn");
+                let reason = format!("document {document} runs from {start} to {end}: the index is corrupt");
                 return Err(tallow_text::Error::Shard { path: shard.path(), reason }.into());
             }
             after = end;
@@ -55,7 +56,7 @@ pub(super) fn pack(split: &Split, context: u64) -> Result<Packed> {
             }
         }
     }
-    // Stable: pieces of one length stay in the order of the corpus.
+    // The sort is stable: pieces of equal length stay in the order of the corpus.
     pieces.sort_by_key(|piece| std::cmp::Reverse(piece.len));
     let mut free = FreeSpace::new(pieces.first().map_or(0, |_| context as usize));
     let mut row_of = vec![0u32; pieces.len()];
@@ -74,7 +75,7 @@ pub(super) fn pack(split: &Split, context: u64) -> Result<Packed> {
         };
         free.put(left - piece.len as usize, *row);
     }
-    // Pieces by row, in the order in which they were put there.
+    // Pieces by row, in the order in which they were added.
     let mut starts = vec![0u64; rows as usize + 1];
     row_of.iter().for_each(|row| starts[*row as usize + 1] += 1);
     (0..rows as usize).for_each(|row| starts[row + 1] += starts[row]);
@@ -88,10 +89,10 @@ pub(super) fn pack(split: &Split, context: u64) -> Result<Packed> {
     Ok(Packed { segments, rows: starts })
 }
 
-/// Rows by the space that is left in them, with a tree that finds the least space of at least a given size.
+/// Rows by their free space, with a tree that finds the least free space of at least a given size.
 struct FreeSpace {
     by_space: Vec<Vec<u32>>,
-    /// A binary tree over `by_space`: whether anything is below a node. The leaves begin at `leaves`.
+    /// A binary tree over `by_space`: whether the subtree of a node has any row. Leaves start at `leaves`.
     tree: Vec<bool>,
     leaves: usize,
 }
@@ -114,9 +115,9 @@ impl FreeSpace {
         }
     }
 
-    /// Takes out a row with at least `needed` space, and as little more as there is.
+    /// Removes a row with at least `needed` free space, the one with the least.
     fn take(&mut self, needed: usize) -> Option<(u32, usize)> {
-        // Up until a right neighbor has something, then down to its leftmost leaf.
+        // Up until a right sibling has a row, then down to its leftmost leaf.
         let mut node = self.leaves + needed;
         if !self.tree[node] {
             loop {
@@ -146,8 +147,8 @@ impl FreeSpace {
     }
 }
 
-/// Where rows of `context` + 1 ids begin that start with a document: the first document of a shard, then the first that
-/// begins after the row before.
+/// The starts of rows of `context` + 1 ids that start with a document: the first document of a shard, then the first document
+/// that starts after the previous row.
 pub(super) fn bos_aligned(split: &Split, context: u64) -> Result<Vec<(u32, u64)>> {
     let mut rows = Vec::new();
     for (number, shard) in split.shards().iter().enumerate() {
@@ -171,7 +172,7 @@ pub(super) fn bos_aligned(split: &Split, context: u64) -> Result<Vec<(u32, u64)>
 mod tests {
     use super::FreeSpace;
 
-    /// The tree against a plain search.
+    /// Compares the tree with a linear search.
     #[test]
     fn least_space_is_found() {
         let (context, mut naive) = (37, Vec::<(usize, u32)>::new());

@@ -1,8 +1,8 @@
 //! Shards, or ids in memory → batches (inputs, targets), in an order that can be resumed anywhere.
 //!
-//! Sample `s` of a run is a pure function of seed, order and `s`: nothing is built at the start (but for the orders that look
-//! at documents), resuming costs nothing, and any number of ranks cuts the same global batches. This module knows nothing of
-//! the embedding: what crosses the door is tensors of ids and a bound for them.
+//! Sample `s` of a run is a pure function of seed, order and `s`. So nothing is built at the start (except for the orders that use
+//! document boundaries), resuming costs nothing, and any number of ranks splits the same global batches. This module does not depend
+//! on the embedding: its output is tensors of ids and a bound for them.
 
 mod batch;
 mod dataset;
@@ -27,28 +27,46 @@ pub use batch::{Batch, Documents};
 pub use dataset::{Dataset, Split};
 pub use state::LoaderState;
 
-/// In which order samples come, and what a sample is. T is the context length.
+/// The order of the samples, and the definition of a sample. T is the context length.
+///
+/// # Example
+/// ```
+/// use tallow::{DataLoader, DataLoaderConfig, Dataset, Order};
+/// let train = Dataset::from_ids(&[0, 1, 2, 3, 4, 5, 6, 7, 8], 0.0)?.split("train")?;
+/// let cfg = DataLoaderConfig { batch_size: 2, context_length: 4, order: Order::Sequential, ..Default::default() };
+/// let batch = DataLoader::new(&train, cfg)?.next().expect("there are 2 windows of 4")?;
+/// assert_eq!(batch.inputs.to_vec2::<u32>()?, [[0, 1, 2, 3], [4, 5, 6, 7]]);
+/// # Ok::<(), tallow::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
-    /// Every window of T + 1 ids once an epoch, at random; windows of a shard follow one another without gaps, and begin at
-    /// another place in every epoch. The default.
+    /// Every window of T + 1 ids once per epoch, in random order. The windows of a shard are contiguous, and start at
+    /// another offset in every epoch. The default.
     #[default]
     Permuted,
-    /// Windows that begin anywhere, drawn with replacement: nanoGPT's `get_batch`. An epoch is as many as there are
+    /// Windows at random positions, drawn with replacement: nanoGPT's `get_batch`. An epoch has as many samples as there are
     /// windows without overlap.
     Random,
     /// Every window once, from the beginning to the end: for validation.
     Sequential,
-    /// Whole documents, put into rows by best-fit decreasing, the rest padded; longer documents are cut into pieces of T. No
-    /// target crosses into another document. Rows come at random.
+    /// Whole documents, packed into rows by best-fit decreasing; the rest of a row is padding. Longer documents are cut into pieces
+    /// of T. No target is in another document. Rows are in random order.
     Packed,
-    /// Every row begins with the beginning of a document and goes on through the next ones; what is left of the last is
-    /// dropped. Rows come at random.
+    /// Every row starts at the start of a document and continues through the next ones. The rest of its last document is
+    /// dropped. Rows are in random order.
     BosAligned,
 }
 
-/// How batches are made.
+/// Settings of a [`DataLoader`].
+///
+/// # Example
+/// ```
+/// use tallow::{DataLoaderConfig, Order};
+/// let cfg = DataLoaderConfig { batch_size: 8, context_length: 32, epochs: None, ..Default::default() };
+/// let evaluation = cfg.once();
+/// assert_eq!((evaluation.batch_size, evaluation.order, evaluation.epochs), (8, Order::Sequential, Some(1)));
+/// ```
 #[derive(Clone, Debug)]
 pub struct DataLoaderConfig {
     /// Rows of a batch, B. With several ranks the global batch is `batch_size x world_size`.
@@ -59,28 +77,27 @@ pub struct DataLoaderConfig {
     pub order: Order,
     /// Seed of that order.
     pub seed: u64,
-    /// This process among `world_size`, from 0.
+    /// Rank of this process, from 0 to `world_size` - 1.
     pub rank: usize,
-    /// Processes that train together.
+    /// Number of processes that train together.
     pub world_size: usize,
-    /// How many epochs the iterator gives; `None`: it never ends.
+    /// Number of epochs. `None`: the iterator never ends.
     pub epochs: Option<u64>,
-    /// Drop the last global batch if it is not full (the default: all ranks get the same number of batches). Else it is
-    /// given with fewer rows, none for some ranks perhaps.
+    /// Drop the last global batch if it is not full (the default; all ranks then get the same number of batches). Else it has fewer
+    /// rows, and some ranks may get none.
     pub drop_last: bool,
-    /// Also give document ids, positions, lengths and a loss mask: [`Batch::documents`].
+    /// Also compute document ids, positions, lengths and a loss mask: [`Batch::documents`].
     pub documents: bool,
-    /// What stands in `inputs` where a row is not full ([`Order::Packed`]).
+    /// Padding in `inputs`, for rows that are not full ([`Order::Packed`]).
     pub pad_id: u32,
-    /// For how many batches ahead a thread asks the disk; 0: no thread.
+    /// Number of batches that a thread reads ahead from the disk. 0: no thread.
     pub prefetch: usize,
-    /// Where the tensors are. For a model on a GPU leave ids on the CPU: the layer checks them there, and sends them.
+    /// Device of the tensors. Leave ids on the CPU, also for a model on a GPU: the layer checks them there and copies them to the GPU.
     pub device: Device,
 }
 
 impl DataLoaderConfig {
-    /// The same for evaluation: every window once, in order, and the last batch also where it is not full. Of several ranks each gets
-    /// its share.
+    /// The same settings for evaluation: every window once, in order, including a last batch that is not full. Each rank gets its part.
     pub fn once(&self) -> Self {
         DataLoaderConfig { order: Order::Sequential, epochs: Some(1), drop_last: false, ..self.clone() }
     }
@@ -105,15 +122,15 @@ impl Default for DataLoaderConfig {
     }
 }
 
-/// Gives batches: an iterator over `Result<Batch>`. Nothing follows an error; [`state`](Self::state) is then where the
-/// failed batch begins, and [`load_state`](Self::load_state) with it tries again.
+/// An iterator over batches: `Result<Batch>`. It ends after an error. [`state`](Self::state) is then at the start of the failed
+/// batch; pass it to [`load_state`](Self::load_state) to try again.
 ///
 /// # Shapes
 /// inputs and targets (B, T) u32; targets are inputs shifted by one.
 ///
 /// # Cost
-/// Two copies of B x T ids out of the map a batch, on the calling thread. Memory: nothing that grows with the data, but for
-/// [`Order::Packed`] (16 bytes a document) and [`Order::BosAligned`] (16 bytes a row).
+/// Two copies of B x T ids per batch, on the calling thread. Memory does not grow with the data, except for
+/// [`Order::Packed`] (16 bytes per document) and [`Order::BosAligned`] (16 bytes per row).
 ///
 /// # Example
 /// ```
@@ -136,19 +153,19 @@ impl Default for DataLoaderConfig {
 pub struct DataLoader {
     cfg: DataLoaderConfig,
     sources: Vec<Source>,
-    /// Of a mixture: the period at hand, and for each of its samples the source and which of its samples it is.
+    /// For a mixture: the current period, and for each of its samples the source and the sample number in that source.
     period: Option<(u64, Vec<(usize, u64)>)>,
     fingerprint: u64,
-    /// Samples of all ranks that were given out.
+    /// Samples that were returned, of all ranks.
     consumed: u64,
-    /// The segments of the next batches, as far as the prefetcher was told.
+    /// The segments of the next batches that were sent to the prefetcher.
     ahead: VecDeque<Vec<Row>>,
     builder: Builder,
     prefetcher: Option<Prefetcher>,
     failed: bool,
 }
 
-/// One split with its order, and its share of a mixture.
+/// One split, its order, and its share of a mixture.
 struct Source {
     split: Split,
     plan: Plan,
@@ -160,23 +177,23 @@ struct Source {
 /// One row of a batch: parts of shards of one source.
 type Row = (usize, Vec<Segment>);
 
-/// A mixture repeats its shares exactly every so many samples, in an order of its own each time.
+/// Samples in a period of a mixture. Every period has exact shares, in its own random order.
 const SLOTS: u64 = 1 << 16;
 
 impl DataLoader {
     /// Batches of one split.
     ///
     /// # Errors
-    /// - [`Error::Config`]: zero sizes, a rank outside the world, a split without one sample of `context_length`, or epochs that
-    ///   give no batch at all (fewer samples than a global batch has, and `drop_last`).
-    /// - [`Error::Io`], [`TextError::Shard`](crate::TextError::Shard) where an order looks at documents.
+    /// - [`Error::Config`]: a size of 0, a rank that is not below `world_size`, a split without a sample of `context_length`, or
+    ///   settings that give no batch (fewer samples than a global batch, and `drop_last`).
+    /// - [`Error::Io`], [`TextError::Shard`](crate::TextError::Shard), for an order that uses document boundaries.
     pub fn new(split: &Split, cfg: DataLoaderConfig) -> Result<Self> {
         Self::mixed(&[(split, 1.0)], cfg)
     }
 
-    /// Batches of several splits mixed by weight: of every 65536 samples each gets its share to 1/65536, in a random
-    /// order that depends on the seed. Each goes through its own epochs; an epoch of the mixture is as many samples as all
-    /// have together.
+    /// Batches of several splits, mixed by weight. In every 65536 samples each split has its share, exact to 1/65536, in a random
+    /// order that depends on the seed. Each split has its own epochs. An epoch of the mixture has as many samples as all splits
+    /// together.
     ///
     /// # Errors
     /// As [`new`](Self::new); [`Error::Config`] for weights that are not positive.
@@ -207,7 +224,7 @@ impl DataLoader {
         let (mut sources, mut before, mut sum) = (Vec::new(), 0, 0.0);
         for (i, (split, weight)) in splits.iter().enumerate() {
             sum += weight / total;
-            // Every source keeps at least one slot; the last gets the rest.
+            // Every source gets at least one slot. The last source gets the rest.
             let left = (splits.len() - 1 - i) as u64;
             let to = if left == 0 { SLOTS } else { ((sum * SLOTS as f64) as u64).clamp(before + 1, SLOTS - left) };
             let seed = mix(cfg.seed ^ mix(i as u64));
@@ -231,8 +248,8 @@ impl DataLoader {
         let total = cfg.epochs.map_or(u64::MAX, |epochs| epochs.saturating_mul(samples));
         if total == 0 || (cfg.drop_last && total < global) {
             return bad(format!(
-                "there would be no batch: {} epochs of {samples} samples are fewer than the {global} of a batch (of all ranks), \
-                 and `drop_last` drops what is not full; use a smaller batch, more text, more epochs, or `drop_last: false`",
+                "there would be no batch: {} epochs of {samples} samples are fewer than the {global} of a global batch, \
+                 and `drop_last` drops a batch that is not full; use a smaller batch, more text, more epochs, or `drop_last: false`",
                 cfg.epochs.unwrap_or(0)
             ));
         }
@@ -255,12 +272,12 @@ impl DataLoader {
         })
     }
 
-    /// Samples (rows) of an epoch, of all ranks together.
+    /// Samples (rows) in an epoch, of all ranks together.
     pub fn samples_per_epoch(&self) -> u64 {
         self.sources.iter().map(|source| source.plan.samples()).sum()
     }
 
-    /// Global batches of an epoch; the last of them may be shared with the next epoch.
+    /// Global batches in an epoch. The last one may also contain samples of the next epoch.
     pub fn batches_per_epoch(&self) -> u64 {
         let global = self.global_batch();
         match self.cfg.drop_last {
@@ -269,19 +286,19 @@ impl DataLoader {
         }
     }
 
-    /// The epoch in which the next sample is, from 0.
+    /// The epoch of the next sample, from 0.
     pub fn epoch(&self) -> u64 {
         self.consumed / self.samples_per_epoch()
     }
 
-    /// Rows that a table needs for every id of the batches: what [`Batch::id_bound`] will be.
+    /// The largest id + 1: the rows that a table needs, and [`Batch::id_bound`] of every batch.
     pub fn id_bound(&self) -> usize {
         let padded = self.cfg.order == Order::Packed && self.cfg.pad_id != NO_TOKEN;
         let padding = if padded { self.cfg.pad_id as usize + 1 } else { 0 };
         self.sources.iter().map(|source| source.split.id_bound()).max().unwrap_or(0).max(padding)
     }
 
-    /// Where the loader is: everything that was given out counts, nothing that was fetched ahead.
+    /// The position of the loader. It counts the batches that were returned, not those that were prefetched.
     pub fn state(&self) -> LoaderState {
         LoaderState {
             version: 1,
@@ -294,12 +311,12 @@ impl DataLoader {
         }
     }
 
-    /// Goes to where another loader was. What follows is, bit for bit, what would have followed there, also with
-    /// another number of ranks at the same global batch.
+    /// Moves to the position of another loader. The next batches are, bit for bit, the next batches of that loader, also with
+    /// another number of ranks if the global batch is the same.
     ///
     /// # Errors
-    /// [`Error::LoaderState`] that names everything that differs: data, order, context length, seed, version; or whose epoch is not
-    /// that of its samples.
+    /// [`Error::LoaderState`] with everything that differs: data, order, context length, seed, version. Or the state's epoch does not
+    /// match its samples.
     pub fn load_state(&mut self, state: &LoaderState) -> Result<()> {
         state.compare_with(&self.state())?;
         if state.samples > 1 << 62 {
@@ -318,7 +335,7 @@ impl DataLoader {
         Ok(())
     }
 
-    /// Samples of all epochs that were asked for.
+    /// Samples in all epochs of the config.
     fn total(&self) -> u64 {
         self.cfg.epochs.map_or(u64::MAX, |epochs| epochs.saturating_mul(self.samples_per_epoch()))
     }
@@ -327,7 +344,7 @@ impl DataLoader {
         (self.cfg.batch_size * self.cfg.world_size) as u64
     }
 
-    /// This rank's samples of the global batch that begins with sample `from`.
+    /// This rank's samples of the global batch that starts at sample `from`.
     fn samples(&self, from: u64) -> std::ops::Range<u64> {
         let total = self.total();
         let cut = from + self.global_batch() > total && self.cfg.drop_last;
@@ -348,7 +365,7 @@ impl DataLoader {
             .collect()
     }
 
-    /// Which source a sample of the mixture comes from, and which of its samples it is.
+    /// The source of a sample of the mixture, and the sample number in that source.
     fn source(&mut self, sample: u64) -> (usize, u64) {
         if self.sources.len() == 1 {
             return (0, sample);
@@ -392,7 +409,7 @@ impl Iterator for DataLoader {
         if rows.is_empty() {
             self.ahead.push_front(rows);
             if !self.cfg.drop_last {
-                self.consumed = total; // other ranks have the last rows
+                self.consumed = total; // the last rows belong to other ranks
             }
             return None;
         }

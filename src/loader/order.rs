@@ -1,22 +1,22 @@
-//! Which ids sample `k` of epoch `e` consists of.
+//! The ids of sample `k` of epoch `e`.
 
 use super::documents::{Packed, Segment, bos_aligned, pack};
 use super::{Order, Split};
 use crate::Result;
 use tallow_text::support::{below, mix};
 
-/// The samples of a split in some order. Only orders that look at documents hold more than a few numbers a shard.
+/// The samples of a split in some order. Only orders that use document boundaries store more than a few numbers per shard.
 pub(super) struct Plan {
     order: Order,
     context: u64,
     samples: u64,
-    /// Of each shard: samples before it.
+    /// Samples before each shard.
     before: Vec<u64>,
-    /// Of each shard: its ids.
+    /// Ids in each shard.
     tokens: Vec<u64>,
     /// Rows of whole documents.
     packed: Packed,
-    /// Rows that begin with a document.
+    /// Rows that start with a document.
     aligned: Vec<(u32, u64)>,
 }
 
@@ -50,7 +50,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Samples of an epoch.
+    /// Samples in an epoch.
     pub(super) fn samples(&self) -> u64 {
         self.samples
     }
@@ -67,12 +67,12 @@ impl Plan {
             }
             Order::Permuted => {
                 let (shard, window) = self.shard_of(permuted());
-                // The ids that fill no window are left at the beginning in part, another part in each epoch.
+                // Ids that do not fill a window are skipped: a random number of them at the start, the rest at the end.
                 let slack = (self.tokens[shard] - 1) % self.context;
                 segment(shard, window * self.context + below(mix(key ^ mix(!(shard as u64))), slack + 1))
             }
             Order::Random => {
-                // Every place where a window can begin is as likely as any other.
+                // Uniform over all positions where a window can start.
                 let places = |tokens: &u64| tokens.saturating_sub(self.context);
                 let all: u64 = self.tokens.iter().map(places).sum();
                 let mut place = below(mix(key ^ mix(index)), all);
@@ -91,21 +91,21 @@ impl Plan {
         }
     }
 
-    /// The shard that a window belongs to, and its number there.
+    /// The shard of a window, and the window's number in that shard.
     fn shard_of(&self, window: u64) -> (usize, u64) {
         let shard = self.before.partition_point(|before| *before <= window) - 1;
         (shard, window - self.before[shard])
     }
 }
 
-/// Where `index` goes in a permutation of `0..size` that depends on `key`: a Feistel network over the next power of two (at
-/// least 256), walked until it comes back into the range. No memory, about 20 ns.
+/// The image of `index` in a permutation of `0..size` that depends on `key`: a Feistel network over the next power of two (at
+/// least 256), iterated until the result is in range. It needs no memory and takes about 20 ns.
 ///
 /// Sources: Luby and Rackoff, 1988 (the network); Black and Rogaway, 2002 (cycle walking).
 pub(super) fn permute(index: u64, size: u64, key: u64) -> u64 {
     const ROUNDS: u64 = 6;
     let bits = (u64::BITS - size.saturating_sub(1).leading_zeros()).max(8);
-    // Halves of different size where the number of bits is odd: the walk then takes two steps at most, on average.
+    // For an odd number of bits the halves differ in size. So the walk takes at most two steps on average.
     let (left_bits, right_bits) = (bits / 2, bits - bits / 2);
     let (left_mask, right_mask) = ((1u64 << left_bits) - 1, (1u64 << right_bits) - 1);
     let mut x = index;
@@ -146,7 +146,7 @@ mod tests {
         }
     }
 
-    /// Chi-square over where index 0 goes, and over pairs of neighbors, for many keys.
+    /// Chi-square tests for many keys: the image of some indices, and the distance between the images of adjacent indices.
     #[test]
     fn it_has_no_favourites() {
         for size in [5u64, 16, 100, 1000] {
@@ -162,7 +162,7 @@ mod tests {
                 let found = chi(count);
                 assert!(found < limit(size as f64), "index {index} of {size}: chi-square {found}");
             }
-            // The distance from one index to the next is as likely to be anything.
+            // The distance between the images of adjacent indices is uniform.
             let mut count = vec![0u64; size as usize - 1];
             for key in 0..draws {
                 let key = tallow_text::support::mix(key);

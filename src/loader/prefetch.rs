@@ -1,4 +1,4 @@
-//! A thread that asks the disk for what comes next.
+//! A thread that prefetches the next batches from the disk.
 
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
@@ -6,8 +6,8 @@ use std::thread::JoinHandle;
 use super::documents::Segment;
 use super::{Row, Shards};
 
-/// Asks the system to read ids ahead (`madvise`, `posix_fadvise`), on one thread. The copy itself stays with whoever wants the
-/// batch: it takes some 25 µs, less than waking a thread up would.
+/// Asks the system to read ids ahead (`madvise`, `posix_fadvise`), on one thread. The calling thread copies the ids itself: that
+/// takes about 25 µs, less than waking a thread.
 pub(super) struct Prefetcher {
     sender: Option<SyncSender<Vec<(usize, Segment)>>>,
     thread: Option<JoinHandle<()>>,
@@ -23,12 +23,12 @@ impl Prefetcher {
                 }
             }
         };
-        // Without a thread batches come all the same, only later.
+        // If the thread cannot be started, batches are only slower.
         let thread = std::thread::Builder::new().name("tallow-prefetch".to_string()).spawn(work).ok();
         Prefetcher { sender: Some(sender), thread }
     }
 
-    /// Asks for rows. Where the thread is busy still, they are left out: they are hints.
+    /// Requests rows. Requests are hints: they are dropped while the thread is busy.
     pub(super) fn ask(&mut self, rows: &[Row]) {
         let wanted = rows.iter().flat_map(|(source, segments)| segments.iter().map(|segment| (*source, *segment)));
         if let Some(sender) = &self.sender

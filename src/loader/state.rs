@@ -1,11 +1,26 @@
-//! Where a loader is, as a small JSON value.
+//! The position of a loader, as a small JSON value.
 
 use serde::{Deserialize, Serialize};
 
 use super::Order;
 use crate::{Error, Result};
 
-/// Everything that a [`DataLoader`](super::DataLoader) needs to go on: less than 256 bytes of JSON.
+/// The position of a [`DataLoader`](super::DataLoader), to resume it: less than 256 bytes of JSON.
+///
+/// # Example
+/// ```
+/// use tallow::loader::LoaderState;
+/// use tallow::{DataLoader, DataLoaderConfig, Dataset};
+/// let ids: Vec<u32> = (0..100).collect();
+/// let train = Dataset::from_ids(&ids, 0.0)?.split("train")?;
+/// let cfg = DataLoaderConfig { batch_size: 2, context_length: 8, ..Default::default() };
+/// let mut loader = DataLoader::new(&train, cfg)?;
+/// loader.next().expect("there are 12 windows of 8")?;
+/// let state = loader.state();
+/// assert_eq!((state.samples, state.epoch), (2, 0));
+/// assert_eq!(serde_json::from_str::<LoaderState>(&serde_json::to_string(&state)?)?, state);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoaderState {
     /// Version of this state: 1.
@@ -18,9 +33,9 @@ pub struct LoaderState {
     pub context_length: usize,
     /// Seed of the order.
     pub seed: u64,
-    /// The epoch, from 0, in which the next sample is. It follows from `samples`; a state in which it does not is refused.
+    /// The epoch of the next sample, from 0. It must match `samples`, else loading the state is an error.
     pub epoch: u64,
-    /// Samples that were given out since the beginning, of all ranks and epochs.
+    /// Samples that were returned since the start of the run, of all ranks and epochs.
     pub samples: u64,
 }
 
