@@ -1,4 +1,4 @@
-//! The engine of all rules: groups of variables, each in its place.
+//! The optimizer for all update rules: groups of variables and their updates.
 
 use std::collections::{HashMap, HashSet};
 
@@ -14,23 +14,54 @@ use crate::rows::RowGradients;
 use crate::support::variables::variables;
 use crate::{Error, Result};
 
-/// An optimizer with the parameters `P` of its rule: [`AdamW`](super::AdamW) and [`Sgd`](super::Sgd) are names of it.
+/// An optimizer with the parameters `P` of its update rule. [`AdamW`](super::AdamW) and [`Sgd`](super::Sgd) are aliases of it.
 ///
-/// Everything but the arithmetic is common to the rules: groups, row-sparse tables, accumulation, clipping, frozen rows, the state and
-/// its checkpoints.
+/// The rules share everything except the arithmetic: groups, row-sparse tables, accumulation, clipping, frozen rows, and the state in
+/// checkpoints.
+///
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor, Var};
+/// use candle_nn::Optimizer;
+/// use tallow::optim::{Optim, Rule};
+/// // For any rule.
+/// fn step<P: Rule>(opt: &mut Optim<P>, loss: &Tensor) -> tallow::Result<()> {
+///     Ok(opt.backward_step(loss)?)
+/// }
+/// let weight = Var::from_tensor(&Tensor::new(&[2f32, 4.], &Device::Cpu)?)?;
+/// let mut opt = Optim::with_groups(vec![(vec![("weight".to_string(), weight.clone())], 0.5f64)])?;
+/// step(&mut opt, &weight.sqr()?.sum_all()?)?;
+/// assert_eq!(weight.to_vec1::<f32>()?, [0.0, 0.0]); // θ - 0.5 · 2θ
+/// # Ok::<(), tallow::Error>(())
+/// ```
 pub struct Optim<P: Rule> {
     pub(super) groups: Vec<ParamGroup<P>>,
     pub(super) step: usize,
-    /// Whether the caller named the variables. Else they are numbered in an order that may change from process to process.
+    /// Whether the caller named the variables. Else they are numbered, in an order that can differ between processes.
     pub(super) named: bool,
 }
 
-/// Variables that share learning rate, betas, ε and decay.
+/// Variables that share learning rate, betas, ε and weight decay.
 ///
-/// A table often wants its own: embeddings are commonly left out of weight decay (rows without a gradient would shrink
-/// all the same), and some recipes give them a larger learning rate.
+/// A table often has its own group: embeddings are commonly excluded from weight decay (which also shrinks rows without a gradient),
+/// and some recipes give them a larger learning rate.
+///
+/// # Example
+/// ```
+/// use candle_core::{DType, Device};
+/// use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
+/// use tallow::optim::AdamW;
+/// let varmap = VarMap::new();
+/// candle_nn::linear(2, 3, VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu))?;
+/// let mut opt = AdamW::from_varmap(&varmap, ParamsAdamW::default())?;
+/// for group in opt.groups_mut() {
+///     group.params.lr = 1e-4;
+/// }
+/// assert_eq!(opt.learning_rate(), 1e-4);
+/// # Ok::<(), tallow::Error>(())
+/// ```
 pub struct ParamGroup<P = ParamsAdamW> {
-    /// Used by the next step; change it between steps for schedules.
+    /// Parameters of the next step. For schedules, change them between steps.
     pub params: P,
     pub(super) members: Vec<Variable>,
 }
@@ -38,20 +69,20 @@ pub struct ParamGroup<P = ParamsAdamW> {
 impl<P: Rule> Optimizer for Optim<P> {
     type Config = P;
 
-    /// One group of all variables, without names: the order of `VarMap::all_vars` is another in every process.
+    /// One group of all variables, without names. (The order of `VarMap::all_vars` differs between processes.)
     ///
-    /// A [`Checkpoint`](crate::Checkpoint) finds the names in its VarMap. [`state`](Optim::state),
-    /// [`load_state`](Optim::load_state) and [`follow`](Optim::follow) need them: call [`name_by`](Optim::name_by) first, or make
-    /// the optimizer by [`from_varmap`](Optim::from_varmap).
+    /// A [`Checkpoint`](crate::Checkpoint) gets the names from its VarMap. [`state`](Optim::state),
+    /// [`load_state`](Optim::load_state) and [`follow`](Optim::follow) need names: call [`name_by`](Optim::name_by) first, or make
+    /// the optimizer with [`from_varmap`](Optim::from_varmap).
     fn new(vars: Vec<Var>, params: P) -> candle_core::Result<Self> {
         let numbered = vars.into_iter().enumerate().map(|(i, var)| (i.to_string(), var)).collect();
         Ok(Optim { named: false, ..Self::with_groups(vec![(numbered, params)])? })
     }
 
     /// # Errors
-    /// Those of candle's operations; a gradient of another dtype than its weight; row gradients that wait and are not of `grads`,
-    /// `grads` that were stepped already (see [`AdamW`](super::AdamW)), or a table that was replaced since
-    /// ([`TokenEmbedding::resize`](crate::TokenEmbedding::resize)). Of the last three nothing is changed.
+    /// - Those of candle's operations; a gradient of another dtype than its weight.
+    /// - Pending row gradients that are not part of `grads`; `grads` that were stepped already (see [`AdamW`](super::AdamW)); a table
+    ///   that was replaced ([`TokenEmbedding::resize`](crate::TokenEmbedding::resize)). Nothing is changed after these.
     fn step(&mut self, grads: &GradStore) -> candle_core::Result<()> {
         self.tables().try_for_each(|member| member.table.belongs_to(grads))?;
         if let Some(Variable { name, var, .. }) = self.members().find(|member| member.table.is_replaced()) {
@@ -65,17 +96,17 @@ impl<P: Rule> Optimizer for Optim<P> {
         Ok(self.tables().try_for_each(|member| member.table.stepped())?)
     }
 
-    /// [`backward`](crate::backward) and a step.
+    /// [`backward`](crate::backward), then a step.
     fn backward_step(&mut self, loss: &Tensor) -> candle_core::Result<()> {
         self.step(&crate::backward(loss)?)
     }
 
-    /// The first group's.
+    /// The learning rate of the first group.
     fn learning_rate(&self) -> f64 {
         self.groups.first().map_or(0.0, |group| group.params.lr())
     }
 
-    /// Sets that of every group; for different ones use [`groups_mut`](Optim::groups_mut).
+    /// Sets the learning rate of every group. For different rates use [`groups_mut`](Optim::groups_mut).
     fn set_learning_rate(&mut self, lr: f64) {
         self.groups.iter_mut().for_each(|group| group.params.set_lr(lr));
     }
@@ -90,8 +121,8 @@ impl<P: Rule> Optim<P> {
         Self::with_groups(vec![(variables(varmap), params)])
     }
 
-    /// All variables of a VarMap under their names, with the parameters that `params` gives each: those with equal ones are a group.
-    /// Groups come in the alphabetical order of their first variables.
+    /// All variables of a VarMap under their names. `params` returns the parameters of each variable; variables with equal parameters
+    /// are a group. Groups are in the alphabetical order of their first variables.
     ///
     /// # Errors
     /// As [`with_groups`](Self::with_groups).
@@ -128,17 +159,17 @@ impl<P: Rule> Optim<P> {
     /// Groups of named variables, each with its own parameters. Variables that are not floats are left out.
     ///
     /// # Errors
-    /// [`Error::SecondOptimizer`] if a row-sparse table has an optimizer already; [`Error::Config`] if two variables have one name, or one
-    /// variable two.
+    /// [`Error::SecondOptimizer`] if a row-sparse table has an optimizer already. [`Error::Config`] if two variables have the same name,
+    /// or a variable occurs twice.
     pub fn with_groups(groups: Vec<(Vec<(String, Var)>, P)>) -> Result<Self> {
         let (mut names, mut known) = (HashSet::new(), HashMap::new());
         for (name, var) in groups.iter().flat_map(|(vars, _)| vars) {
             if !names.insert(name) {
-                let what = format!("two variables are named {name:?}: the optimizer's state needs a name for each");
+                let what = format!("two variables are named {name:?}: the optimizer's state needs different names");
                 return Err(Error::Config(what));
             }
             if let Some(other) = known.insert(var.as_tensor().id(), name) {
-                let what = format!("the variable {other:?} is there again as {name:?}: it would move twice a step");
+                let what = format!("the variable {other:?} occurs again as {name:?}: a step would update it twice");
                 return Err(Error::Config(what));
             }
         }
@@ -156,7 +187,7 @@ impl<P: Rule> Optim<P> {
         &mut self.groups
     }
 
-    /// The first group's parameters, as `candle_nn::AdamW` has them.
+    /// The parameters of the first group, as `candle_nn::AdamW::params`.
     ///
     /// # Panics
     /// If there is no group.
@@ -169,11 +200,11 @@ impl<P: Rule> Optim<P> {
         self.groups.iter_mut().for_each(|group| group.params = params.clone());
     }
 
-    /// Replays what is deferred in every row-sparse table. Afterwards the raw variables are those of the dense
-    /// optimizer, and can be saved.
+    /// Replays all deferred updates of every row-sparse table. Afterwards the raw variables equal those of the dense optimizer,
+    /// and can be saved.
     ///
     /// # Cost
-    /// Up to one pass over table and moments, and the updates that were deferred.
+    /// Up to one pass over tables and moments, plus the deferred updates.
     ///
     /// # Errors
     /// Those of candle's operations.
@@ -181,15 +212,15 @@ impl<P: Rule> Optim<P> {
         self.tables().try_for_each(|member| member.table.replay(crate::rows::Rows::All))
     }
 
-    /// Forgets the row gradients that wait. Call this when a step is left out (a loss that is not finite, say): with candle,
-    /// dropping a `GradStore` forgets its gradients, but those of row-sparse tables wait, and the next step is an error.
+    /// Discards the pending row gradients. Call this if a step is skipped (for example because the loss is not finite). Dropping a
+    /// `GradStore` discards only dense gradients. Row gradients stay pending, and the next step is an error.
     pub fn zero_grad(&self) {
         self.tables().for_each(|member| member.table.clear());
     }
 
-    /// Scales all gradients, dense and by row together, so that their global L2 norm is at most `max_norm`; gives the norm
-    /// before. Row gradients are summed by row first, so that the norm is that of the dense gradient. Frozen rows do not count.
-    /// Where the norm leads you to leave the step out, call [`zero_grad`](Self::zero_grad).
+    /// Scales all gradients, dense and row-sparse, so that their global L2 norm is at most `max_norm`. Returns the norm before scaling.
+    /// Row gradients are summed by row first, so the norm is that of the dense gradient. Frozen rows are not counted.
+    /// If you skip the step because of the norm, call [`zero_grad`](Self::zero_grad).
     ///
     /// # Errors
     /// [`Error::Config`] if `max_norm` is not positive; [`Error::MissingGradients`] or [`Error::SteppedBefore`] as for a step; those of
@@ -232,7 +263,7 @@ impl<P: Rule> Optim<P> {
             Ok(sum)
         };
         let sum: Result<f64> = squares();
-        // What was taken is given back also where something failed.
+        // Row gradients that were taken are returned, also after an error.
         let scale = sum.as_ref().map_or(1.0, |sum| max_norm / (sum.sqrt() + 1e-6));
         if scale < 1.0 {
             for member in self.members() {
@@ -263,10 +294,10 @@ impl<P: Rule> Optim<P> {
 }
 
 impl Optim<ParamsAdamW> {
-    /// Sets the rule for the deferred updates of all row-sparse tables.
+    /// Sets how all row-sparse tables treat deferred updates.
     ///
     /// # Errors
-    /// Those of replaying under the old rule.
+    /// Those of candle's operations: updates that are deferred already are replayed first, by the old setting.
     pub fn with_replay(self, replay: Replay) -> Result<Self> {
         self.members().try_for_each(|member| member.set_replay(replay))?;
         Ok(self)

@@ -1,6 +1,6 @@
-//! The steps that are deferred, and when a deferred update can no longer change a weight.
+//! The deferred steps, and the bound that shows when a deferred update can no longer change a weight.
 
-/// One step's constants, rounded to the type of the arithmetic as candle's AdamW rounds them. kernels.cu declares the same.
+/// The constants of one step, rounded to the arithmetic's type as in candle's AdamW. kernels.cu declares the same struct.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Step<T = f32> {
@@ -14,8 +14,8 @@ pub(super) struct Step<T = f32> {
     pub(super) decay: T,
     pub(super) eps: T,
     pub(super) lr: T,
-    /// Moments below this are stored as zero: subnormal numbers slow some processors down by a factor of ten. Zero, and
-    /// nothing is, where ε is so small that it could show.
+    /// Smaller moments are stored as zero, because subnormal numbers slow some processors down by a factor of ten. 0 (no moment is
+    /// stored as zero) if ε is so small that it would change a weight.
     pub(super) floor: T,
 }
 
@@ -71,7 +71,7 @@ impl<T> Step<T> {
     }
 }
 
-/// A step with what the bound below needs to know of all steps up to it.
+/// A step, with the sums over all steps up to it that the bound needs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
     pub(super) step: Step,
@@ -82,11 +82,11 @@ pub(super) struct Entry {
     /// The largest `log R` of all later entries (see [`History`]).
     later: f64,
     /// 2²⁷ · the largest R of all later entries, relative to the moments and the weight after this one. Infinite
-    /// where the bound says nothing.
+    /// if the bound does not hold.
     pub(super) factor: f32,
 }
 
-/// The steps since all rows were last up to date: entry 0 is that moment, entry k the k-th step after it.
+/// The steps since the last flush: entry 0 is the flush, entry k the k-th step after it.
 ///
 /// # When a skipped update can no longer change a weight
 /// After entry k let a row's element have the weight θ and the moments m and v. A skipped step j > k has no
@@ -99,29 +99,30 @@ pub(super) struct Entry {
 ///
 /// |uⱼ| / |θⱼ| ≤ (|m| / (√v · |θ|)) · Rⱼ / Rᵏ, where Rⱼ = lrⱼ·sⱼ·B1ⱼ / (√(rⱼ·B2ⱼ) · Dⱼ), Rᵏ = B1ₖ / (√B2ₖ · Dₖ)
 ///
-/// and B1, B2 and D are the products of β1, β2 and d from entry 1 on. All deferred steps of a row lie in the past when it
-/// is replayed, so the largest Rⱼ after k is known whatever the schedule did, rises included; `factor` is that maximum, over
-/// Rᵏ, times 2²⁷. Thus |m| · factor ≤ √v · |θ| proves |uⱼ| ≤ 2⁻²⁷·|θⱼ| for every j > k at once: half of what is needed.
-/// The other half is for rounding: every product is off by at most 2⁻²⁴ of itself, four products a step, so over
-/// [`MAX_ENTRIES`] steps by less than e^(4 · 65536 · 2⁻²⁴) = 1.016, as long as the numbers are normal. That is so:
-/// |θ| ≥ 2⁻⁶⁰ is asked for and decay over what is deferred takes off less than e⁻²⁰; m is stored as zero once it is below
-/// 2⁻¹²⁶, and m = 0 gives u = 0 exactly; v is stored as zero once it is below 2⁻¹²⁶, where ε, which must be at least
-/// √(rⱼ·2⁻¹²⁶), keeps the denominator above what the bound has for it.
+/// and B1, B2 and D are the products of β1, β2 and d from entry 1 on. All deferred steps of a row are in the past when it
+/// is replayed, so the largest Rⱼ after k is known for any schedule, also one that rises. `factor` is that maximum, divided by
+/// Rᵏ, times 2²⁷. Thus |m| · factor ≤ √v · |θ| proves |uⱼ| ≤ 2⁻²⁷·|θⱼ| for all j > k: half of the allowed difference.
+/// The other half is for rounding. Every product has a relative error of at most 2⁻²⁴, and a step has four products, so over
+/// [`MAX_ENTRIES`] steps the error factor is less than e^(4 · 65536 · 2⁻²⁴) = 1.016, as long as the numbers are normal. They are:
+/// - θ: |θ| ≥ 2⁻⁶⁰ is required, and the decay of all deferred steps is required to be larger than e⁻²⁰.
+/// - m: it is stored as zero once it is below 2⁻¹²⁶, and m = 0 gives u = 0 exactly.
+/// - v: it is stored as zero once it is below 2⁻¹²⁶. There ε, which must be at least √(rⱼ·2⁻¹²⁶), keeps the denominator above
+///   its value in the bound.
 ///
-/// Where this does not hold (a tiny ε, β outside (0, 1), a decay factor that is not positive, anything not finite) the
-/// factor is infinite, nothing satisfies the bound, and every step is replayed in full.
+/// If this does not hold (a tiny ε, β outside (0, 1), a decay factor that is not positive, a value that is not finite), the
+/// factor is infinite, no element satisfies the bound, and every step is replayed in full.
 #[derive(Debug)]
 pub(super) struct History {
     pub(super) entries: Vec<Entry>,
-    /// No entry up to this one may be skipped, not even for m = 0.
+    /// Entries up to this one must be replayed in full, even if m = 0.
     pub(super) unsafe_until: usize,
-    /// From this entry on betas and decay are those of the newest one.
+    /// From this entry on, betas and decay equal those of the newest entry.
     pub(super) uniform_from: usize,
-    /// From this entry on a GPU's copy is out of date.
+    /// From this entry on, the copy on the GPU is out of date.
     pub(super) unsent: usize,
 }
 
-/// All rows are brought up to date when there are this many entries: it bounds memory and the rounding above.
+/// All rows are flushed when there are this many entries. This bounds memory, and the rounding error above.
 pub(super) const MAX_ENTRIES: usize = 1 << 16;
 
 const LOG_MARGIN: f64 = 27.0 * std::f64::consts::LN_2;
@@ -129,19 +130,19 @@ const LOG_MARGIN: f64 = 27.0 * std::f64::consts::LN_2;
 impl History {
     pub(super) fn new() -> Self {
         let none = f64::NEG_INFINITY;
-        let step = Step::default(); // of no step: nobody asks
+        let step = Step::default(); // entry 0 is not a step, and is never read
         let entry = Entry { step, log_beta1: 0.0, log_beta2: 0.0, log_decay: 0.0, later: none, factor: 0.0 };
         History { entries: vec![entry], unsafe_until: 0, uniform_from: 0, unsent: 0 }
     }
 
-    /// The index of the newest entry: what `last` is for a row of which nothing is deferred.
+    /// The index of the newest entry, and the value of `last` for a row without deferred updates.
     pub(super) fn now(&self) -> usize {
         self.entries.len() - 1
     }
 
     pub(super) fn push(&mut self, step: Step) {
         let before = self.entries[self.now()];
-        // What has no logarithm is not sound, and left out: later entries are again told by theirs.
+        // Values without a finite logarithm (see `unsafe_until`) are left out of the sums, so that later entries stay finite.
         let ln = |x: f32| Some(f64::from(x).ln()).filter(|ln| ln.is_finite()).unwrap_or(0.0);
         let log_beta1 = before.log_beta1 + ln(step.beta1);
         let log_beta2 = before.log_beta2 + ln(step.beta2);
@@ -167,7 +168,7 @@ impl History {
         if !sound {
             self.unsafe_until = now;
         }
-        // R usually falls, so this ends after one round; after a rise it goes back as far as the rise is seen.
+        // R usually falls, so this ends after one iteration. After a rise it updates all entries whose maximum changes.
         for (index, entry) in self.entries[..now].iter_mut().enumerate().rev() {
             if entry.later >= log_r {
                 break;
@@ -179,7 +180,7 @@ impl History {
         }
     }
 
-    /// Whether the products of all steps after `from` can stand for them: none of them is unsound.
+    /// Whether the steps after `from` can be replaced by their products: none of them is invalid.
     pub(super) fn can_jump(&self, from: usize, to: usize) -> bool {
         from < to && from >= self.unsafe_until
     }
@@ -190,7 +191,7 @@ impl History {
         [b.log_decay - a.log_decay, b.log_beta1 - a.log_beta1, b.log_beta2 - a.log_beta2].map(|log| log.exp() as f32)
     }
 
-    /// Whether decay between two entries is mild enough for the bound.
+    /// Whether the decay between two entries is weak enough for the bound.
     pub(super) fn mild(&self, from: usize, to: usize) -> bool {
         self.entries[to].log_decay - self.entries[from].log_decay > -20.0
     }

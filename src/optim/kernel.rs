@@ -1,19 +1,19 @@
-//! The arithmetic of AdamW, element by element, in candle's order of operations: the same bits, in one pass.
+//! The arithmetic of AdamW, elementwise, in candle's order of operations: the same bits, in one pass.
 
 use super::history::{Entry, History, Step};
 use super::place::host::{Real, Weight};
 use crate::support::widest::widest;
 
-/// Elements that are replayed together: they stay in registers and first-level cache over all steps.
+/// Elements that are replayed together. They stay in registers and first-level cache for all steps.
 pub(super) const LANES: usize = 64;
 
-/// 2⁻⁶⁰: from here on decay keeps a weight in the normal range (see [`History`]).
+/// 2⁻⁶⁰. Weights of at least this size stay in the normal range under decay (see [`History`]).
 const SMALLEST_WEIGHT: f32 = 8.673_617e-19;
 
-/// Full steps between two looks at whether a block is settled.
+/// Full steps between two checks of the bound.
 const STEPS_A_LOOK: usize = 4;
 
-/// The update of a weight from its new moments. `+ 0` stands where candle's `affine` adds it: it turns -0 into 0.
+/// The update of a weight from its new moments. `+ 0` is where candle's `affine` adds 0, which turns -0 into 0.
 #[inline(always)]
 fn update<T: Real>(theta: T, m: T, v: T, s: &Step<T>) -> T {
     let (m_hat, v_hat) = (m * s.scale_m + T::zero(), v * s.scale_v + T::zero());
@@ -52,12 +52,12 @@ widest! {
 }
 
 widest! {
-    /// Replays entries `from + 1..=to` of the history on a row's weight and moments, in blocks, and in each block in two phases: full
-    /// steps until [`History`]'s bound holds for every element, then only the products that are left.
+    /// Replays entries `from + 1..=to` of the history on a row's weight and moments, in blocks. Each block has two phases: full
+    /// steps until [`History`]'s bound holds for every element, then only the remaining products.
     pub(super) fn replay<W: Weight>(row: [&mut [f32]; 3], history: &History, from: usize, to: usize) {
         let [theta, m, v] = row;
         for ((theta, m), v) in theta.chunks_mut(LANES).zip(m.chunks_mut(LANES)).zip(v.chunks_mut(LANES)) {
-            // A short last block is replayed inside a full one; zeros are settled at once.
+            // A short last block is padded with zeros, for which the bound holds immediately.
             let (len, mut block) = (theta.len(), [[0f32; LANES]; 3]);
             let [t, p, q] = &mut block;
             t[..len].copy_from_slice(theta);
@@ -80,7 +80,7 @@ fn replay_block(
     (from, to): (usize, usize),
     round: impl Fn(f32) -> f32 + Copy,
 ) {
-    // A rounded weight does not follow the product of its decays closely enough for the bound.
+            // A weight that is rounded in every step can differ too much from the product of its decays for the bound.
     let decays = history.entries[from].log_decay != history.entries[to].log_decay;
     let bounded = history.mild(from, to) && !(decays && round(1.000_000_1) == 1.0);
     let mut at = from;
@@ -113,7 +113,7 @@ fn is_settled(theta: &[f32; LANES], m: &[f32; LANES], v: &[f32; LANES], factor: 
     unsettled == 0
 }
 
-/// What is left when updates change nothing: the products of decay and of both moments.
+/// The second phase, in which updates change nothing: the products of decay and of both moments.
 #[inline(always)]
 fn finish(
     theta: &mut [f32; LANES],
@@ -126,8 +126,8 @@ fn finish(
     let steps = &history.entries[from + 1..=to];
     let uniform = from + 1 >= history.uniform_from;
     let decays = history.entries[from].log_decay != history.entries[to].log_decay;
-    // Candle's `+ 0.0` turns -0 into 0. After the first one only a product that vanishes could be -0 again, and none does
-    // of weights that are zero or far from it.
+    // candle's `+ 0.0` turns -0 into 0. One addition is enough: a later product is -0 only if it underflows, and weights here are
+    // zero or too large for that.
     theta.iter_mut().for_each(|theta| *theta += 0.0);
     let far = theta.iter().all(|theta| (*theta == 0.0) | (theta.abs() >= SMALLEST_WEIGHT));
     match (decays, far) {
@@ -141,11 +141,11 @@ fn finish(
     }
 }
 
-/// Steps between two looks at whether moments have reached zero.
+/// Steps between two checks of whether moments are zero.
 const STEPS_A_FLUSH: usize = 16;
 
-/// Multiplies by one factor after the other. With a floor, values below it become zero. They may do so a few steps late:
-/// factors are below one, so that they would have stayed there.
+/// Multiplies by the factors one after another. With a floor, smaller values become zero, possibly a few steps late. Factors are
+/// below one, so such values cannot rise above the floor again.
 #[inline(always)]
 fn multiply(
     values: &mut [f32; LANES],

@@ -1,21 +1,33 @@
-//! The rules, as the numbers of one step.
+//! The update rules, as the constants of one step.
 
 use candle_core::Var;
 use candle_nn::ParamsAdamW;
 
 use super::history::Step;
 
-/// The numbers of one step of a rule; a place does the arithmetic.
+/// The constants of one step of a rule. A `Place` does the arithmetic.
 #[derive(Clone, Copy)]
 pub(super) enum Update {
-    /// θ ← θ · decay - lr · m̂ / (√v̂ + ε). Rows without a gradient move, too; a table defers that.
+    /// θ ← θ · decay - lr · m̂ / (√v̂ + ε). Rows without a gradient also change; a row-sparse table defers these updates.
     AdamW(Step<f64>),
     /// θ ← θ - lr · g.
     Sgd { lr: f64 },
 }
 
-/// The parameters of a rule: `ParamsAdamW` of AdamW, the learning rate of gradient descent.
-#[allow(private_bounds)] // no other rules than these
+/// The parameters of an update rule: `ParamsAdamW` for AdamW, the learning rate (f64) for gradient descent.
+///
+/// # Example
+/// ```
+/// use candle_nn::{Optimizer, ParamsAdamW, VarMap};
+/// use tallow::optim::{Optim, Rule};
+/// fn rate<P: Rule>(params: P) -> tallow::Result<f64> {
+///     Ok(Optim::from_varmap(&VarMap::new(), params)?.learning_rate())
+/// }
+/// assert_eq!(rate(0.1f64)?, 0.1);
+/// assert_eq!(rate(ParamsAdamW { lr: 0.01, ..Default::default() })?, 0.01);
+/// # Ok::<(), tallow::Error>(())
+/// ```
+#[allow(private_bounds)] // no other implementations
 pub trait Rule: Numbers + Clone {}
 
 impl Rule for ParamsAdamW {}
@@ -26,9 +38,9 @@ pub(super) trait Numbers {
     const MOMENTS: bool;
     fn lr(&self) -> f64;
     fn set_lr(&mut self, lr: f64);
-    /// Whether these are the same numbers.
+    /// Whether all parameters are equal.
     fn same(&self, other: &Self) -> bool;
-    /// The numbers of step `t`, from 1.
+    /// The constants of step `t`, from 1.
     fn update(&self, t: usize) -> Update;
 }
 
@@ -73,9 +85,9 @@ impl Numbers for f64 {
     }
 }
 
-/// Decay for weights of two dimensions or more, none for biases and norms: a closure for [`Optim::from_varmap_with`].
+/// Weight decay for variables of two or more dimensions, none for biases and norms: a closure for [`Optim::from_varmap_with`].
 ///
-/// A table has two dimensions, and decays. To leave it out, write the closure by name.
+/// A table has two dimensions, and decays. To exclude it, write a closure that checks the name.
 ///
 /// # Example
 /// ```

@@ -4,23 +4,33 @@ use std::f64::consts::PI;
 
 use crate::{Error, Result};
 
-/// How the learning rate goes down after the warm-up.
+/// How the learning rate decreases after the warm-up.
+///
+/// # Example
+/// ```
+/// use tallow::optim::{Decay, Schedule};
+/// let linear = Schedule { peak: 1.0, min: 0.0, warmup_steps: 0, total_steps: 4, decay: Decay::Linear };
+/// assert_eq!((linear.lr(1)?, linear.lr(4)?), (0.75, 0.0));
+/// let constant = Schedule { decay: Decay::Constant, ..linear };
+/// assert_eq!(constant.lr(4)?, 1.0);
+/// # Ok::<(), tallow::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Decay {
-    /// It stays at `peak`.
+    /// Constant at `peak`.
     Constant,
-    /// In a straight line to `min`.
+    /// Linear to `min`.
     Linear,
-    /// By half a cosine to `min` (Loshchilov and Hutter, 2017). The default.
+    /// Half a cosine to `min` (Loshchilov and Hutter, 2017). The default.
     #[default]
     Cosine,
 }
 
-/// The learning rate as a function of the step: nothing is kept, so that a run that is resumed has the same rates.
+/// The learning rate as a function of the step. It has no state, so a resumed run gets the same rates.
 ///
 /// Steps count from 1. With w warm-up steps and n steps in all, step s ≤ w has peak · s/w. After that, with
 /// p = (s - w)/(n - w), the rate is peak - (peak - min) · p ([`Decay::Linear`]) or
-/// min + (peak - min) · (1 + cos πp)/2 ([`Decay::Cosine`]). Step n has `min`, and so have all later ones.
+/// min + (peak - min) · (1 + cos πp)/2 ([`Decay::Cosine`]). From step n on it is `min`.
 ///
 /// # Example
 /// ```
@@ -39,35 +49,35 @@ pub enum Decay {
 pub struct Schedule {
     /// The rate after the warm-up.
     pub peak: f64,
-    /// The rate at the end; [`Decay::Constant`] does not use it.
+    /// The rate at the end. [`Decay::Constant`] ignores it.
     pub min: f64,
     /// Steps over which the rate rises to `peak`; 0 for none.
     pub warmup_steps: u64,
-    /// Steps of the whole run, warm-up included; [`Decay::Constant`] does not use it.
+    /// Steps of the whole run, including the warm-up. [`Decay::Constant`] ignores it.
     pub total_steps: u64,
-    /// How it goes down.
+    /// The shape after the warm-up.
     pub decay: Decay,
 }
 
 impl Schedule {
-    /// The learning rate of a step, from 1. For groups with rates of their own multiply it by a factor each
+    /// The learning rate of a step, from 1. For groups with different rates multiply it by a factor for each group
     /// ([`groups_mut`](super::Optim::groups_mut)).
     ///
     /// # Errors
-    /// [`Error::Config`]: step 0; a `peak` or `min` that is negative or no number; a `min` above `peak`; a warm-up that is not shorter
+    /// [`Error::Config`]: step 0; a `peak` or `min` that is negative or not finite; a `min` above `peak`; a warm-up that is not shorter
     /// than the run.
     pub fn lr(&self, step: u64) -> Result<f64> {
         let &Schedule { peak, min, warmup_steps: warmup, total_steps: total, decay } = self;
         let wrong = |what: String| Err(Error::Config(what));
         let constant = decay == Decay::Constant;
         if step == 0 {
-            return wrong("a schedule counts steps from 1, and was asked for step 0".to_string());
+            return wrong("a schedule has no step 0: steps count from 1".to_string());
         }
         if !(peak.is_finite() && peak >= 0.0 && (constant || (0.0..=peak).contains(&min))) {
             return wrong(format!("a schedule with peak {peak} and min {min}: both must be numbers, 0 <= min <= peak"));
         }
         if !constant && warmup >= total {
-            return wrong(format!("{warmup} warm-up steps in a run of {total}: the warm-up must be the shorter one"));
+            return wrong(format!("{warmup} warm-up steps in a run of {total} steps: the warm-up must be shorter"));
         }
         if step <= warmup {
             return Ok(peak * step as f64 / warmup as f64);
@@ -79,7 +89,7 @@ impl Schedule {
         Ok(match decay {
             Decay::Constant => peak,
             Decay::Linear => peak - (peak - min) * progress,
-            // The C library's cosine differs from machine to machine in its last bit, and the weights with it.
+            // The cosine of the C library differs between machines in the last bit, and would change the weights.
             Decay::Cosine => min + (peak - min) * (1.0 + libm::cos(PI * progress)) / 2.0,
         })
     }

@@ -1,4 +1,4 @@
-//! What an optimizer is between two steps: names and moments, out, in, and over to a table of another size.
+//! The state of an optimizer between steps: names and moments. Saves, loads, and carries it over to a resized table.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,21 +11,36 @@ use super::variable::Variable;
 use crate::support::variables::variables;
 use crate::{Error, Result};
 
-/// An optimizer that a [`Checkpoint`](crate::Checkpoint) can hold: [`AdamW`](super::AdamW), [`Sgd`](super::Sgd).
-#[allow(private_bounds)] // no others
+/// An optimizer that a [`Checkpoint`](crate::Checkpoint) can save: [`AdamW`](super::AdamW), [`Sgd`](super::Sgd).
+///
+/// # Example
+/// ```
+/// use candle_core::{DType, Device};
+/// use candle_nn::{ParamsAdamW, VarBuilder, VarMap};
+/// use tallow::Checkpoint;
+/// use tallow::optim::{AdamW, Stateful};
+/// let (folder, varmap) = (tempfile::tempdir()?, VarMap::new());
+/// candle_nn::linear(2, 3, VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu))?;
+/// let opt = AdamW::from_varmap(&varmap, ParamsAdamW::default())?;
+/// let stateful: &dyn Stateful = &opt;
+/// let path = Checkpoint { step: 7, ..Default::default() }.save(folder.path(), &varmap, Some(stateful), 2)?;
+/// assert!(path.ends_with("step-00000007"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[allow(private_bounds)] // no other implementations
 pub trait Stateful: Parts {}
 
 impl<P: Rule> Stateful for Optim<P> {}
 
-/// What a checkpoint does with one.
+/// What a checkpoint needs of an optimizer.
 pub(crate) trait Parts {
-    /// Its state, where it has no names by those of `varmap`.
+    /// Its state. An optimizer without names uses those of `varmap`.
     fn state_by(&self, varmap: Option<&VarMap>) -> Result<HashMap<String, Tensor>>;
-    /// Takes the names of `varmap` where it has none.
+    /// Takes the names of `varmap`, if it has none.
     fn take_names(&mut self, varmap: &VarMap) -> Result<()>;
     /// Names and shapes of its state.
     fn state_shapes(&self) -> BTreeMap<String, Vec<usize>>;
-    /// What of a state is missing or has another shape, given the shapes by name.
+    /// The tensors of the state that are missing or have another shape. `shape_of` returns the shape of a name.
     fn misfits(&self, shape_of: &dyn Fn(&str) -> Option<Vec<usize>>) -> Vec<String> {
         let wrong = |(name, shape): (String, Vec<usize>)| match shape_of(&name) {
             None => Some(format!("{name:?} is missing")),
@@ -34,7 +49,7 @@ pub(crate) trait Parts {
         };
         self.state_shapes().into_iter().filter_map(wrong).collect()
     }
-    /// Forgets row gradients that wait, and puts a state back.
+    /// Discards pending row gradients, and restores a state.
     fn restore(&mut self, state: &HashMap<String, Tensor>) -> Result<()>;
 }
 
@@ -70,10 +85,10 @@ impl<P: Rule> Parts for Optim<P> {
 }
 
 impl<P: Rule> Optim<P> {
-    /// Names the variables of an optimizer that was made without names ([`candle_nn::Optimizer::new`]), as `varmap` names them.
+    /// Gives the variables of an optimizer that was made without names ([`candle_nn::Optimizer::new`]) their names in `varmap`.
     ///
     /// # Errors
-    /// [`Error::Config`]: a variable that is not in `varmap`, or two with one name. Nothing is changed then.
+    /// [`Error::Config`]: a variable that is not in `varmap`, or that occurs twice. Nothing is changed after an error.
     pub fn name_by(&mut self, varmap: &VarMap) -> Result<()> {
         if !self.named {
             let names = self.names(Some(varmap))?;
@@ -83,28 +98,28 @@ impl<P: Rule> Optim<P> {
         Ok(())
     }
 
-    /// The names of all variables: those given, or those that `varmap` has for them.
+    /// The names of all variables: the given ones, or those in `varmap`.
     fn names(&self, varmap: Option<&VarMap>) -> Result<Vec<String>> {
         if self.named {
             return Ok(self.members().map(|member| member.name.clone()).collect());
         }
         let Some(varmap) = varmap else {
             return Err(Error::Config(
-                "this optimizer was made without names (`new`), and the order of its variables may be another in the next \
-                 process: make it by from_varmap, or call name_by(&varmap) first"
+                "this optimizer was made without names (`new`), and the order of its variables can differ in the next \
+                 process: make it with from_varmap, or call name_by(&varmap) first"
                     .to_string(),
             ));
         };
         let known = variables(varmap);
         let mut by_id = HashMap::new();
-        // Of several names for one variable the first.
+        // If a variable has several names, the first one is used.
         known.iter().for_each(|(name, var)| _ = by_id.entry(var.as_tensor().id()).or_insert(name));
         let mut names = Vec::new();
         for member in self.members() {
             let Some(name) = by_id.get(&member.var.as_tensor().id()) else {
                 return Err(Error::Config(format!(
                     "the optimizer has a variable of shape {:?} that is not in the VarMap, so its moments have no name: make \
-                     it by with_groups, with names",
+                     it with with_groups, with names",
                     member.var.dims()
                 )));
             };
@@ -116,11 +131,10 @@ impl<P: Rule> Optim<P> {
         Ok(names)
     }
 
-    /// Everything that a checkpoint must hold: `step` (one i64), and for each variable of AdamW `NAME.m` and `NAME.v` in the
+    /// The state for a checkpoint: `step` (one i64), and for each variable of AdamW `NAME.m` and `NAME.v` in the
     /// variable's shape, f32 (f64 for f64 weights), on the CPU.
     ///
-    /// All rows are flushed first, so that nothing is deferred and no history is left: the state is that of a dense AdamW,
-    /// whatever the rule.
+    /// All rows are flushed first, so the state is that of a dense AdamW for every [`Replay`](super::Replay).
     ///
     /// # Errors
     /// [`Error::Config`] if the variables have no names (see [`name_by`](Self::name_by)); those of candle's operations.
@@ -128,10 +142,10 @@ impl<P: Rule> Optim<P> {
         self.state_by(None)
     }
 
-    /// Puts back what [`state`](Self::state) gave. Nothing is changed unless everything fits.
+    /// Restores a state from [`state`](Self::state). Nothing is changed unless everything fits.
     ///
     /// # Errors
-    /// [`Error::Config`] that lists every tensor that is missing or has another shape; or if the variables have no names (see
+    /// [`Error::Config`]: a list of all tensors that are missing or have another shape; or the variables have no names (see
     /// [`name_by`](Self::name_by)).
     pub fn load_state(&mut self, state: &HashMap<String, Tensor>) -> Result<()> {
         self.names(None)?;
@@ -155,14 +169,15 @@ impl<P: Rule> Optim<P> {
         Ok(())
     }
 
-    /// Goes on with the variables that `varmap` has now under the names that this optimizer knows: call it after
-    /// [`TokenEmbedding::resize`](crate::TokenEmbedding::resize) or [`shrink`](crate::TokenEmbedding::shrink). Rows that stayed
-    /// keep their moments, new rows start with zero moments. The step count is shared and is not reset. Row gradients that wait in
-    /// a table that was replaced are forgotten.
+    /// Replaces the optimizer's variables by the current variables of `varmap` with the same names. Call it after
+    /// [`TokenEmbedding::resize`](crate::TokenEmbedding::resize) or [`shrink`](crate::TokenEmbedding::shrink). Existing rows
+    /// keep their moments, new rows start with zero moments. The step count is shared and is not reset. Pending row gradients of a
+    /// replaced table are discarded.
     ///
     /// # Errors
-    /// [`Error::SecondOptimizer`]: a table with another optimizer. [`Error::Config`]: a variable whose shape is another in more than its
-    /// first dimension, or which has another dtype; or variables without names (call [`name_by`](Self::name_by) before the table changes).
+    /// - [`Error::SecondOptimizer`]: a table has another optimizer.
+    /// - [`Error::Config`]: a variable differs in dtype, or in more than the first dimension of its shape; or the variables have no
+    ///   names (call [`name_by`](Self::name_by) before the table changes).
     ///
     /// # Cost
     /// A copy of the moments of each variable that was replaced.
@@ -177,7 +192,7 @@ impl<P: Rule> Optim<P> {
             let (old, new) = (member.var.dims().to_vec(), var.dims());
             if old.get(1..) != new.get(1..) || old.len() != new.len() || member.var.dtype() != var.dtype() {
                 return Err(Error::Config(format!(
-                    "{:?} was {old:?} {} and is {new:?} {}: moments follow only to more or fewer rows",
+                    "{:?} was {old:?} {} and is {new:?} {}: only the number of rows may change",
                     member.name,
                     member.var.dtype().as_str(),
                     var.dtype().as_str()

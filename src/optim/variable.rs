@@ -1,5 +1,5 @@
-//! A variable of an optimizer. A dense gradient moves all of it; of a row-sparse table the rows that have a gradient are updated, and what
-//! AdamW would have done to the others is deferred until they are read.
+//! A variable of an optimizer. A dense gradient updates the whole variable. In a row-sparse table only rows with a gradient are updated;
+//! AdamW's updates of the other rows are deferred until they are read.
 
 use std::sync::{Arc, Mutex};
 
@@ -11,10 +11,10 @@ use super::history::History;
 use super::place::{self, Place};
 use super::rule::Update;
 use crate::grouping::Groups;
-use crate::rows::{Grouped, Keeper, RowTable, Rows, lock};
+use crate::rows::{Deferred, Grouped, RowTable, Rows, lock};
 use crate::{Error, Result};
 
-/// One variable, tied to its table for as long as the optimizer lives.
+/// One variable, attached to its table while the optimizer exists.
 pub(super) struct Variable {
     pub(super) name: String,
     pub(super) var: Var,
@@ -26,12 +26,12 @@ struct State {
     weight: Tensor,
     place: Box<dyn Place>,
     how: Replay,
-    /// By row: the entry of the history that it is up to date with. Empty until a step defers something.
+    /// For each row: the entry of the history up to which its updates are applied. Empty until a step defers an update.
     last: Vec<u32>,
     history: History,
 }
 
-impl Keeper for Mutex<State> {
+impl Deferred for Mutex<State> {
     fn replay(&self, rows: Rows, frozen: &[bool]) -> Result<()> {
         lock(self).replay(rows, frozen)
     }
@@ -43,7 +43,7 @@ impl State {
         if now == 0 {
             return Ok(());
         }
-        // Rows with deferred updates, each once: (row, the entry that it is up to date with).
+        // Rows with deferred updates, each once: (row, the entry up to which its updates are applied).
         let mut due = Vec::new();
         let last = &mut self.last;
         let mut collect = |row: u32| {
@@ -62,7 +62,7 @@ impl State {
         if !due.is_empty()
             && let Err(error) = self.place.replay(&self.weight, &due, &mut self.history, self.how)
         {
-            // What was not replayed is still deferred.
+            // These updates were not replayed, and stay deferred.
             due.iter().for_each(|(row, last)| self.last[*row as usize] = *last);
             return Err(error);
         }
@@ -82,7 +82,7 @@ impl State {
             if self.history.now() == self.place.longest_history() {
                 self.replay(Rows::All, frozen)?;
             }
-            // A forward that is older than the last step left rows behind.
+            // Needed if the forward was before the last step: the rows then have deferred updates.
             self.replay(Rows::These(rows), frozen)?;
             self.history.push(step.to_f32());
             let now = self.history.now() as u32;
@@ -94,7 +94,7 @@ impl State {
         self.place.rows(&self.weight, grouped, update)
     }
 
-    /// Adds what waits to a dense gradient, in place.
+    /// Adds the pending row gradients to a dense gradient, in place.
     fn add(&self, dense: &Tensor, table: &RowTable) -> Result<()> {
         match dense.is_contiguous() {
             true => self.place.add(dense, table),
@@ -102,7 +102,7 @@ impl State {
         }
     }
 
-    /// One step on the whole of a row-sparse table, with a dense gradient to which what waits is added.
+    /// One step on the whole row-sparse table, with a dense gradient to which the pending row gradients are added.
     fn step_all_rows(&mut self, table: &RowTable, grad: &Tensor, update: &Update) -> Result<()> {
         let frozen = table.frozen();
         self.add(grad, table)?;
@@ -130,7 +130,7 @@ impl Variable {
         Ok(Variable { name, var, table, state })
     }
 
-    /// One step with its gradient in `grads`, or with the row gradients that wait, or with both.
+    /// One step with the gradient in `grads`, the pending row gradients, or both.
     pub(super) fn step(&self, grads: &GradStore, update: &Update) -> Result<()> {
         let grad = grads.get(&self.var);
         if !self.table.is_row_sparse() {
@@ -145,7 +145,7 @@ impl Variable {
         }
     }
 
-    /// Adds what waits to a dense gradient of a row-sparse table.
+    /// Adds the pending row gradients to a dense gradient of a row-sparse table.
     pub(super) fn add(&self, dense: &Tensor) -> Result<()> {
         lock(&self.state).add(dense, &self.table)
     }
@@ -160,7 +160,7 @@ impl Variable {
         lock(&self.state).how
     }
 
-    /// Both moments in the variable's shape, on the CPU, with every row up to date.
+    /// Both moments in the variable's shape, on the CPU, after all deferred updates are replayed.
     pub(super) fn moments(&self) -> Result<Option<[Tensor; 2]>> {
         self.table.replay(Rows::All)?;
         lock(&self.state).place.moments(&self.var)
@@ -173,11 +173,11 @@ impl Variable {
 }
 
 impl Drop for Variable {
-    /// Leaves no row behind. (A device that fails now has failed the caller already.)
+    /// Flushes the table. (Errors are ignored: a device that fails now has returned an error to the caller before.)
     fn drop(&mut self) {
         _ = self.table.replay(Rows::All);
-        let keeper: Arc<dyn Keeper> = self.state.clone();
-        self.table.detach(&keeper);
+        let optimizer: Arc<dyn Deferred> = self.state.clone();
+        self.table.detach(&optimizer);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The list of all tables of the process, so that an optimizer that is made from variables alone meets the layers over them.
+//! The list of all tables of the process. An optimizer, which is made from variables, finds the tables of the layers here.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,20 +8,20 @@ use candle_core::Tensor;
 
 use super::{RowTable, lock};
 
-/// By the address of the storage, which a detached tensor and a view share with their variable. A table keeps its storage alive, so
-/// that no other tensor can have the same address meanwhile.
+/// Tables by the address of their storage, which a detached tensor and a view share with their variable. A table keeps its storage
+/// alive, so no other tensor can have the same address.
 static TABLES: Mutex<Option<HashMap<usize, Weak<RowTable>>>> = Mutex::new(None);
 
-/// The number of row-sparse ones, so that programs without one do not look.
+/// The number of row-sparse tables. Programs without one skip the search.
 static ROW_SPARSE: AtomicUsize = AtomicUsize::new(0);
 
 fn address(tensor: &Tensor) -> usize {
     &raw const *tensor.storage_and_layout().0 as usize
 }
 
-/// The table over this tensor's memory, shared by all layers, heads and optimizers over it. They ask once, when they are made.
+/// The table over this tensor's memory, shared by all its layers, heads and optimizers. They call this once, when they are made.
 pub(super) fn table_of(tensor: &Tensor) -> Arc<RowTable> {
-    let at = address(tensor); // which waits for whoever writes the storage: not under the lock
+    let at = address(tensor); // may wait for a writer of the storage, so the list is not locked yet
     let mut tables = lock(&TABLES);
     let tables = tables.get_or_insert_default();
     if tables.len() == tables.capacity() {
@@ -35,7 +35,7 @@ pub(super) fn table_of(tensor: &Tensor) -> Arc<RowTable> {
     })
 }
 
-/// The row-sparse table over this tensor's memory, for what has a VarMap and no layer.
+/// The row-sparse table over this tensor's memory, for callers that have a VarMap and no layer.
 pub(super) fn row_sparse_table_of(tensor: &Tensor) -> Option<Arc<RowTable>> {
     if ROW_SPARSE.load(Ordering::Relaxed) == 0 {
         return None;

@@ -1,8 +1,8 @@
-//! Row gradients: what goes between a table's layer and its optimizer.
+//! Row gradients: the connection between a table's layer and its optimizer.
 //!
-//! Backward puts (ids, output gradient) here instead of building a dense gradient; the optimizer takes them as
-//! (rows, values). In the other direction the layer asks, before it reads rows, that they be brought up to date.
-//! This module knows neither how rows are looked up nor how they are updated.
+//! Backward stores (ids, output gradient) here instead of building a dense gradient, and the optimizer takes them as
+//! (rows, values). Before the layer reads rows, it calls the optimizer to replay their deferred updates.
+//! This module depends neither on the look-up nor on the updates.
 
 mod list;
 mod sum;
@@ -17,12 +17,28 @@ use crate::grouping::Grouping;
 use crate::{Error, Result};
 pub(crate) use sum::Grouped;
 
-/// Gradients of single rows of a table.
+/// Gradients of some rows of a table.
+///
+/// # Example
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_nn::{VarBuilder, VarMap};
+/// use tallow::{Gradient, RowGradients, TokenEmbedding, TokenEmbeddingConfig};
+/// let varmap = VarMap::new();
+/// let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+/// let cfg = TokenEmbeddingConfig { vocab_size: 10, d_model: 4, gradient: Gradient::RowSparse, ..Default::default() };
+/// let wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
+/// wte.add_row_gradients(RowGradients { rows: vec![3], values: Tensor::ones((1, 4), DType::F32, &Device::Cpu)? })?;
+/// let pending = wte.take_row_gradients()?.expect("row 3 is pending");
+/// assert_eq!(pending.rows, [3]);
+/// assert_eq!(pending.values.dims(), [1, 4]);
+/// # Ok::<(), tallow::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct RowGradients {
-    /// The rows, each once, in the order in which they were first looked up.
+    /// The rows, each once, in the order of their first look-up.
     pub rows: Vec<u32>,
-    /// Their gradients (U, C) f32: each the sum over the positions that hold the row, in their order.
+    /// The gradients (U, C) f32, U rows. Each is the sum over the positions of the row, in their order.
     pub values: Tensor,
 }
 
@@ -32,21 +48,21 @@ pub(crate) enum Rows<'a> {
     All,
 }
 
-/// An optimizer's side of a variable.
-pub(crate) trait Keeper: Send + Sync {
-    /// Applies the deferred updates of these rows: afterwards they are what the dense optimizer would have made of them.
+/// The optimizer that has the deferred updates of a table's rows.
+pub(crate) trait Deferred: Send + Sync {
+    /// Replays the deferred updates of these rows. Afterwards they equal the rows of the dense optimizer.
     fn replay(&self, rows: Rows, frozen: &[bool]) -> Result<()>;
 }
 
 /// What the layers, heads and optimizers over one variable share.
 pub(crate) struct RowTable {
-    /// The first tensor that was met of it: it keeps the storage alive.
+    /// The first tensor of this memory. It keeps the storage alive.
     memory: Tensor,
-    /// The variable (V, C), from the moment when a layer takes its gradient row by row.
+    /// The variable (V, C), once its gradient is row-sparse.
     row_sparse: OnceLock<Tensor>,
-    /// Whether another variable has this one's place in the VarMap now.
+    /// Whether another variable has replaced this one in the VarMap.
     replaced: AtomicBool,
-    /// Whether every step ends with a table that is up to date.
+    /// Whether every step ends with a flush.
     flushed: AtomicBool,
     shared: Mutex<Shared>,
 }
@@ -54,20 +70,20 @@ pub(crate) struct RowTable {
 #[derive(Default)]
 struct Shared {
     pending: Vec<Waiting>,
-    /// What stands for the look-ups among them in the `GradStore` of their backward. They stay while gradients are taken and given
-    /// back (to clip them, say), until a step or [`RowTable::clear`].
+    /// The marks of the pending look-ups in the `GradStore` of their backward. They stay while row gradients are taken and returned
+    /// (for example by clipping), until a step or [`RowTable::clear`].
     marks: Vec<TensorId>,
-    /// The marks that the last step, or the last `clear`, was done with.
+    /// The marks of the last step or the last `clear`.
     done: Vec<TensorId>,
-    /// The optimizers: one at most where the gradient is row-sparse.
-    keepers: Vec<Arc<dyn Keeper>>,
-    /// Rows that never change; empty where none is frozen.
+    /// The optimizers. A row-sparse table has at most one.
+    optimizers: Vec<Arc<dyn Deferred>>,
+    /// Whether each row is frozen. Empty if none is.
     frozen: Arc<Vec<bool>>,
     grouping: Grouping,
 }
 
 enum Waiting {
-    /// One look-up that went backward: ids (N) u32, and the gradient (N, C) of what they looked up.
+    /// Backward of one look-up: ids (N) u32, and the gradient (N, C) of its output.
     Lookup {
         ids: Tensor,
         grad: Tensor,
@@ -106,20 +122,20 @@ impl RowTable {
         RowTable { memory, row_sparse, replaced: AtomicBool::new(false), flushed: AtomicBool::new(false), shared }
     }
 
-    /// The table over a tensor's memory: the variable, a detached tensor of it, a view. Locks the list of the process.
+    /// The table over a tensor's memory. The tensor is the variable, a detached tensor of it, or a view. Locks the global list.
     pub(crate) fn of(tensor: &Tensor) -> Arc<RowTable> {
         list::table_of(tensor)
     }
 
-    /// The row-sparse table over a tensor's memory, if it is one. Locks the list of the process.
+    /// The row-sparse table over a tensor's memory, if there is one. Locks the global list.
     pub(crate) fn find(tensor: &Tensor) -> Option<Arc<RowTable>> {
         list::row_sparse_table_of(tensor)
     }
 
-    /// Takes the gradient of `variable` (V, C) row by row from now on.
+    /// Makes the gradient of `variable` (V, C) row-sparse.
     pub(crate) fn make_row_sparse(&self, variable: &Tensor) -> Result<()> {
         let shared = lock(&self.shared);
-        if shared.keepers.len() > 1 {
+        if shared.optimizers.len() > 1 {
             return Err(Error::SecondOptimizer);
         }
         if self.row_sparse.set(variable.clone()).is_ok() {
@@ -137,7 +153,7 @@ impl RowTable {
         self.row_sparse.get().unwrap_or(&self.memory)
     }
 
-    /// Says that another variable has this one's place now.
+    /// Records that another variable has replaced this one.
     pub(crate) fn replace(&self) {
         self.replaced.store(true, Ordering::Relaxed);
         self.clear();
@@ -147,7 +163,7 @@ impl RowTable {
         self.replaced.load(Ordering::Relaxed)
     }
 
-    /// An error for a `reader` of the table, if another has its place; `anew` says what to make.
+    /// An error for a `reader` of the table, if the table was replaced. `anew` says what to make anew.
     pub(crate) fn check_current(&self, reader: &str, anew: &str) -> Result<()> {
         match self.is_replaced() {
             true => Err(Error::Config(format!(
@@ -157,44 +173,44 @@ impl RowTable {
         }
     }
 
-    /// Brings the table up to date, now and at the end of every step: somebody has the tensor who does not ask.
+    /// Flushes the table now and at the end of every step, because the tensor has readers that do not replay.
     pub(crate) fn keep_flushed(&self) {
         self.flushed.store(true, Ordering::Relaxed);
-        _ = self.replay(Rows::All); // should that fail, the next use of the device does, too
+        _ = self.replay(Rows::All); // if this fails, the next use of the device fails, too
     }
 
     /// Adds an optimizer of this variable.
-    pub(crate) fn attach(&self, keeper: Arc<dyn Keeper>) -> Result<()> {
+    pub(crate) fn attach(&self, optimizer: Arc<dyn Deferred>) -> Result<()> {
         let mut shared = lock(&self.shared);
-        if self.is_row_sparse() && !shared.keepers.is_empty() {
+        if self.is_row_sparse() && !shared.optimizers.is_empty() {
             return Err(Error::SecondOptimizer);
         }
-        shared.keepers.push(keeper);
+        shared.optimizers.push(optimizer);
         Ok(())
     }
 
-    pub(crate) fn detach(&self, keeper: &Arc<dyn Keeper>) {
+    pub(crate) fn detach(&self, optimizer: &Arc<dyn Deferred>) {
         let mut shared = lock(&self.shared);
-        shared.keepers.retain(|other| !Arc::ptr_eq(other, keeper));
+        shared.optimizers.retain(|other| !Arc::ptr_eq(other, optimizer));
         shared.forget();
     }
 
-    /// Applies deferred updates, where an optimizer has some.
+    /// Replays deferred updates, if there is an optimizer.
     pub(crate) fn replay(&self, rows: Rows) -> Result<()> {
         if !self.is_row_sparse() {
             return Ok(());
         }
-        let (keeper, frozen) = {
+        let (optimizer, frozen) = {
             let shared = lock(&self.shared);
-            (shared.keepers.first().cloned(), shared.frozen.clone())
+            (shared.optimizers.first().cloned(), shared.frozen.clone())
         };
-        keeper.map_or(Ok(()), |keeper| keeper.replay(rows, &frozen))
+        optimizer.map_or(Ok(()), |optimizer| optimizer.replay(rows, &frozen))
     }
 
-    /// Puts aside the output gradient of a look-up, which `mark` stands for in the `GradStore`.
+    /// Stores the output gradient of a look-up. `mark` is its mark in the `GradStore`.
     pub(crate) fn push(&self, mark: &Tensor, ids: &Tensor, grad: &Tensor) -> candle_core::Result<()> {
         let mut shared = lock(&self.shared);
-        if shared.keepers.is_empty() {
+        if shared.optimizers.is_empty() {
             return Err(Error::NoOptimizer.into());
         }
         if shared.marks.contains(&mark.id()) {
@@ -208,8 +224,8 @@ impl RowTable {
         Ok(())
     }
 
-    /// An error if a look-up waits whose backward is not part of `grads`: the table would train on it, and nothing else would. And
-    /// one if `grads` has a look-up that does not wait any more: everything else would train on it, and the table would not.
+    /// An error if a look-up is pending whose backward is not part of `grads`: only the table would be trained on it. Also an error if
+    /// `grads` has a look-up that is not pending any more: everything except the table would be trained on it.
     pub(crate) fn belongs_to(&self, grads: &GradStore) -> Result<()> {
         let shared = lock(&self.shared);
         let stepped = shared.done.iter().any(|mark| grads.get_id(*mark).is_some());
@@ -220,7 +236,7 @@ impl RowTable {
         }
     }
 
-    /// Whether a gradient waits that belongs to `grads`, or was added by hand.
+    /// Whether a pending row gradient belongs to `grads`, or was added by [`push_rows`](Self::push_rows).
     pub(crate) fn waits_for(&self, grads: &GradStore) -> bool {
         let shared = lock(&self.shared);
         match shared.marks.is_empty() {
@@ -229,23 +245,23 @@ impl RowTable {
         }
     }
 
-    /// Says that a step took what waited.
+    /// Records that a step has used the pending row gradients.
     pub(crate) fn stepped(&self) -> Result<()> {
         lock(&self.shared).retire_marks();
         if self.flushed.load(Ordering::Relaxed) { self.replay(Rows::All) } else { Ok(()) }
     }
 
-    /// Forgets what waits.
+    /// Discards the pending row gradients.
     pub(crate) fn clear(&self) {
         lock(&self.shared).forget();
     }
 
-    /// Adds gradients of rows (from another machine, say) to those that wait.
+    /// Adds row gradients (for example from another machine) to the pending ones.
     pub(crate) fn push_rows(&self, gradients: RowGradients) -> Result<()> {
         let columns = self.weight().dim(1)?;
         if gradients.values.dims() != [gradients.rows.len(), columns] {
             return Err(Error::Config(format!(
-                "row gradients have shape {:?}, {} rows of {columns} columns were expected",
+                "row gradients have shape {:?}, expected ({}, {columns})",
                 gradients.values.dims(),
                 gradients.rows.len()
             )));
@@ -256,18 +272,18 @@ impl RowTable {
         Ok(())
     }
 
-    /// Takes what waits, summed by row; `None` if no look-up went backward since the last time.
+    /// Takes the pending row gradients, summed by row. `None` if none are pending.
     pub(crate) fn take(&self) -> Result<Option<RowGradients>> {
         self.take_grouped()?.map(Grouped::sum).transpose()
     }
 
-    /// Takes what waits, grouped by row but not yet summed: an optimizer on a GPU sums while it updates.
+    /// Takes the pending row gradients, grouped by row but not summed: an optimizer on a GPU sums while it updates.
     pub(crate) fn take_grouped(&self) -> Result<Option<Grouped>> {
         let frozen = self.frozen();
         self.group(&frozen)
     }
 
-    /// The same with frozen rows, for a dense gradient that has them, too.
+    /// The same including frozen rows, for a dense gradient, which contains them.
     pub(crate) fn take_grouped_with_frozen(&self) -> Result<Option<Grouped>> {
         self.group(&[])
     }
@@ -293,7 +309,7 @@ impl RowTable {
         Ok(Some(Grouped { groups, sources }))
     }
 
-    /// Takes what waits as it came: ids and gradients (N, C), look-up by look-up, position by position.
+    /// Takes the pending row gradients ungrouped: ids and gradients (N, C) of each look-up, in order.
     pub(crate) fn take_lookups(&self) -> Result<Vec<(Vec<u32>, Tensor)>> {
         let pending = std::mem::take(&mut lock(&self.shared).pending);
         let ids_and_grads = pending.into_iter().map(|source| match source {
@@ -311,16 +327,16 @@ impl RowTable {
         }
     }
 
-    /// An error if rows are frozen and there is no optimizer that keeps them so: candle's would move them.
+    /// An error if rows are frozen and there is no optimizer of tallow's: candle's optimizers would change them.
     pub(crate) fn check_frozen(&self) -> Result<()> {
         let shared = lock(&self.shared);
-        match !shared.frozen.is_empty() && shared.keepers.is_empty() {
+        match !shared.frozen.is_empty() && shared.optimizers.is_empty() {
             true => Err(Error::NoOptimizer),
             false => Ok(()),
         }
     }
 
-    /// Marks rows that never change; an empty list frees all.
+    /// Freezes these rows. An empty list unfreezes all.
     pub(crate) fn freeze(&self, rows: &[u32]) -> Result<()> {
         self.check_rows("rows to freeze", rows)?;
         let mut frozen = vec![false; self.weight().dim(0)?];
@@ -328,7 +344,7 @@ impl RowTable {
         self.set_frozen(frozen)
     }
 
-    /// Marks all rows but these.
+    /// Freezes all rows but these.
     pub(crate) fn freeze_except(&self, rows: &[u32]) -> Result<()> {
         self.check_rows("rows to train", rows)?;
         let mut frozen = vec![true; self.weight().dim(0)?];
@@ -336,12 +352,12 @@ impl RowTable {
         self.set_frozen(frozen)
     }
 
-    /// Marks the rows that are `true`.
+    /// Freezes the rows that are `true`.
     pub(crate) fn set_frozen(&self, mut frozen: Vec<bool>) -> Result<()> {
         if !frozen.contains(&true) {
             frozen.clear();
         }
-        // Steps that were deferred before the freeze still apply.
+        // Updates that were deferred before the freeze are still applied.
         self.replay(Rows::All)?;
         lock(&self.shared).frozen = Arc::new(frozen);
         Ok(())

@@ -1,4 +1,4 @@
-//! Gradients of look-ups, grouped by row → one sum a row.
+//! Gradients of look-ups, grouped by row → one sum per row.
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
 
@@ -7,14 +7,14 @@ use crate::grouping::Groups;
 use crate::support::{advise_huge_pages, parallel};
 use crate::{Error, Result};
 
-/// Gradients of look-ups, one tensor (N, C) after the other, and which of them belong to which row.
+/// Gradients of look-ups, one tensor (N, C) for each, and their positions grouped by row.
 pub(crate) struct Grouped {
     pub(crate) groups: Groups,
     pub(crate) sources: Vec<Tensor>,
 }
 
 impl Grouped {
-    /// All gradients as one tensor (N, C): of their own dtype where they have one, else f32.
+    /// All gradients as one tensor (N, C), in their common dtype, or in f32 if dtypes differ.
     pub(crate) fn joined(&self) -> Result<Tensor> {
         match &self.sources[..] {
             [source] => Ok(source.clone()),
@@ -26,7 +26,7 @@ impl Grouped {
         let Grouped { groups, sources } = &self;
         let values = match sources[0].device() {
             Device::Cpu => sum_on_host(groups, sources)?,
-            // Backends reject allocations of size zero, but a view may be empty.
+            // Backends reject zero-size allocations, but a view may be empty.
             device if groups.rows.is_empty() => {
                 Tensor::zeros((1, sources[0].dim(1)?), DType::F32, device)?.narrow(0, 0, 0)?
             }
@@ -37,14 +37,14 @@ impl Grouped {
     }
 }
 
-/// The gradients that there are, one after the other, in f32.
+/// All gradients, concatenated, in f32.
 fn in_f32(sources: &[Tensor]) -> Result<Tensor> {
     let some = sources.iter().filter(|grad| grad.elem_count() > 0);
     let grads = some.map(|grad| grad.to_dtype(DType::F32)).collect::<candle_core::Result<Vec<_>>>()?;
     Ok(Tensor::cat(&grads, 0)?)
 }
 
-/// Sums in f32, each row's positions in their order: the order of candle's `index_add`, whatever the threads.
+/// Sums in f32, in the order of positions: the order of candle's `index_add`, for any number of threads.
 fn sum_on_host(groups: &Groups, sources: &[Tensor]) -> Result<Tensor> {
     let columns = sources[0].dim(1)?;
     let guards: Vec<_> = sources.iter().map(|grad| grad.storage_and_layout()).collect();
@@ -63,7 +63,7 @@ fn sum_on_host(groups: &Groups, sources: &[Tensor]) -> Result<Tensor> {
             for position in &groups.positions[positions] {
                 let position = *position as usize;
                 let source = slices.partition_point(|(first, _)| *first <= position) - 1;
-                // Empty sources share their first position with the next one, which comes later in the list.
+                // An empty source has the same first position as the next one, which is later in the list.
                 let (first, floats) = &slices[source];
                 floats.add_to(out, (position - first) * columns);
             }
@@ -107,7 +107,7 @@ impl<'a> Floats<'a> {
     }
 }
 
-/// The same sums by candle's operations, where the host cannot read the gradients.
+/// The same sums by candle's operations, for gradients on a device.
 fn sum_on_device(groups: &Groups, sources: &[Tensor], device: &Device) -> Result<Tensor> {
     let grads = in_f32(sources)?;
     let places = Tensor::from_slice(&groups.places, groups.places.len(), device)?;

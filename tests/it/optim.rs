@@ -537,7 +537,7 @@ fn an_optimizer_may_be_made_before_the_layer() {
     let var = Var::zeros((2, 2), DType::F32, &CPU).unwrap();
     varmap.data().lock().unwrap().extend([("a".to_string(), var.clone()), ("b".to_string(), var)]);
     let twice = AdamW::from_varmap(&varmap, params(1e-2, 0.1)).err().unwrap().to_string();
-    assert!(twice.contains("\"a\" is there again as \"b\""), "{twice}");
+    assert!(twice.contains("\"a\" occurs again as \"b\""), "{twice}");
     // Two optimizers of a dense variable are candle's habit, too; a row-sparse table has one.
     let varmap = VarMap::new();
     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &CPU);

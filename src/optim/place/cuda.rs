@@ -1,11 +1,11 @@
-//! Updates by kernels.cu: the arithmetic of `kernel.rs`, on an NVIDIA GPU.
+//! Updates by kernels.cu on an NVIDIA GPU, with the arithmetic of `kernel.rs`.
 
 use candle_core::Tensor;
 
 use super::Place;
 use crate::Result;
 
-/// The place of a weight that the kernels take: f32, bf16 or f16 on CUDA. None in a build without the feature `cuda`.
+/// The place of a weight that the kernels support: f32, bf16 or f16 on CUDA. `None` in a build without the feature `cuda`.
 pub(super) fn place(weight: &Tensor, moments: bool) -> Result<Option<Box<dyn Place>>> {
     #[cfg(feature = "cuda")]
     if weight.device().is_cuda()
@@ -17,7 +17,7 @@ pub(super) fn place(weight: &Tensor, moments: bool) -> Result<Option<Box<dyn Pla
     Ok(None)
 }
 
-/// What kernels.cu reads.
+/// The structs that kernels.cu reads.
 #[cfg(any(feature = "cuda", all(test, target_os = "linux")))]
 mod wire {
     use crate::optim::Replay;
@@ -37,7 +37,7 @@ mod wire {
         }
     }
 
-    /// A row whose updates after entry `from` up to `to` are deferred, and then the products of all later ones.
+    /// A row: updates after entry `from` up to `to` are replayed, then the products of all later entries are applied.
     #[repr(C)]
     #[derive(Clone, Copy)]
     pub(super) struct Due {
@@ -58,7 +58,7 @@ mod wire {
     const _: () = assert!(size_of::<Step>() == 40 && size_of::<Entry>() == 44 && size_of::<Due>() == 28);
 
     impl Due {
-        /// Of (row, entry that it is up to date with), for weights that are `rounded` after every step or not.
+        /// From pairs (row, entry up to which its updates are applied). `rounded`: weights are rounded after every step.
         pub(super) fn all(due: &[(u32, u32)], history: &History, replay: Replay, rounded: bool) -> Vec<Due> {
             let now = history.now();
             let of = |&(row, last): &(u32, u32)| {

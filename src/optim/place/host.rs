@@ -1,4 +1,4 @@
-//! Updates in the host's memory, in place, on all threads.
+//! Updates in host memory, in place, on all threads.
 
 use candle_core::{Device, Storage, Tensor, WithDType};
 
@@ -13,13 +13,14 @@ use crate::rows::{Grouped, RowGradients, RowTable};
 use crate::support::parallel;
 use crate::{Error, Result};
 
-/// Elements of one task of a dense step: some 10 µs of memory traffic.
+/// Elements of one task of a dense step: about 10 µs of memory traffic.
 const TASK_ELEMENTS: usize = 1 << 15;
 
-/// Elements of one task on rows: some 10 µs of work.
+/// Elements of one task on rows: about 10 µs of work.
 const ROWS_TASK_ELEMENTS: usize = 1 << 13;
 
-/// Weights on the CPU, and their moments: m and v, in memory that is not touched before a row is; empty where the rule has none.
+/// Weights on the CPU, and their moments m and v. Memory pages of the moments are mapped when a row is first updated. Empty if the
+/// rule has no moments.
 pub(in crate::optim) struct Host<W: Weight> {
     has_moments: bool,
     pub(in crate::optim) m: Vec<W::Wide>,
@@ -32,7 +33,7 @@ impl<W: Weight> Host<W> {
         Host { has_moments: moments, m: zeros(), v: zeros() }
     }
 
-    /// Calls `work` with weight and moments of each row that `items` name, on several threads if `steps` are a lot of work.
+    /// Calls `work` with weight and moments of each row in `items`, on several threads if `steps` is large.
     fn each_row<X: Copy + Sync>(
         &mut self,
         weight: &Tensor,
@@ -47,7 +48,7 @@ impl<W: Weight> Host<W> {
             let each = |items: &[(u32, X)]| {
                 let mut buffer = Vec::new();
                 for (row, item) in items {
-                    // SAFETY: each row is named once, and each task has other items.
+                    // SAFETY: each row occurs once, and tasks have different items.
                     let (weights, m, v) = unsafe { (weights.row(*row), m.row(*row), v.row(*row)) };
                     W::change(weights, &mut buffer, |theta| work(*item, [theta, m, v]));
                 }
@@ -63,7 +64,8 @@ impl<W: Weight> Host<W> {
 }
 
 impl<W: Weight> Place for Host<W> {
-    /// One pass: reads weight, gradient and both moments, writes weight and moments, allocates nothing (bf16 and f16: a task's elements).
+    /// One pass. Reads weight, gradient and both moments, writes weight and moments. Allocates nothing, for bf16 and f16 the elements
+    /// of a task.
     fn dense(&mut self, weight: &Tensor, grad: &Tensor, update: &Update) -> Result<()> {
         let grad = whole(weight, grad)?;
         let (storage, layout) = grad.storage_and_layout();
@@ -146,7 +148,7 @@ impl<W: Weight> Place for Host<W> {
     }
 }
 
-/// Brings `values` (N, C), row by row, into the rows of a tensor (V, C) in place: x ← change(x, value).
+/// Updates rows of a tensor (V, C) in place with `values` (N, C): x ← change(x, value).
 pub(in crate::optim) fn change_rows<W: Weight>(
     tensor: &Tensor,
     rows: &[u32],
@@ -165,12 +167,12 @@ pub(in crate::optim) fn change_rows<W: Weight>(
     })
 }
 
-/// Small work stays on this thread.
+/// Runs tasks, on this thread if there are few elements.
 fn each<I: Iterator + Send>(elements: usize, tasks: I, work: impl Fn(I::Item) + Sync) {
     if elements <= 4 * TASK_ELEMENTS { tasks.for_each(work) } else { parallel::for_each(tasks, work) }
 }
 
-/// The gradient of a weight, its elements one after the other.
+/// The gradient of a weight, contiguous and in the weight's dtype.
 fn whole(weight: &Tensor, grad: &Tensor) -> Result<Tensor> {
     match weight.shape() == grad.shape() {
         true => Ok(grad.contiguous()?),
@@ -187,7 +189,7 @@ fn elements<T: WithDType>(storage: &Storage) -> Result<&[T]> {
     }
 }
 
-/// [`Replay::Truncated`]'s short cut: the products of all steps at once, and no updates.
+/// The second part of [`Replay::Truncated`]: the products of all remaining steps at once, without updates.
 pub(in crate::optim) fn jump(row: [&mut [f32]; 3], history: &History, from: usize, to: usize) {
     for (values, product) in row.into_iter().zip(history.products(from, to)) {
         values.iter_mut().for_each(|x| *x *= product);

@@ -1,4 +1,4 @@
-//! Weights in the host's memory: reached in place, row by row, in their own type.
+//! Access to weights in host memory: in place, by row, in their own type.
 
 use std::marker::PhantomData;
 use std::sync::Mutex;
@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use crate::Result;
 use crate::optim::history::Step;
 
-/// Gives `change` the elements of a contiguous tensor. Everything that shares them sees the change.
+/// Calls `change` with the elements of a contiguous tensor. Tensors that share the storage see the change.
 pub(in crate::optim) fn in_place<W: Weight>(tensor: &Tensor, change: impl FnOnce(&mut [W]) + Send) -> Result<()> {
     struct Op<F, W>(Mutex<Option<F>>, PhantomData<fn(W)>);
     impl<W: Weight, F: FnOnce(&mut [W])> InplaceOp1 for Op<F, W> {
@@ -18,10 +18,10 @@ pub(in crate::optim) fn in_place<W: Weight>(tensor: &Tensor, change: impl FnOnce
         }
         fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
             if layout.start_offset() != 0 || !layout.is_contiguous() {
-                candle_core::bail!("an optimizer's variable must be contiguous and whole")
+                candle_core::bail!("an optimizer's variable must be contiguous, and not a view of a part of its storage")
             }
             let Some(elements) = W::of(storage) else {
-                candle_core::bail!("this weight is no {} tensor", W::DTYPE.as_str())
+                candle_core::bail!("this weight is not a {} tensor", W::DTYPE.as_str())
             };
             if let Some(change) = self.0.lock().ok().and_then(|mut change| change.take()) {
                 change(elements);
@@ -35,7 +35,7 @@ pub(in crate::optim) fn in_place<W: Weight>(tensor: &Tensor, change: impl FnOnce
 /// The float types of the arithmetic.
 pub(in crate::optim) trait Real: WithDType {
     fn sqrt(self) -> Self;
-    /// Zero for what is closer to zero than `floor`.
+    /// The value, or zero if its magnitude is below `floor`.
     fn above(self, floor: Self) -> Self;
 }
 
@@ -55,19 +55,19 @@ macro_rules! real {
 }
 real!(f32, f64);
 
-/// The dtypes of weights, and the type that they are computed in: bf16 and f16 in f32, rounded once a step.
+/// The dtypes of weights, and the type of their arithmetic: bf16 and f16 in f32, rounded once per step.
 pub(in crate::optim) trait Weight: WithDType + Send + Sync {
     type Wide: Real;
     fn of(storage: &mut CpuStorage) -> Option<&mut [Self]>;
-    /// Lends these elements in the wide type, and takes them back.
+    /// Calls `f` with these elements in the wide type, and stores the result.
     fn change(row: &mut [Self], buffer: &mut Vec<Self::Wide>, f: impl FnOnce(&mut [Self::Wide]));
     /// These elements in the wide type.
     fn wide<'a>(row: &'a [Self], buffer: &'a mut Vec<Self::Wide>) -> &'a [Self::Wide];
-    /// The step's numbers in the wide type.
+    /// The step's constants in the wide type.
     fn step(step: &Step<f64>) -> Step<Self::Wide>;
-    /// Rounds as a weight of this dtype is rounded after each step.
+    /// Rounds to this dtype, as after each step.
     fn round(x: f32) -> f32;
-    /// A row's weight and moments, if it can be replayed: no f64 table is row-sparse.
+    /// A row's weight and moments for a replay. `None` for f64, whose tables are never row-sparse.
     fn f32(row: [&mut [Self::Wide]; 3]) -> Option<[&mut [f32]; 3]>;
 }
 
@@ -134,7 +134,7 @@ macro_rules! rounded {
 rounded!(bf16, BF16);
 rounded!(f16, F16);
 
-/// Rows of one slice, handed to several threads.
+/// Disjoint rows of one slice, for several threads.
 pub(in crate::optim) struct Disjoint<'a, T> {
     start: *mut T,
     len: usize,
@@ -142,7 +142,7 @@ pub(in crate::optim) struct Disjoint<'a, T> {
     lifetime: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: it is a `&mut [T]` whose parts are handed out; `row`'s contract keeps the parts apart.
+// SAFETY: it is a `&mut [T]` of which `row` returns parts. The contract of `row` keeps them disjoint.
 unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
 
 impl<'a, T> Disjoint<'a, T> {
@@ -151,7 +151,7 @@ impl<'a, T> Disjoint<'a, T> {
     }
 
     /// # Safety
-    /// No row may be asked for again while it is held.
+    /// A row must not be requested again while it is borrowed.
     ///
     /// # Panics
     /// If there is no such row.
@@ -159,7 +159,7 @@ impl<'a, T> Disjoint<'a, T> {
     pub(in crate::optim) unsafe fn row(&self, row: u32) -> &mut [T] {
         let first = row as usize * self.columns;
         assert!(first + self.columns <= self.len, "row {row} is outside the table");
-        // SAFETY: inside the slice, as just checked; held by nobody else, as promised by the caller.
+        // SAFETY: in bounds, as checked above. The caller promises that no one else borrows the row.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(first), self.columns) }
     }
 }

@@ -1,4 +1,4 @@
-//! Where a variable's updates run: in the host's memory, by kernels on CUDA, or by candle's operations. Chosen once, when the
+//! Where a variable's updates run: in host memory, by kernels on CUDA, or by candle's operations. The choice is made once, when the
 //! optimizer is made.
 
 mod cuda;
@@ -17,7 +17,7 @@ use crate::rows::{Grouped, RowTable};
 use host::Host;
 pub(super) use operations::Operations;
 
-/// One variable's updates, with the moments that they need.
+/// The updates of one variable, with its moments.
 pub(super) trait Place: Send + Sync {
     /// One step with a dense gradient.
     fn dense(&mut self, weight: &Tensor, grad: &Tensor, update: &Update) -> Result<()>;
@@ -25,21 +25,20 @@ pub(super) trait Place: Send + Sync {
     /// One step on the rows that have a gradient.
     fn rows(&mut self, weight: &Tensor, grouped: Grouped, update: &Update) -> Result<()>;
 
-    /// Replays deferred updates: `due` names each row once, with the entry of the history that it is up to date with.
+    /// Replays deferred updates. `due` has each row once, with the entry of the history up to which its updates are applied.
     fn replay(&mut self, weight: &Tensor, due: &[(u32, u32)], history: &mut History, replay: Replay) -> Result<()>;
 
-    /// Adds the row gradients that wait to a dense gradient of the same table, in place. In f32 in the order of candle's own
-    /// sum, look-up by look-up, position by position; bf16 and f16 rows, and those on CUDA, are summed in f32 first. `dense` is
-    /// contiguous.
+    /// Adds the pending row gradients to a dense gradient of the same table, in place. `dense` is contiguous. In f32 the order is that
+    /// of candle's own sum: by look-up, then by position. bf16 and f16 rows, and rows on CUDA, are summed in f32 first.
     fn add(&self, dense: &Tensor, table: &RowTable) -> Result<()>;
 
-    /// Both moments in the weight's shape, on the CPU; none where the rule has none.
+    /// Both moments in the weight's shape, on the CPU. `None` if the rule has no moments.
     fn moments(&self, weight: &Tensor) -> Result<Option<[Tensor; 2]>>;
 
-    /// Puts moments back that [`moments`](Self::moments) gave.
+    /// Restores moments from [`moments`](Self::moments).
     fn set_moments(&mut self, moments: [&Tensor; 2]) -> Result<()>;
 
-    /// After so many steps all rows are replayed.
+    /// All rows are flushed after this many steps.
     fn longest_history(&self) -> usize {
         MAX_ENTRIES
     }
@@ -59,7 +58,7 @@ pub(super) fn of(weight: &Tensor, moments: bool) -> Result<Box<dyn Place>> {
     })
 }
 
-/// Moments as tensors on the weight's device; none where the rule has none.
+/// Moments as tensors on the weight's device. `None` if the rule has no moments.
 pub(super) struct Moments(Option<[Tensor; 2]>);
 
 impl Moments {
@@ -75,14 +74,14 @@ impl Moments {
 
     fn set(&mut self, new: [&Tensor; 2]) -> Result<()> {
         let Some([m, v]) = &mut self.0 else { return Ok(()) };
-        // Copies: rows of these are changed in place.
+                        // Copies, because their rows are changed in place.
         let like = |old: &Tensor, new: &Tensor| new.to_dtype(old.dtype())?.to_device(old.device())?.force_contiguous();
         (*m, *v) = (like(m, new[0])?, like(v, new[1])?);
         Ok(())
     }
 }
 
-/// What is added to a dense gradient, as (ids, gradients).
+/// The pending row gradients for a dense gradient, as (ids, gradients).
 fn waiting(dense: &Tensor, table: &RowTable) -> Result<Vec<(Vec<u32>, Tensor)>> {
     if dense.dtype() == DType::F32 {
         return table.take_lookups();

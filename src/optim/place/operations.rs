@@ -1,5 +1,5 @@
-//! Updates made of candle's operations, for devices whose memory neither the host nor our kernels reach: correct before fast. Only the
-//! rows in question are computed; nothing of the table's size is allocated for them.
+//! Updates by candle's operations, for devices without kernels of tallow: simple rather than fast. Only the affected rows are computed,
+//! and nothing of the table's size is allocated for them.
 
 use candle_core::{DType, Tensor, Var};
 
@@ -10,7 +10,7 @@ use crate::optim::history::{History, Step};
 use crate::optim::rule::Update;
 use crate::rows::{Grouped, RowGradients, RowTable};
 
-/// Weights on Metal, and those of f64 on CUDA. Moments are f32, those of f64 weights f64.
+/// Weights on Metal, and f64 weights on CUDA. Moments are f32 (f64 for f64).
 pub(in crate::optim) struct Operations(Moments);
 
 impl Operations {
@@ -51,7 +51,7 @@ impl Place for Operations {
         }
     }
 
-    /// Rows that miss the same steps together, step by step.
+    /// Replays rows with the same deferred steps together, step by step.
     fn replay(&mut self, weight: &Tensor, due: &[(u32, u32)], history: &mut History, replay: Replay) -> Result<()> {
         let Some([m, v]) = &self.0.0 else { return Ok(()) };
         let mut due = due.to_vec();
@@ -66,7 +66,7 @@ impl Place for Operations {
             change([weight, m, v], &rows, |mut taken| {
                 for entry in &history.entries[last + 1..=full] {
                     taken = after(taken, None, &entry.step.to_f64())?;
-                    // A bf16 weight is rounded after every step, as the dense optimizer would.
+                    // A bf16 weight is rounded after every step, as by the dense optimizer.
                     taken[0] = taken[0].to_dtype(weight.dtype())?.to_dtype(DType::F32)?;
                 }
                 if full < now {
@@ -110,7 +110,7 @@ fn after([theta, m, v]: [Tensor; 3], grad: Option<&Tensor>, s: &Step<f64>) -> ca
     Ok([theta, m, v])
 }
 
-/// Takes some rows out of tensors (V, C), in f32, and puts back what `f` makes of them.
+/// Replaces some rows of tensors (V, C) by the result of `f`, which gets them in f32.
 fn change<const N: usize>(
     all: [&Tensor; N],
     rows: &[u32],
@@ -119,7 +119,7 @@ fn change<const N: usize>(
     let index = Tensor::from_slice(rows, rows.len(), all[0].device())?;
     let taken: candle_core::Result<Vec<Tensor>> =
         all.iter().map(|all| all.index_select(&index, 0)?.to_dtype(DType::F32)).collect();
-    let Ok(taken) = taken?.try_into() else { return Ok(()) }; // N of N
+    let Ok(taken) = taken?.try_into() else { return Ok(()) }; // never: there are N of them
     for (all, rows) in all.into_iter().zip(f(taken)?) {
         let index = index.unsqueeze(1)?.broadcast_as(rows.shape())?.contiguous()?;
         all.scatter_set(&index, &rows.to_dtype(all.dtype())?, 0)?;

@@ -13,7 +13,7 @@ use crate::optim::history::{History, Step};
 use crate::optim::rule::Update;
 use crate::rows::{Grouped, RowTable};
 
-/// Weights of f32, bf16 and f16 on an NVIDIA GPU; moments (V, C) f32 beside them.
+/// f32, bf16 and f16 weights on an NVIDIA GPU. Moments are f32.
 pub(super) struct Cuda {
     moments: Moments,
     sent: Sent,
@@ -41,7 +41,7 @@ impl Place for Cuda {
 
     fn add(&self, dense: &Tensor, table: &RowTable) -> Result<()> {
         let Some(grouped) = table.take_grouped_with_frozen()? else { return Ok(()) };
-        // dense - (-1 · sums): exact, in one pass.
+        // dense - (-1 · sums) is exact, and one pass.
         Ok(step_rows(dense, &grouped, &Kernel::of(&Update::Sgd { lr: -1.0 }, None))?)
     }
 
@@ -58,21 +58,21 @@ impl Place for Cuda {
     }
 }
 
-/// All rows are replayed when there are this many entries. A thread replays its element step after step, so a row that is seen for the
-/// first time late in training would keep the device waiting; this costs a pass over the table in so many steps.
+/// All rows are flushed when there are this many entries. A thread replays an element step by step, so a row that first occurs late in
+/// training would take long. The cost is one pass over the table in this many steps.
 const MAX_ENTRIES: usize = 1 << 11;
 
-/// The history on the device, 90 kB, of which each step changes one or two entries.
+/// The history on the device, 90 kB. Each step changes one or two entries.
 #[derive(Default)]
 struct Sent(Option<CudaSlice<Entry>>);
 
 impl Sent {
-    /// All entries, with what changed since the last time.
+    /// All entries on the device, after the changed ones are copied.
     fn update(&mut self, device: &Device, history: &mut History) -> candle_core::Result<&CudaSlice<Entry>> {
-        let Device::Cuda(device) = device else { candle_core::bail!("the weight is on no GPU") };
+        let Device::Cuda(device) = device else { candle_core::bail!("the weight is not on a GPU") };
         let entries = match &mut self.0 {
             Some(entries) => entries,
-            // SAFETY: an entry is sent before a row needs it.
+            // SAFETY: every entry is written before a row reads it.
             none => none.insert(unsafe { device.alloc(MAX_ENTRIES + 1) }?),
         };
         if history.unsent < history.entries.len() {
@@ -113,7 +113,7 @@ macro_rules! by_dtype {
     };
 }
 
-/// A kernel's name, what it changes beside the weight, and its last argument: the step, or the learning rate.
+/// A kernel's name, the moments that it updates, and its last argument: the step, or the learning rate.
 struct Kernel<'a> {
     name: &'static str,
     moments: Option<&'a [Tensor; 2]>,
@@ -137,7 +137,7 @@ impl<'a> Kernel<'a> {
     }
 }
 
-/// Lends the memory of a weight and its moments.
+/// Calls `f` with the memory of a weight and its moments.
 fn lend<W: Element>(
     weight: &Tensor,
     moments: Option<&[Tensor; 2]>,
@@ -150,7 +150,7 @@ fn lend<W: Element>(
     })
 }
 
-/// One dense step, in place: one pass.
+/// One dense step in place, in one pass.
 fn step_dense(weight: &Tensor, grad: &Tensor, with: &Kernel) -> candle_core::Result<()> {
     fn run<W: Element>(weight: &Tensor, grad: &Tensor, with: &Kernel) -> candle_core::Result<()> {
         let (storage, layout) = grad.storage_and_layout();
@@ -169,7 +169,7 @@ fn step_dense(weight: &Tensor, grad: &Tensor, with: &Kernel) -> candle_core::Res
             }
             args.arg(&elements);
             with.push_last(&mut args);
-            // SAFETY: the parameters of adamw_dense or sgd_dense, all of as many elements.
+            // SAFETY: the parameters of adamw_dense or sgd_dense. All buffers have the same number of elements.
             unsafe { launch(args, threads) }
         })
     }
@@ -209,7 +209,7 @@ fn step_rows(weight: &Tensor, grouped: &Grouped, with: &Kernel) -> candle_core::
             args.arg(&rows).arg(&grads).arg(partials).arg(&starts).arg(&positions);
             args.arg(split).arg(&count).arg(&columns);
             with.push_last(&mut args);
-            // SAFETY: the parameters of adamw_rows or sgd_rows; each row once, and a row of the table.
+            // SAFETY: the parameters of adamw_rows or sgd_rows. Each row occurs once, and is in the table.
             unsafe { launch(args, threads) }
         })
     }
@@ -223,7 +223,7 @@ fn step_rows(weight: &Tensor, grouped: &Grouped, with: &Kernel) -> candle_core::
     by_dtype!(weight, grads, run(weight, &grads, grouped, with))
 }
 
-/// Replays deferred updates, each element by itself: the bits of the replay on the host.
+/// Replays deferred updates, elementwise, with the same bits as the replay on the host.
 fn replay(
     weight: &Tensor,
     moments: Option<&[Tensor; 2]>,
@@ -238,7 +238,7 @@ fn replay(
         entries: &CudaSlice<Entry>,
         unsafe_until: u32,
     ) -> candle_core::Result<()> {
-        let Device::Cuda(device) = weight.device() else { candle_core::bail!("the weight is on no GPU") };
+        let Device::Cuda(device) = weight.device() else { candle_core::bail!("the weight is not on a GPU") };
         let columns = weight.dim(1)?;
         let (rows, count, columns_arg) = (device.clone_htod(due)?, due.len() as u64, columns as u64);
         let kernel = kernel(device, &format!("replay_{}", W::NAME))?;
@@ -247,7 +247,7 @@ fn replay(
             let mut args = kernel.args();
             args.arg(weight).arg(m).arg(v);
             args.arg(&rows).arg(&count).arg(&columns_arg).arg(entries).arg(&unsafe_until);
-            // SAFETY: replay's parameters; each row once, and a row of the table; entries from 0 to the largest `to`.
+            // SAFETY: the parameters of replay. Each row occurs once, and is in the table. Entries go from 0 to the largest `to`.
             unsafe { launch(args, Threads::over_rows(due.len(), columns)) }
         })
     }
