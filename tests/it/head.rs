@@ -396,7 +396,7 @@ fn wrong_input_is_named() -> Out {
         (&hidden, &tensor(&[10])?, None, &good, "must be (V, C)"),
         (&hidden, &tensor(&[0, 4])?, None, &good, "a head of 0 rows"),
         (&hidden, &weight, Some(tensor(&[9])?), &good, "a bias of shape [9] for a head of 10 rows"),
-        (&hidden, &weight, None, &good.t()?, "one target a position, [2, 3]"),
+        (&hidden, &weight, None, &good.t()?, "one target per position, [2, 3]"),
         (&hidden, &weight.to_dtype(DType::F64)?, None, &good, "they must have one dtype"),
         (&hidden, &weight, None, &good.to_dtype(DType::F32)?, "use u8, u32 or i64"),
     ] {
