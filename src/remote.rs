@@ -1,22 +1,22 @@
-//! Tables by names that may be folders here or repositories on the Hub. A table does not know where files come from.
+//! Opens tables by name: local files and folders, or repositories on the Hub.
 
 use std::path::Path;
 
 use crate::{PretrainedTable, Result};
 
 impl PretrainedTable {
-    /// The table of a model: a file or folder as [`open`](Self::open) takes it, or a repository on the Hugging Face Hub (`owner/name`, at
-    /// a branch, tag or commit; `None`: main). From the Hub only the header and the table's bytes travel; they stay in the
-    /// cache, and the second call asks nobody.
+    /// The table of a model: a file or folder as for [`open`](Self::open), or a repository on the Hugging Face Hub (`owner/name`, at
+    /// the branch, tag or commit `revision`; `None`: main). From the Hub only the header and the table's bytes are downloaded. They
+    /// stay in the cache, and a second call makes no request.
     ///
     /// # Errors
-    /// - [`TextError::FeatureMissing`](crate::TextError::FeatureMissing): no such file or folder, and a build without the feature `hub`.
-    /// - [`Error::Text`](crate::Error::Text) of the Hub: what was asked, what came back, what to do.
+    /// - [`TextError::FeatureMissing`](crate::TextError::FeatureMissing): no such file or folder, in a build without the feature `hub`.
+    /// - [`Error::Text`](crate::Error::Text): an error of the Hub, with the request, the answer, and what to do.
     /// - those of [`open`](Self::open).
     ///
     /// # Cost
-    /// The table's bytes and at most 64 KiB or the header more, in four parts of 8 MiB at a time. A call that was cut short goes on
-    /// with the parts that are missing.
+    /// Downloads the table's bytes and at most 64 KiB more, or the header if it is larger. Four parts of 8 MiB are downloaded at a time.
+    /// An interrupted download continues with the missing parts.
     pub fn from_pretrained(name: &str, revision: Option<&str>, tensor: Option<&str>) -> Result<Self> {
         if Path::new(name).exists() {
             return Self::open(name, tensor);
@@ -48,8 +48,8 @@ mod online {
     const INDEX: &str = "model.safetensors.index.json";
 
     impl PretrainedTable {
-        /// [`PretrainedTable::from_pretrained`] for a repository, with settings of your own; `progress` hears of bytes that are here, and of
-        /// how many there will be.
+        /// [`PretrainedTable::from_pretrained`] for a repository, with your own settings. `progress` is called with the bytes that were
+        /// downloaded and their total number.
         ///
         /// # Errors
         /// As [`PretrainedTable::from_pretrained`].
@@ -67,7 +67,7 @@ mod online {
             }
             let table = Remote::find(hub, repo, revision, tensor)?;
             let path = place(hub, repo, &table.file.commit, tensor);
-            // The files of a commit never change; a mirror that does not say the commit may have others by now.
+            // The files of a commit never change. Files of a mirror that does not report the commit may have changed.
             let finished = || path.is_file() && (!hub.refresh || table.file.is_pinned());
             if !finished() {
                 table.fetch(&path, finished, progress)?;
@@ -77,7 +77,7 @@ mod online {
         }
     }
 
-    /// What the cache has: a table that was pulled, or a model that the Python client fetched.
+    /// The table in the cache: one that was pulled, or one of a model that the Python client downloaded.
     fn cached(hub: &Hub, repo: &str, revision: Option<&str>, tensor: Option<&str>) -> Option<Result<PretrainedTable>> {
         let pulled = place(hub, repo, &hub.commit(repo, revision)?, tensor);
         if pulled.is_file() {
@@ -87,11 +87,11 @@ mod online {
             return Some(PretrainedTable::open(whole, tensor));
         }
         let index = hub.cached(repo, revision, INDEX)?;
-        // Of its shards the one with the table may be missing: then it is pulled.
+        // If the shard with the table is missing, it is pulled.
         PretrainedTable::open(index.parent()?, tensor).ok().map(Ok)
     }
 
-    /// Where a table that was pulled lies: beside what the Python client has of the repository.
+    /// The path of a pulled table, in the Python client's cache folder of the repository.
     fn place(hub: &Hub, repo: &str, commit: &str, tensor: Option<&str>) -> PathBuf {
         let name: String = tensor.map_or("table".to_string(), |tensor| {
             let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' || c == '_' { c } else { '-' };
@@ -103,9 +103,9 @@ mod online {
     /// A table in a file on the Hub.
     struct Remote {
         file: RemoteFile,
-        /// Its place in the file.
+        /// Its bytes in the file.
         range: Range<u64>,
-        /// What stands before the rows in a file that holds nothing else.
+        /// The header of a file with only this table.
         head: Vec<u8>,
     }
 
@@ -115,7 +115,7 @@ mod online {
             let place = Path::new(repo).join(sharded.as_ref().map_or(WHOLE, |sharded| &sharded.file));
             let bad = |reason: String| wrong(&place, reason);
             let first: [u8; 8] = match file.bytes {
-                0..8 => return Err(bad(format!("{} bytes are no safetensors file", file.bytes))),
+                0..8 => return Err(bad(format!("a file of {} bytes is not a safetensors file", file.bytes))),
                 _ => file.read(0..8)?.try_into().map_err(|_| bad("it is torn".to_string()))?,
             };
             let length = Header::length(first, file.bytes).map_err(bad)?;
@@ -139,7 +139,7 @@ mod online {
             Ok(Remote { file, range, head })
         }
 
-        /// Fetches the table into a file of its own, which has its name once it is whole.
+        /// Downloads the table into its own file, which is renamed to its final name when it is complete.
         fn fetch(&self, path: &Path, finished: impl Fn() -> bool, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<()> {
             let io = |e| Error::io(path, e);
             fs::create_dir_all(folder_of(path)).map_err(io)?;
@@ -148,11 +148,11 @@ mod online {
                 name.push(suffix);
                 PathBuf::from(name)
             };
-            // The bytes, and what is known of them.
+            // The file with the bytes, and the file with the progress.
             let (incomplete, notes) = (with(".incomplete"), with(".incomplete.json"));
             let out =
                 File::options().read(true).write(true).create(true).truncate(false).open(&incomplete).map_err(io)?;
-            // Two processes do not write one file; who waited finds it finished.
+            // Two processes must not write the same file. The one that waited for the lock finds it finished.
             out.lock().map_err(io)?;
             if finished() {
                 return Ok(());
@@ -169,7 +169,7 @@ mod online {
         }
     }
 
-    /// The file that the table is in, and what the index says of it where there is one.
+    /// The file with the table, and the entry of the index if the model is sharded.
     fn open(
         hub: &Hub,
         repo: &str,
@@ -190,7 +190,7 @@ mod online {
         };
         let json = fs::read(&index).map_err(|e| Error::io(&index, e))?;
         let sharded = Sharded::parse(&json, tensor).map_err(|reason| wrong(&index, reason))?;
-        // Shards of the commit that the index is of.
+        // Shards of the same commit as the index.
         let commit = hub.commit(repo, revision);
         Ok((hub.open(repo, commit.as_deref().or(revision), &sharded.file)?, Some(sharded)))
     }

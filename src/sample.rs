@@ -1,22 +1,33 @@
 //! Logits → the next id: temperature, top-k, top-p, a mask, a seed.
 //!
-//! This module does not know where logits come from.
+//! This module does not depend on a model.
 
 use candle_core::{DType, Device, Tensor};
 
 use crate::{Error, Result};
 use tallow_text::support::mix;
 
-/// How [`Sampler`] draws.
+/// Settings of a [`Sampler`].
+///
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tallow::{Sampler, SamplerConfig};
+/// let cfg = SamplerConfig { temperature: 0.8, top_k: Some(1), ..Default::default() };
+/// let logits = Tensor::new(&[1f32, 5., 3.], &Device::Cpu)?;
+/// assert_eq!(Sampler::new(cfg)?.sample(&logits)?, 1);
+/// assert!(Sampler::new(SamplerConfig { top_p: Some(2.0), ..cfg }).is_err());
+/// # Ok::<(), tallow::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplerConfig {
-    /// Logits are divided by it. Below 1 likely ids get likelier; 0 always takes the likeliest (of equal ones the lowest id).
+    /// Logits are divided by it. Below 1 likely ids become likelier. 0 always selects the likeliest id (among equal ones the lowest).
     pub temperature: f64,
-    /// Only the so many likeliest ids are drawn. `None`: all.
+    /// Only this many of the likeliest ids can be drawn. `None`: all.
     pub top_k: Option<usize>,
-    /// Of what `top_k` left, only the smallest number of likeliest ids whose probabilities sum to at least this, 0 to 1. `None`: all.
+    /// After `top_k`: only the smallest set of likeliest ids whose probabilities sum to at least this, 0 to 1. `None`: all.
     pub top_p: Option<f64>,
-    /// What is drawn from.
+    /// Seed of the draws.
     pub seed: u64,
 }
 
@@ -27,11 +38,11 @@ impl Default for SamplerConfig {
     }
 }
 
-/// Draws ids by their logits.
+/// Draws ids from their logits.
 ///
-/// p = softmax(logits / temperature) over the `top_k` likeliest ids that are not masked, cut to `top_p`, divided by their sum. Draw n is a
-/// function of the seed, n and the logits: two samplers of one seed draw the same. The arithmetic is f64, in one order, with one exp for
-/// all platforms: equal logits give the same draw on every machine.
+/// p = softmax(logits / temperature) over the `top_k` likeliest ids that are not masked, restricted to `top_p` and normalized. Draw n is
+/// a function of the seed, n and the logits, so two samplers with the same seed draw the same ids. The arithmetic is f64 in a fixed
+/// order, with the same exp on all platforms: equal logits give the same draw on every machine.
 ///
 /// # Example
 /// ```
@@ -40,9 +51,9 @@ impl Default for SamplerConfig {
 /// let logits = Tensor::new(&[1f32, 5., 3.], &Device::Cpu)?;
 /// let mut greedy = Sampler::new(SamplerConfig { temperature: 0.0, ..Default::default() })?;
 /// assert_eq!(greedy.sample(&logits)?, 1);
-/// greedy.mask([1]); // never drawn from now on
+/// greedy.mask([1]); // id 1 is never drawn again
 /// assert_eq!(greedy.sample(&logits)?, 2);
-/// // A model's table may have rows that are no token's; until it is trained it would draw them:
+/// // Rows of a table without a token must not be drawn:
 /// let mut sampler = Sampler::new(SamplerConfig { top_k: Some(40), ..Default::default() })?;
 /// sampler.mask(Tokenizer::cl100k().ids_without_token(100_352));
 /// # Ok::<(), tallow::Error>(())
@@ -52,29 +63,29 @@ impl Default for SamplerConfig {
 #[derive(Clone, Debug)]
 pub struct Sampler {
     cfg: SamplerConfig,
-    /// Ascending, each once.
+    /// Ascending, each id once.
     masked: Vec<u32>,
     draws: u64,
 }
 
 impl Sampler {
-    /// A sampler that masks nothing and has drawn nothing.
+    /// A sampler without masked ids, at draw 0.
     ///
     /// # Errors
-    /// [`Error::Config`]: a temperature that is negative or no number, a `top_k` of 0, a `top_p` that is not above 0 and at most 1.
+    /// [`Error::Config`]: a temperature that is negative or not finite, a `top_k` of 0, a `top_p` that is not above 0 and at most 1.
     pub fn new(cfg: SamplerConfig) -> Result<Self> {
         let SamplerConfig { temperature, top_k, top_p, .. } = cfg;
         if !(temperature.is_finite() && temperature >= 0.0) {
-            return Err(Error::Config(format!("temperature {temperature} is not a number from 0 on")));
+            return Err(Error::Config(format!("temperature {temperature} must be a number, 0 or larger")));
         }
         if top_k == Some(0) || top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
-            let what = format!("top_k {top_k:?} and top_p {top_p:?} leave nothing to draw: 1 <= top_k, 0 < top_p <= 1");
+            let what = format!("top_k {top_k:?} and top_p {top_p:?} leave no id to draw: 1 <= top_k, 0 < top_p <= 1");
             return Err(Error::Config(what));
         }
         Ok(Sampler { cfg, masked: Vec::new(), draws: 0 })
     }
 
-    /// Never draws these ids from now on, beside those that were masked before.
+    /// Masks these ids, in addition to those that are masked already. Masked ids are never drawn.
     pub fn mask(&mut self, ids: impl IntoIterator<Item = u32>) {
         self.masked.extend(ids);
         self.masked.sort_unstable();
@@ -88,14 +99,14 @@ impl Sampler {
     ///   bf16 or f16. -∞ is never drawn.
     ///
     /// # Errors
-    /// [`Error::Config`]: logits of several positions; a logit that is NaN or +∞ (masked ones aside); nothing left to draw.
+    /// [`Error::Config`]: logits of several positions; a logit of an unmasked id that is NaN or +∞; no id left to draw.
     ///
     /// # Cost
-    /// One pass over V logits and an exp for each that is left; with `top_k` or `top_p` a selection or a sort of them.
+    /// One pass over V logits, and an exp for each logit that is left. With `top_k` or `top_p` also a selection or a sort.
     pub fn sample(&mut self, logits: &Tensor) -> Result<u32> {
         let wrong = |what: String| Err(Error::Config(what));
         if logits.dims().last() != Some(&logits.elem_count()) {
-            return wrong(format!("logits {:?} of several positions: sample takes those of one", logits.dims()));
+            return wrong(format!("logits {:?} of several positions: pass the logits of one", logits.dims()));
         }
         let logits: Vec<f64> = logits.flatten_all()?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_vec1()?;
         let (mut left, mut masked) = (Vec::with_capacity(logits.len()), self.masked.iter().peekable());
@@ -104,9 +115,7 @@ impl Sampler {
                 continue;
             }
             if logit.is_nan() || logit == f64::INFINITY {
-                return wrong(format!(
-                    "the logit of id {id} is {logit}: the model's weights or its input are not sound"
-                ));
+                return wrong(format!("the logit of id {id} is {logit}: check the model's weights and its input"));
             }
             left.extend((logit > f64::NEG_INFINITY).then_some((logit + 0.0, id))); // -0 is 0
         }
@@ -114,7 +123,7 @@ impl Sampler {
             return wrong("no id is left to draw: all are masked, or have the logit -inf".to_string());
         }
         let SamplerConfig { temperature, top_k, top_p, seed } = self.cfg;
-        // The largest first, of equal ones the lower id: ids are there once, so that every order is decided.
+        // The largest first, among equal ones the lower id. Ids are unique, so the order is total.
         let order = |a: &(f64, u32), b: &(f64, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
         let most = if temperature == 0.0 { 1 } else { top_k.unwrap_or(left.len()) };
         if most < left.len() {
@@ -145,7 +154,7 @@ impl Sampler {
             rest -= weight;
             rest < 0.0
         });
-        // Rounding may leave a rest beyond the last.
+        // Because of rounding, no id may be found: then the last one with a weight is taken.
         let last = weights.iter().rposition(|weight| *weight > 0.0).unwrap_or(0);
         Ok(left[drawn.unwrap_or(last)].1)
     }

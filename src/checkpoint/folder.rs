@@ -197,7 +197,7 @@ impl Finished {
     }
 }
 
-    /// Whether a folder is a checkpoint itself.
+/// Whether a folder is a checkpoint itself.
 fn is_checkpoint(folder: &Path) -> bool {
     folder.join(MARKER).exists()
 }

@@ -245,9 +245,7 @@ impl TokenEmbedding {
 
     fn name_in(&self, varmap: &VarMap) -> Result<String> {
         name_of(varmap, &self.weight).ok_or_else(|| {
-            Error::Config(
-                "this layer's table is not a variable of the VarMap, so it cannot be resized".to_string(),
-            )
+            Error::Config("this layer's table is not a variable of the VarMap, so it cannot be resized".to_string())
         })
     }
 

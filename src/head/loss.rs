@@ -286,6 +286,6 @@ fn scale(grad: &Tensor, factor: f64) -> candle_core::Result<()> {
     if grad.device().is_cpu() && grad.dtype() == DType::F32 {
         return grad.inplace_op1(&Scale(factor));
     }
-                // On other devices by candle's operations, into the same storage.
+    // On other devices by candle's operations, into the same storage.
     grad.slice_set(&(grad * factor)?, 0, 0)
 }

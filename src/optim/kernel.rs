@@ -80,7 +80,7 @@ fn replay_block(
     (from, to): (usize, usize),
     round: impl Fn(f32) -> f32 + Copy,
 ) {
-            // A weight that is rounded in every step can differ too much from the product of its decays for the bound.
+    // A weight that is rounded in every step can differ too much from the product of its decays for the bound.
     let decays = history.entries[from].log_decay != history.entries[to].log_decay;
     let bounded = history.mild(from, to) && !(decays && round(1.000_000_1) == 1.0);
     let mut at = from;

@@ -1,43 +1,75 @@
-//! How far rows moved between two tables: what training touched.
+//! Compares the rows of a table before and after training.
 
 use candle_core::{DType, Tensor};
 
 use super::PretrainedTable;
 use crate::{Error, Result};
 
-/// Weight decay alone shrinks every value and leaves the direction, up to rounding. A row whose every value shrank, and which has
-/// turned by less than this, was not trained: a gradient makes some values larger.
+/// Weight decay alone shrinks every value and keeps the direction, up to rounding. A gradient makes some values larger. So a row was
+/// not trained if every value shrank and the direction changed by less than this.
 const TURNED: f64 = 0.05;
 
-/// What happened to a row.
+/// How a row differs between two tables.
+///
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tallow::{PretrainedTable, RowChange};
+/// let folder = tempfile::tempdir()?;
+/// let table = |file: &str, row: [f32; 2]| -> tallow::Result<PretrainedTable> {
+///     let path = folder.path().join(file);
+///     Tensor::new(&[row], &Device::Cpu)?.save_safetensors("wte.weight", &path)?;
+///     PretrainedTable::open(&path, None)
+/// };
+/// let (before, after) = (table("before.safetensors", [1., 2.])?, table("after.safetensors", [0.5, 1.])?);
+/// assert_eq!(after.changes_since(&before)?.changes, [RowChange::Shrunk]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowChange {
-    /// Nothing: its values are equal.
+    /// The values are equal.
     Equal,
-    /// Every value came nearer to zero, and the row points where it pointed: weight decay alone.
+    /// Every value is closer to zero, and the direction is the same: only weight decay.
     Shrunk,
-    /// It was trained.
+    /// The row was trained.
     Moved,
 }
 
-/// The rows that two tables have both, one by one.
+/// The differences of the rows that two tables have in common.
+///
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tallow::{PretrainedTable, RowChange};
+/// let folder = tempfile::tempdir()?;
+/// let table = |file: &str, rows: [[f32; 2]; 2]| -> tallow::Result<PretrainedTable> {
+///     let path = folder.path().join(file);
+///     Tensor::new(&rows, &Device::Cpu)?.save_safetensors("wte.weight", &path)?;
+///     PretrainedTable::open(&path, None)
+/// };
+/// let before = table("before.safetensors", [[1., 2.], [3., 4.]])?;
+/// let changes = table("after.safetensors", [[1., 2.], [4., 3.]])?.changes_since(&before)?;
+/// assert_eq!(changes.moved(), [1]);
+/// assert_eq!(changes.count(RowChange::Equal), 1);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct RowChanges {
     /// L2 norms of the rows before.
     pub norms_before: Vec<f32>,
-    /// L2 distances that they moved.
+    /// L2 distances between the rows before and after.
     pub distances: Vec<f32>,
-    /// What happened to each.
+    /// Kind of change of each row.
     pub changes: Vec<RowChange>,
 }
 
 impl RowChanges {
-    /// How many rows this happened to.
+    /// Number of rows with this kind of change.
     pub fn count(&self, what: RowChange) -> usize {
         self.changes.iter().filter(|change| **change == what).count()
     }
 
-    /// The rows that were trained, those that moved farthest first.
+    /// The rows that were trained, by decreasing distance.
     pub fn moved(&self) -> Vec<u32> {
         let moved = |id: &u32| self.changes[*id as usize] == RowChange::Moved;
         let mut ids: Vec<u32> = (0..self.changes.len() as u32).filter(moved).collect();
@@ -53,7 +85,7 @@ impl PretrainedTable {
     /// Those of reading.
     ///
     /// # Cost
-    /// One pass, some 16 MiB.
+    /// One pass over the table, and about 16 MiB of memory.
     pub fn norms(&self) -> Result<Vec<f32>> {
         let mut norms = Vec::with_capacity(self.vocab_size());
         for block in self.blocks() {
@@ -62,18 +94,18 @@ impl PretrainedTable {
         Ok(norms)
     }
 
-    /// Compares with the table that this one was before. Where one has more rows, those are left out.
+    /// Compares with the table before training. Rows that only one table has are left out.
     ///
     /// # Errors
     /// - [`Error::Config`]: the tables have different widths.
     /// - those of reading.
     ///
     /// # Cost
-    /// One pass over both, some 32 MiB; 9 bytes a row.
+    /// One pass over both tables, and about 32 MiB of memory plus 9 bytes per row.
     pub fn changes_since(&self, before: &PretrainedTable) -> Result<RowChanges> {
         if self.d_model() != before.d_model() {
             return Err(Error::Config(format!(
-                "{} has {} columns and {} has {}: these are not one table before and after",
+                "{} has {} columns and {} has {}: they are not the same table before and after training",
                 self.path().display(),
                 self.d_model(),
                 before.path().display(),
@@ -106,7 +138,7 @@ fn norm(row: &[f32]) -> f64 {
 }
 
 fn change(new: &[f32], old: &[f32]) -> (RowChange, f64) {
-    // The same NaN is no movement.
+    // Equal NaNs count as equal.
     if new.iter().zip(old).all(|(new, old)| new == old || new.to_bits() == old.to_bits()) {
         return (RowChange::Equal, 0.0);
     }
@@ -114,7 +146,7 @@ fn change(new: &[f32], old: &[f32]) -> (RowChange, f64) {
     let distance = pairs().map(|(new, old)| (new - old).powi(2)).sum::<f64>().sqrt();
     let along = pairs().map(|(new, old)| new * old).sum::<f64>() / norm(old).powi(2);
     let beside = pairs().map(|(new, old)| (new - along * old).powi(2)).sum::<f64>().sqrt();
-    // A row that was zero, or is no number, has no direction: it moved.
+    // A row that was zero, or is not finite, has no direction: it counts as moved.
     let nearer = pairs().all(|(new, old)| new.abs() <= old.abs() && new * old >= 0.0);
     let shrunk = nearer && along > 0.0 && beside < TURNED * norm(new);
     (if shrunk { RowChange::Shrunk } else { RowChange::Moved }, distance)

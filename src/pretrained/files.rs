@@ -10,25 +10,25 @@ use tallow_text::support::files::folder_of;
 use super::PretrainedTable;
 use crate::{Error, Result};
 
-/// Names of whole models. Of shards there is an index instead: the name and `.index.json`.
+/// File names of models in one file. A model in shards has an index instead: the name and `.index.json`.
 pub(super) const WHOLE: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
 const ENDINGS: [&str; 5] = ["safetensors", "gguf", "bin", "pth", "pt"];
 
-/// Larger indices of sharded models are not read.
+/// Largest index of a sharded model that is read.
 pub(super) const MAX_INDEX_BYTES: u64 = 64 << 20;
 
-/// Where the index of this model's shards lies.
+/// The path of the index of this model's shards.
 pub(super) fn index_of(folder: &Path, whole: &str) -> PathBuf {
     folder.join(format!("{whole}.index.json"))
 }
 
-/// Whether a file has the name of a file of weights.
+/// Whether a file's extension is that of a weight file.
 pub(super) fn has_ending(path: &Path) -> bool {
     path.extension().is_some_and(|end| ENDINGS.iter().any(|known| end == *known))
 }
 
-/// The files of weights in a model's folder: the whole model, or the shards that its index names, or else all that are called like
-/// such files. Shards that are not there are left out; an empty list says that there is no model.
+/// The weight files in a model's folder: the file of the whole model, else the shards in its index, else all files with the extension of
+/// a weight file. Missing shards are left out. The list is empty if there is no model.
 ///
 /// # Errors
 /// [`Error::Io`]: the folder cannot be read.
@@ -53,8 +53,8 @@ pub fn weight_files(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>> {
 }
 
 impl PretrainedTable {
-    /// Every file of the model that this table is of: what lies beside the table under the names that models have (weights, shards,
-    /// index, tokenizer.json, config.json), whether it is there or not. A program that writes must not write over them.
+    /// All files of this table's model: the usual names in the table's folder (weights, shards, index, tokenizer.json, config.json),
+    /// whether they exist or not. A program that writes files must not overwrite them.
     pub fn files(&self) -> Vec<PathBuf> {
         let folder = folder_of(&self.path);
         let mut files = vec![self.path.clone()];
@@ -68,14 +68,14 @@ impl PretrainedTable {
     }
 }
 
-/// The files that an index names, as far as they are there.
+/// The files in an index that exist.
 fn shards(index: &Path) -> Vec<PathBuf> {
     let mut json = Vec::new();
     let read = File::open(index).and_then(|file| file.take(MAX_INDEX_BYTES).read_to_end(&mut json));
     let json: serde_json::Value = read.ok().and_then(|_| serde_json::from_slice(&json).ok()).unwrap_or_default();
     let names = json["weight_map"].as_object().into_iter().flat_map(|map| map.values());
     let names: BTreeSet<&str> = names.filter_map(|name| name.as_str()).collect();
-    // A stranger's index must not lead out of its folder.
+    // An untrusted index must not refer to files outside its folder.
     let plain = |name: &&str| matches!(Path::new(name).components().collect::<Vec<_>>()[..], [Component::Normal(_)]);
     names.into_iter().filter(plain).map(|name| index.with_file_name(name)).filter(|path| path.is_file()).collect()
 }

@@ -1,6 +1,6 @@
-//! Which tensor of a model is its table.
+//! Finds the table among the tensors of a model.
 
-/// How the models that people start from name it, whatever stands before.
+/// The last parts of the table's name in common models.
 const TABLES: [&str; 9] = [
     "wte.weight",             // GPT-2
     "embed_tokens.weight",    // Llama, Qwen, Mistral, Gemma, OPT
@@ -13,19 +13,19 @@ const TABLES: [&str; 9] = [
     "emb.weight",             // RWKV
 ];
 
-/// And the layer at the vocabulary's other end, where it has a weight of its own.
+/// The last parts of the name of the output layer's own weight.
 const HEADS: [&str; 4] = ["lm_head.weight", "embed_out.weight", "output.weight", "decoder.weight"];
 
-/// At most so many candidates in a message.
+/// Maximum number of candidates in a message.
 const LISTED: usize = 12;
 
-/// The table among tensors: (name, shape; `None` where it is not known). Or a message that lists what it could be.
+/// The table among tensors (name, shape; `None` if the shape is not known). The error lists candidates.
 pub(crate) fn table<'n>(tensors: &[(&'n str, Option<&[usize]>)], asked: Option<&str>) -> Result<&'n str, String> {
     let is_table = |shape: Option<&[usize]>| shape.is_none_or(|shape| shape.len() == 2);
     if let Some(asked) = asked {
         return match tensors.iter().find(|(name, _)| *name == asked) {
             Some((name, shape)) if is_table(*shape) => Ok(name),
-            Some((_, shape)) => Err(format!("{asked:?} is no table: its shape is {:?}", shape.unwrap_or(&[]))),
+            Some((_, shape)) => Err(format!("{asked:?} is not a table: its shape is {:?}", shape.unwrap_or(&[]))),
             None => Err(format!("there is no tensor {asked:?}; {}", candidates(tensors))),
         };
     }
@@ -34,38 +34,38 @@ pub(crate) fn table<'n>(tensors: &[(&'n str, Option<&[usize]>)], asked: Option<&
         (Some((name, _)), None) => Ok(name),
         (Some(_), Some(_)) => Err(format!("it is unsure which tensor is the table; {}", candidates(tensors))),
         (None, _) => match tensors {
-            // A file with one tensor leaves no doubt.
+            // The only tensor of a file is the table.
             [(name, shape)] if is_table(*shape) => Ok(name),
-            _ => Err(format!("no tensor has a name that tables have; {}", candidates(tensors))),
+            _ => Err(format!("no tensor has the usual name of a table; {}", candidates(tensors))),
         },
     }
 }
 
-/// Whether the model has a head of its own. One without is tied: its head is the table.
+/// Whether the model has its own head. Without one it is tied: the head is the table.
 pub(crate) fn has_head<'n>(mut names: impl Iterator<Item = &'n str>) -> bool {
     names.any(|name| ends_with_one(name, &HEADS))
 }
 
-/// Whether a tensor has a number for each row of the vocabulary at a model's end: the head, or its bias.
+/// Whether a tensor is the head, or its bias, by its name.
 pub(crate) fn is_head_or_bias(name: &str) -> bool {
     ends_with_one(name, &HEADS)
         || name.strip_suffix("bias").is_some_and(|stem| ends_with_one(&format!("{stem}weight"), &HEADS))
 }
 
-/// Whether a tensor of the table's shape may be a copy of the table or the head, by its name: "encoder.embed_tokens.weight",
-/// "mtp.shared_head.head.weight".
+/// Whether a tensor of the table's shape may be a copy of the table or of the head, by its name, for example
+/// "encoder.embed_tokens.weight" or "mtp.shared_head.head.weight".
 pub(crate) fn may_be_an_end(name: &str) -> bool {
     ends_with_one(name, &TABLES) || ["embed", "head"].iter().any(|part| name.contains(part))
 }
 
-/// Whether these are the last parts of a name: "wte.weight" of "transformer.wte.weight".
+/// Whether a name ends with one of these parts: "wte.weight" of "transformer.wte.weight".
 fn ends_with_one(name: &str, parts: &[&str]) -> bool {
     parts.iter().any(|part| name.strip_suffix(part).is_some_and(|before| before.is_empty() || before.ends_with('.')))
 }
 
 fn candidates(tensors: &[(&str, Option<&[usize]>)]) -> String {
     let mut likely: Vec<_> = tensors.iter().filter(|(_, shape)| shape.is_none_or(|shape| shape.len() == 2)).collect();
-    // Names of tables first, then the longest tables.
+    // Usual names of tables first, then by decreasing number of rows.
     likely.sort_by_key(|(name, shape)| {
         (!ends_with_one(name, &TABLES), std::cmp::Reverse(shape.map_or(0, |shape| shape[0])), *name)
     });
@@ -116,7 +116,7 @@ mod tests {
         let doubt = table(&tensors, None).unwrap_err();
         assert!(doubt.contains("unsure") && doubt.contains("a.wte.weight [9, 2], b.wte.weight [7, 2]"), "{doubt}");
         assert_eq!(table(&tensors, Some("b.wte.weight")), Ok("b.wte.weight"));
-        assert!(table(&tensors, Some("bias")).unwrap_err().contains("no table"));
+        assert!(table(&tensors, Some("bias")).unwrap_err().contains("not a table"));
         assert!(table(&tensors, Some("c")).unwrap_err().contains("no tensor \"c\""));
         assert_eq!(table(&[("anything", Some(&[9, 2][..]))], None), Ok("anything"));
         assert!(table(&[("a", Some(&[9][..])), ("b", Some(&[9][..]))], None).unwrap_err().contains("no tensor of two"));

@@ -1,4 +1,4 @@
-//! The way back: a model's head into a layer, and trained variables among the model's other tensors.
+//! Loads a model's head into a layer, and saves trained variables together with the model's other tensors.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -19,16 +19,16 @@ use crate::{Error, Head, Result, TokenEmbedding, Tokenizer};
 use tallow_text::support::files::{folder_of, read_regular, sync_folder, temporary_folder};
 
 impl PretrainedTable {
-    /// The model's output layer: a variable `weight` of `vb` with the values of the model's own (`lm_head.weight`, say), or, where it has
-    /// none, the table of `wte`; and a variable `bias`, if the model has that. Variables that `vb` already has (a run that goes on) are
-    /// used as they are.
+    /// The model's output layer. If the model has its own (such as `lm_head.weight`), the head has a variable `weight` of `vb` with
+    /// its values, else it is tied to `wte`. If the model has a bias, the head has a variable `bias`. Variables that `vb` already has
+    /// (in a resumed run) are used unchanged.
     ///
     /// # Errors
     /// - [`Error::Checkpoint`]: more than one of the model's tensors could be the head.
     /// - those of [`embedding`](Self::embedding) and of reading.
     ///
     /// # Cost
-    /// One pass over the head; a few MiB beside it.
+    /// One pass over the head, and a few MiB of memory beside it.
     pub fn head(&self, wte: &TokenEmbedding, vb: VarBuilder) -> Result<Head> {
         let (mut weights, mut bias) = (Vec::new(), None);
         for path in self.model_files()? {
@@ -37,7 +37,7 @@ impl PretrainedTable {
             {
                 match tensor.name.ends_with("bias") {
                     true => bias = Some((path.clone(), tensor.name)),
-                    // A pickle names a tied head, too: the same view of the same storage.
+                    // A pickle also contains a tied head, as the same view of the same storage.
                     false if self.tied && path == self.path => (),
                     false => weights.push((path.clone(), tensor.name)),
                 }
@@ -64,28 +64,28 @@ impl PretrainedTable {
         head.with_bias(&bias)
     }
 
-    /// Writes the model that this table is of into a new folder, with the variables of `varmap` in the place of the tensors of the same
-    /// names, and with this tokenizer. Everything else is copied bit for bit.
+    /// Writes this table's model to a new folder. The variables of `varmap` replace the tensors of the same names, and `tokenizer`
+    /// replaces the tokenizer. Everything else is copied bit for bit.
     ///
-    /// Variables are named as the model names its tensors (`vb.pp("model.embed_tokens")`, `vb.pp("lm_head")`): of a model in
-    /// shards each goes into the shard that it was in. They are written in the dtype of the file, so that of a bf16 model rows that
-    /// did not train keep their bits. Table, head and the head's bias may have more rows than before; `vocab_size` in config.json
-    /// changes with them. tokenizer.json is `tokenizer`'s ([`Tokenizer::save`]). Of other files those that lie in the model's folder
-    /// itself are copied, but for other weights (in other formats, or that the index does not name), which would be the old ones; a list of
-    /// added tokens in tokenizer_config.json gets the new ones, too.
+    /// Variables must have the names of the model's tensors (`vb.pp("model.embed_tokens")`, `vb.pp("lm_head")`). In a model in
+    /// shards each is written to the shard of its tensor. They are written in the dtype of the file, so untrained rows of a bf16 model
+    /// keep their bits. Table, head and the head's bias may have more rows than before; `vocab_size` in config.json is updated.
+    /// tokenizer.json is written by [`Tokenizer::save`]. A list of added tokens in tokenizer_config.json also gets the new tokens.
+    /// Other files in the model's folder (not in its subfolders) are copied, except other weight files (in other formats, or not in
+    /// the index), which would hold the old weights.
     ///
-    /// The folder appears whole or not at all (killed, this leaves a folder `.tmp-…` beside it, to be deleted). transformers loads it as it
-    /// loaded the old one.
+    /// The folder is written completely or not at all. (A killed process leaves a folder `.tmp-…` beside it, which can be deleted.)
+    /// transformers loads the new folder as it loads the old one.
     ///
     /// # Errors
-    /// - [`Error::Config`]: a variable that is no tensor of the model, of another shape, or of a dtype that cannot hold the file's values; a
-    ///   table that grew while the model's own head, its bias or a copy of the table did not; fewer rows than the tokenizer has ids; a
-    ///   config.json without the old `vocab_size`; `out` is there already and not an empty folder.
-    /// - [`Error::Checkpoint`]: weights that are not safetensors files, or not all there.
+    /// - [`Error::Config`]: a variable that is not a tensor of the model, or has another shape, or a dtype that cannot hold the file's
+    ///   values; a table that grew while the model's own head, its bias or a copy of the table did not; fewer rows than the tokenizer
+    ///   has ids; a config.json without the old `vocab_size`; `out` exists and is not an empty folder.
+    /// - [`Error::Checkpoint`]: weights that are not safetensors files, or missing files.
     /// - [`Error::Io`].
     ///
     /// # Cost
-    /// One pass over the model's files, some 10 MiB: as fast as copying them.
+    /// One pass over the model's files, as fast as copying them, and about 10 MiB of memory.
     pub fn merge_into(&self, out: impl AsRef<Path>, varmap: &VarMap, tokenizer: &Tokenizer) -> Result<()> {
         let (out, folder) = (out.as_ref(), folder_of(&self.path));
         let files = self.model_files()?.into_iter().map(|path| match Kind::of(&path)? {
@@ -151,13 +151,13 @@ impl PretrainedTable {
         find::is_head_or_bias(name) && shape.first() == Some(&self.shape.0)
     }
 
-    /// The weights of the model that this table is of.
+    /// The weight files of this table's model.
     fn model_files(&self) -> Result<Vec<PathBuf>> {
         let all = weight_files(folder_of(&self.path))?;
         Ok(if all.contains(&self.path) { all } else { vec![self.path.clone()] })
     }
 
-    /// What else a model consists of: files of its folder that are neither weights nor written anew.
+    /// The other files of the model's folder: neither weights nor files that are written anew.
     fn other_files(&self, folder: &Path) -> Result<Vec<PathBuf>> {
         let io = |e| Error::io(folder, e);
         let mut others = Vec::new();
@@ -171,7 +171,7 @@ impl PretrainedTable {
         Ok(others)
     }
 
-    /// The variables by name, found to fit the model.
+    /// The variables by name, after a check that they fit the model.
     fn replacements(
         &self,
         files: &[TensorFile],
@@ -189,7 +189,7 @@ impl PretrainedTable {
         for file in files {
             for name in file.header.names() {
                 let Some(info) = file.header.info(&name) else { continue };
-                // Models have copies of either end under names of their own.
+                // A model may have copies of the table or the head under other names.
                 let is_copy = info.shape == [self.shape.0, self.shape.1] && find::may_be_an_end(&name);
                 let is_end = name == self.name || is_copy || self.is_head(&name, &info.shape);
                 let mut shape = info.shape.clone();
@@ -199,7 +199,7 @@ impl PretrainedTable {
                 let var = named.get(&name);
                 if shape != info.shape && var.is_none_or(|var| var.dims() == info.shape) {
                     return wrong(format!(
-                        "{} has {rows} rows now and {name} still {}: give the head to `add_tokens` (or resize what else it is), and \
+                        "{} has {rows} rows now and {name} still {}: pass the head to `add_tokens` (resize any other tensor), and \
                          name it {name:?} in the VarMap",
                         self.name, info.shape[0]
                     ));
@@ -214,7 +214,7 @@ impl PretrainedTable {
                 let dtype = dtype_of(info).map_err(|reason| Error::Config(format!("{name:?} {reason}")))?;
                 if !holds(var.dtype(), dtype) {
                     return wrong(format!(
-                        "the variable {name:?} is {} and the model's tensor {}: rows that did not train would change; make the \
+                        "the variable {name:?} is {} and the model's tensor {}: untrained rows would change; make the \
                          VarBuilder in f32 or in the file's dtype",
                         var.dtype().as_str(),
                         dtype.as_str()
@@ -236,25 +236,25 @@ impl PretrainedTable {
     }
 }
 
-/// Whether one dtype has every value of another.
+/// Whether `wide` represents every value of `narrow` exactly.
 fn holds(wide: DType, narrow: DType) -> bool {
     wide == narrow || wide == DType::F64 || wide == DType::F32 && matches!(narrow, DType::BF16 | DType::F16)
 }
 
-/// An error if a tensor that the index names is in none of the files.
+/// An error if a tensor of the index is in none of the files.
 fn all_here(index: &Path, files: &[TensorFile]) -> Result<()> {
     let text = read_regular(index).map_err(|e| Error::io(index, e))?;
-    let json: Value = serde_json::from_slice(&text).map_err(|e| wrong(index, format!("it is no index: {e}")))?;
+    let json: Value = serde_json::from_slice(&text).map_err(|e| wrong(index, format!("it is not an index: {e}")))?;
     let absent = |name: &str| files.iter().all(|file| file.header.info(name).is_none());
     match json["weight_map"].as_object().into_iter().flatten().find(|(name, _)| absent(name)) {
         None => Ok(()),
         Some((name, file)) => {
-            Err(wrong(index, format!("{name:?} should lie in {file}, which is not here: fetch the whole model")))
+            Err(wrong(index, format!("{name:?} should be in {file}, which is missing: fetch the whole model")))
         }
     }
 }
 
-/// Writes a text file once more, changed.
+/// Writes a changed copy of a text file.
 fn rewrite_text(from: &Path, to: &Path, change: impl Fn(&str) -> std::result::Result<String, String>) -> Result<()> {
     let text = read_regular(from).map_err(|e| Error::io(from, e))?;
     let text = String::from_utf8(text).map_err(|_| wrong(from, "it is not text"))?;
@@ -263,9 +263,9 @@ fn rewrite_text(from: &Path, to: &Path, change: impl Fn(&str) -> std::result::Re
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(|e| Error::io(to, e))
 }
 
-/// An index of shards with another size, and so many numbers more, as transformers writes it.
+/// An index of shards with the new size in bytes, and `more` parameters more, as transformers writes it.
 fn with_sizes(text: &str, bytes: u64, more: i64) -> std::result::Result<String, String> {
-    let mut index: Value = serde_json::from_str(text).map_err(|e| format!("it is no index of shards: {e}"))?;
+    let mut index: Value = serde_json::from_str(text).map_err(|e| format!("it is not an index of shards: {e}"))?;
     if let Some(about) = index.get_mut("metadata").and_then(Value::as_object_mut) {
         about.insert("total_size".to_string(), json!(bytes));
         if let Some(parameters) = about.get("total_parameters").and_then(Value::as_i64) {
@@ -275,10 +275,10 @@ fn with_sizes(text: &str, bytes: u64, more: i64) -> std::result::Result<String, 
     serde_json::to_string_pretty(&index).map(|text| text + "\n").map_err(|e| e.to_string())
 }
 
-/// A tokenizer_config.json whose list of added tokens, if it has one, has all special tokens: some classes of transformers go by that
-/// list and not by tokenizer.json.
+/// Adds all special tokens to the list of added tokens in a tokenizer_config.json, if it has one. Some classes of transformers use this
+/// list instead of tokenizer.json.
 fn with_added_tokens(text: &str, tokenizer: &Tokenizer) -> std::result::Result<String, String> {
-    let mut config: Value = serde_json::from_str(text).map_err(|e| format!("it is no JSON: {e}"))?;
+    let mut config: Value = serde_json::from_str(text).map_err(|e| format!("it is not JSON: {e}"))?;
     let listed = config.get_mut("added_tokens_decoder").and_then(Value::as_object_mut);
     let Some(listed) = listed else { return Ok(text.to_string()) };
     let before = listed.len();
@@ -293,10 +293,10 @@ fn with_added_tokens(text: &str, tokenizer: &Tokenizer) -> std::result::Result<S
     }
 }
 
-/// A config with another `vocab_size`, wherever the old one stands; nothing else in the text changes.
+/// Replaces every old `vocab_size` in a config. The rest of the text does not change.
 fn with_vocab_size(text: &str, old: usize, new: usize) -> std::result::Result<String, String> {
     const KEY: &str = "\"vocab_size\"";
-    serde_json::from_str::<Value>(text).map_err(|e| format!("it is no JSON: {e}"))?;
+    serde_json::from_str::<Value>(text).map_err(|e| format!("it is not JSON: {e}"))?;
     let (mut out, mut rest, mut found) = (String::new(), text, false);
     while let Some(at) = rest.find(KEY) {
         let (before, after) = rest.split_at(at + KEY.len());
@@ -313,7 +313,7 @@ fn with_vocab_size(text: &str, old: usize, new: usize) -> std::result::Result<St
     }
     match found || old == new {
         true => Ok(out + rest),
-        false => Err(format!("it has no \"vocab_size\": {old} that could become {new}")),
+        false => Err(format!("it has no \"vocab_size\": {old} to replace by {new}")),
     }
 }
 

@@ -1,6 +1,6 @@
-//! Tables that somebody trained: found in a file or a folder, read by rows, put into a layer.
+//! Pretrained tables: finds them in a file or a folder, reads rows, and loads them into a layer.
 //!
-//! This module knows how models name their tables. It does not know where files come from.
+//! This module has the names of tables in common models. It does not depend on the origin of files.
 
 mod changes;
 mod files;
@@ -30,11 +30,11 @@ pub(crate) use open::Sharded;
 pub use report::{RowStatistics, TensorInfo, list_tensors};
 pub use tokens::Transplanted;
 
-/// Rows are carried over in blocks of about this many values: never two tables in memory.
+/// Rows are copied in blocks of about this many values, so there are never two tables in memory.
 const BLOCK_VALUES: usize = 1 << 21;
 
-/// A table (V, C) in a file of weights. Nothing but its header is read until rows are asked for: a table larger than memory can
-/// be read row by row.
+/// A table (V, C) in a weight file. Only the header is read at first. Rows are read on request, so the table may be larger than
+/// memory.
 ///
 /// # Example
 /// ```
@@ -42,7 +42,7 @@ const BLOCK_VALUES: usize = 1 << 21;
 /// use candle_nn::{VarBuilder, VarMap};
 /// use tallow::{Gradient, PretrainedTable, TokenEmbeddingConfig};
 ///
-/// // What somebody saved:
+/// // A saved model:
 /// let folder = tempfile::tempdir()?;
 /// let path = folder.path().join("model.safetensors");
 /// let rows = Tensor::arange(0f32, 12., &Device::Cpu)?.reshape((4, 3))?;
@@ -69,7 +69,7 @@ pub struct PretrainedTable {
 }
 
 enum Source {
-    /// Rows in the table's dtype, one behind the other from this byte on. Their end was compared with the file's.
+    /// Contiguous rows in the table's dtype, from this byte on. Their end was checked against the file's size.
     Rows(File, u64),
     Gguf(Gguf),
 }
@@ -87,17 +87,17 @@ impl std::fmt::Debug for PretrainedTable {
 }
 
 impl PretrainedTable {
-    /// Finds the table of a model: a safetensors, GGUF or PyTorch file (by its content, not its name), or a folder as
-    /// transformers writes it, with or without shards. `tensor` says which, where the name is none of the usual.
+    /// Finds the table of a model. `path` is a safetensors, GGUF or PyTorch file (recognized by content, not by name), or a folder as
+    /// transformers writes it, with or without shards. `tensor` is the table's name, needed only if it is not one of the usual names.
     ///
     /// # Errors
-    /// - [`Error::Checkpoint`]: no table, or more than one, with a list of candidates; a torn or hostile file; a dtype that candle
-    ///   cannot compute with; a view in a PyTorch file whose rows do not follow one another.
+    /// - [`Error::Checkpoint`]: no table, or more than one (the message lists candidates); a truncated or malicious file; a dtype that
+    ///   candle does not support; a view in a PyTorch file whose rows are not contiguous.
     /// - [`Error::Io`].
     ///
     /// # Cost
-    /// Reads the header; of a PyTorch file its pickle, of at most 64 MiB. Nothing in it is run: objects that are no tensors
-    /// are passed over.
+    /// Reads the header; in a PyTorch file the pickle, of at most 64 MiB. No code in a pickle is run: objects that are not tensors
+    /// are skipped.
     pub fn open(path: impl AsRef<Path>, tensor: Option<&str>) -> Result<Self> {
         let path = path.as_ref();
         if fs::metadata(path).map_err(|e| Error::io(path, e))?.is_dir() {
@@ -107,12 +107,12 @@ impl PretrainedTable {
         }
     }
 
-    /// What the tensor is called.
+    /// Name of the tensor.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The file in which it lies.
+    /// The file that contains it.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -127,17 +127,17 @@ impl PretrainedTable {
         self.shape.1
     }
 
-    /// The dtype in which rows are given: the file's, or f32 where they are quantized.
+    /// The dtype of the rows that are read: the file's, or f32 for quantized tables.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Whether the model has no output layer of its own: its head is this table ([`Head::tied`](crate::Head::tied)).
+    /// Whether the model has no output weight of its own. Its head is then this table ([`Head::tied`](crate::Head::tied)).
     pub fn tied(&self) -> bool {
         self.tied
     }
 
-    /// A config for a layer of this size; the rest as by default.
+    /// The default config with the sizes of this table.
     pub fn config(&self) -> TokenEmbeddingConfig {
         TokenEmbeddingConfig { vocab_size: self.shape.0, d_model: self.shape.1, ..Default::default() }
     }
@@ -149,7 +149,7 @@ impl PretrainedTable {
     /// - [`Error::Io`].
     ///
     /// # Cost
-    /// One read a row of C elements.
+    /// One read of C elements per row.
     pub fn rows(&self, rows: &[u32]) -> Result<Tensor> {
         if let Some((position, id)) = rows.iter().enumerate().find(|(_, id)| **id as usize >= self.shape.0) {
             let (id, position) = (i64::from(*id), vec![position]);
@@ -162,10 +162,10 @@ impl PretrainedTable {
         Ok(Tensor::cat(&rows, 0)?)
     }
 
-    /// Reads rows that follow one another, as (rows, C) on the CPU.
+    /// Reads a range of rows, as (rows, C) on the CPU.
     ///
     /// # Errors
-    /// - [`Error::Config`]: the range is empty or leaves the table.
+    /// - [`Error::Config`]: the range is empty or exceeds the table.
     /// - [`Error::Io`].
     ///
     /// # Cost
@@ -173,7 +173,7 @@ impl PretrainedTable {
     pub fn block(&self, rows: Range<usize>) -> Result<Tensor> {
         let (count, columns) = self.shape;
         if rows.is_empty() || rows.end > count {
-            return Err(Error::Config(format!("rows {rows:?} of a table of {count}")));
+            return Err(Error::Config(format!("the range {rows:?} is empty or exceeds the table of {count} rows")));
         }
         match &self.source {
             Source::Gguf(file) => file.rows(&self.name, rows),
@@ -186,11 +186,12 @@ impl PretrainedTable {
         }
     }
 
-    /// Writes rows (all of them, if `ranges` is empty) as a safetensors file with this tensor alone, whole or not at all.
+    /// Writes ranges of rows (all rows, if `ranges` is empty) to a safetensors file with only this tensor. The file is written
+    /// completely or not at all.
     ///
     /// # Errors
-    /// - [`Error::Config`]: a range that is empty or leaves the table; `path` is the file that the rows are read from. Any other
-    ///   file is replaced.
+    /// - [`Error::Config`]: a range that is empty or exceeds the table; `path` is the file that the rows are read from. Any other
+    ///   existing file is replaced.
     /// - [`Error::Io`].
     ///
     /// # Cost
@@ -200,7 +201,10 @@ impl PretrainedTable {
         let all = 0..self.shape.0;
         let ranges = if ranges.is_empty() { std::slice::from_ref(&all) } else { ranges };
         if let Some(bad) = ranges.iter().find(|range| range.is_empty() || range.end > self.shape.0) {
-            return Err(Error::Config(format!("rows {bad:?} of a table of {}", self.shape.0)));
+            return Err(Error::Config(format!(
+                "the range {bad:?} is empty or exceeds the table of {} rows",
+                self.shape.0
+            )));
         }
         if same_file(path, &self.path) {
             let path = path.display();
@@ -226,11 +230,11 @@ impl PretrainedTable {
         persist(out, path).map_err(io)
     }
 
-    /// Whether this tokenizer can be the table's: the table has a row for every ordinary token, and at most 5 % or 1024 rows more than
-    /// the tokenizer has ids. (Models pad their tables: DeepSeek-V2 by 2.4 %, Phi-2 by 905 rows.)
+    /// Checks by size whether this can be the table's tokenizer: the table must have a row for every ordinary token, and at most 5 % or
+    /// 1024 rows more than the tokenizer has ids. (Models pad their tables: DeepSeek-V2 by 2.4 %, Phi-2 by 905 rows.)
     ///
     /// # Errors
-    /// [`Error::Config`] with the numbers, if it cannot.
+    /// [`Error::Config`] with the numbers, if the sizes do not fit.
     pub fn check_tokenizer(&self, tokenizer: &Tokenizer) -> Result<()> {
         let (rows, ids) = (self.vocab_size(), tokenizer.vocab_size());
         let (least, most) = (tokenizer.ordinary_vocab_size(), ids + (ids / 20).max(1024));
@@ -245,37 +249,37 @@ impl PretrainedTable {
         }
     }
 
-    /// The table in blocks of rows, each with its first row: one pass in bounded memory.
+    /// The table in blocks of rows, each with the number of its first row: one pass in bounded memory.
     pub fn blocks(&self) -> impl Iterator<Item = Result<(usize, Tensor)>> {
         let (count, columns) = self.shape;
         let step = (BLOCK_VALUES / columns).max(1);
         (0..count).step_by(step).map(move |from| Ok((from, self.block(from..count.min(from + step))?)))
     }
 
-    /// Makes the variable `weight` of `vb` out of this table, in the dtype and on the device of `vb`, and a layer over it. Begin with
-    /// [`config`](Self::config). Where `cfg.vocab_size` is larger than the table, the rows beyond are drawn from `cfg.init` and
+    /// Makes the variable `weight` of `vb` from this table, in the dtype and on the device of `vb`, and a layer over it. Start with
+    /// [`config`](Self::config). If `cfg.vocab_size` is larger than the table, the additional rows are drawn from `cfg.init` and
     /// `cfg.seed`; [`TokenEmbedding::resize`] has better ways to fill rows.
     ///
-    /// A weight that the VarBuilder already has (a run that goes on) is used as it is, as in [`TokenEmbedding::new`].
+    /// A weight that the VarBuilder already has (in a resumed run) is used unchanged, as in [`TokenEmbedding::new`].
     ///
     /// # Errors
-    /// - [`Error::Config`]: `cfg` is of another width, or has fewer rows than the table.
+    /// - [`Error::Config`]: `cfg` has another width or fewer rows than the table.
     /// - those of [`TokenEmbedding::new`] and of reading.
     ///
     /// # Cost
-    /// One pass over the table; a few MiB beside it.
+    /// One pass over the table, and a few MiB of memory beside it.
     pub fn embedding(&self, cfg: &TokenEmbeddingConfig, vb: VarBuilder) -> Result<TokenEmbedding> {
         let (rows, columns) = self.shape;
         if cfg.d_model != columns || cfg.vocab_size < rows {
             return Err(Error::Config(format!(
-                "{} is {rows} x {columns}, the config says {} x {}: begin with `table.config()`",
+                "{} is {rows} x {columns}, the config says {} x {}: start with `table.config()`",
                 self.name, cfg.vocab_size, cfg.d_model
             )));
         }
         if vb.contains_tensor("weight") {
             return TokenEmbedding::new(cfg, vb);
         }
-        // Rows that are overwritten anyway are not drawn.
+        // If all rows are overwritten, none are drawn.
         let init = if cfg.vocab_size == rows { Init::Constant(0.0) } else { cfg.init };
         let layer = TokenEmbedding::new(&TokenEmbeddingConfig { init, ..cfg.clone() }, vb)?;
         let weight = layer.flushed_weight()?;

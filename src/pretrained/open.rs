@@ -1,4 +1,4 @@
-//! What a file of weights is, and where its table lies.
+//! Recognizes the format of a weight file, and finds its table.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -12,7 +12,7 @@ use crate::tensors::{Gguf, Pth, TensorFile, dtype_of, is_pth, type_name, wrong};
 use crate::{Error, Result};
 use tallow_text::support::files::open_regular;
 
-/// What a file of weights is, by its first bytes.
+/// The format of a weight file, by its first bytes.
 pub(super) enum Kind {
     Safetensors,
     Gguf,
@@ -29,7 +29,7 @@ impl Kind {
                 "this is only the Git LFS pointer to a file: fetch the file itself (git lfs pull)",
             ));
         }
-        // A safetensors file may begin with any number, but the ninth byte opens its header.
+        // A safetensors file starts with an 8-byte length. The ninth byte is the first of its header.
         let safetensors = first.get(8) == Some(&b'{');
         if !safetensors && first.get(257..262) == Some(b"ustar") {
             return Err(wrong(
@@ -56,11 +56,11 @@ pub(super) fn file(path: &Path, tensor: Option<&str>) -> Result<PretrainedTable>
         [rows, columns] if rows > 0 && columns > 0 && rows <= u32::MAX as usize => {
             Ok(PretrainedTable { path: path.to_path_buf(), name, shape: (rows, columns), dtype, tied, source })
         }
-        _ => Err(wrong(path, format!("{name:?} is no table: its shape is {shape:?}"))),
+        _ => Err(wrong(path, format!("{name:?} is not a table: its shape is {shape:?}"))),
     }
 }
 
-/// A table's name, shape, dtype, whether it is the head, too, and its rows.
+/// A table's name, shape, dtype, whether it is tied, and its rows.
 type Found = (String, Vec<usize>, DType, bool, Source);
 
 fn safetensors(path: &Path, tensor: Option<&str>) -> Result<Found> {
@@ -69,12 +69,12 @@ fn safetensors(path: &Path, tensor: Option<&str>) -> Result<Found> {
     let tensors: Vec<_> =
         names.iter().map(|name| (name.as_str(), file.header.info(name).map(|info| &info.shape[..]))).collect();
     let name = find::table(&tensors, tensor).map_err(|reason| wrong(path, reason))?;
-    // A table that was pulled out of a model says whether the model had a head.
+    // The file of a pulled table has a note that says whether its model is tied.
     let tied = match file.header.note("tied") {
         Some(note) => note == "true",
         None => !find::has_head(names.iter().map(String::as_str)),
     };
-    let changed = || wrong(path, "its header changed");
+    let changed = || wrong(path, "its header changed while it was read");
     let info = file.header.info(name).ok_or_else(changed)?;
     let dtype = dtype_of(info).map_err(|reason| wrong(path, format!("{name:?} {reason}")))?;
     let shape = info.shape.clone();
@@ -103,7 +103,7 @@ fn pth(path: &Path, tensor: Option<&str>) -> Result<Found> {
     let tensors: Vec<_> = file.tensors.iter().map(|(name, info)| (name.as_str(), Some(&info.shape[..]))).collect();
     let name = find::table(&tensors, tensor).map_err(|reason| wrong(path, reason))?.to_string();
     let Some(info) = file.tensors.get(&name) else { return Err(wrong(path, format!("there is no tensor {name:?}"))) };
-    // A tied head stands there under a name of its own, but is the same view of the same storage.
+    // A tied head has its own name in the file, but is the same view of the same storage.
     let own = file.tensors.iter().filter(|(_, other)| *other != info).map(|(name, _)| name.as_str());
     let (tied, shape) = (!find::has_head(own), info.shape.clone());
     let (file, start, dtype) = file.rows(&name)?;
@@ -129,15 +129,15 @@ pub(super) fn folder(folder: &Path, tensor: Option<&str>) -> Result<PretrainedTa
     let known = weight_files(folder)?;
     match &known[..] {
         [one] => file(one, tensor),
-        [] => Err(wrong(folder, "no safetensors, GGUF or PyTorch file is in this folder")),
+        [] => Err(wrong(folder, "this folder has no safetensors, GGUF or PyTorch file")),
         many => {
             let names: Vec<_> = many.iter().filter_map(|p| p.file_name()).map(|n| n.display().to_string()).collect();
-            Err(wrong(folder, format!("which of its files: {}?", names.join(", "))))
+            Err(wrong(folder, format!("it has several weight files, open one of them: {}", names.join(", "))))
         }
     }
 }
 
-/// Where the index of a sharded model says that its table is.
+/// The table's location in a sharded model, by its index.
 pub(crate) struct Sharded {
     pub(crate) tensor: String,
     pub(crate) file: String,
@@ -150,13 +150,13 @@ impl Sharded {
         struct Index {
             weight_map: BTreeMap<String, String>,
         }
-        let index: Index = serde_json::from_slice(json).map_err(|e| format!("it is no index of shards: {e}"))?;
+        let index: Index = serde_json::from_slice(json).map_err(|e| format!("it is not an index of shards: {e}"))?;
         let names: Vec<_> = index.weight_map.keys().map(|name| (name.as_str(), None)).collect();
         let name = find::table(&names, tensor)?;
         let file = index.weight_map.get(name).cloned().unwrap_or_default();
-        // A stranger's index must not lead out of its folder.
+        // An untrusted index must not refer to files outside its folder.
         if file.is_empty() || file.contains(['/', '\\', ':']) || file == ".." || file == "." {
-            return Err(format!("{name:?} is said to lie in {file:?}, which is no file of this folder"));
+            return Err(format!("the index says that {name:?} is in {file:?}, which is not a plain file name"));
         }
         let tied = !find::has_head(index.weight_map.keys().map(String::as_str));
         Ok(Sharded { tensor: name.to_string(), file, tied })

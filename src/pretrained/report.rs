@@ -1,4 +1,4 @@
-//! What is in a file of weights, and how the rows of its table look.
+//! Lists the tensors of a weight file, and computes statistics of a table's rows.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -11,21 +11,33 @@ use super::open::Kind;
 use crate::Result;
 use crate::tensors::{Gguf, Pth, TensorFile, type_name};
 
-/// A tensor of a file, as its header says.
+/// A tensor in a file, as its header describes it.
+///
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tallow::{TensorInfo, list_tensors};
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("model.safetensors");
+/// Tensor::new(&[[1f32, 2.]], &Device::Cpu)?.save_safetensors("wte.weight", &path)?;
+/// let expected = TensorInfo { name: "wte.weight".to_string(), shape: vec![1, 2], dtype: "F32".to_string() };
+/// assert_eq!(list_tensors(&path)?, [expected]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TensorInfo {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Its dimensions, the slowest first.
+    /// The dimensions, the slowest first.
     pub shape: Vec<usize>,
-    /// The file's word for its elements: F32, BF16, Q4K.
+    /// The dtype in the file's notation: F32, BF16, Q4K.
     pub dtype: String,
 }
 
 /// Every tensor of a safetensors, GGUF or PyTorch file, by name. Only headers are read.
 ///
 /// # Errors
-/// As [`PretrainedTable::open`], for a file that is torn or hostile.
+/// As [`PretrainedTable::open`], for a truncated or malicious file.
 pub fn list_tensors(path: impl AsRef<Path>) -> Result<Vec<TensorInfo>> {
     let path = path.as_ref();
     let info = |name: String, shape: &[usize], dtype: String| TensorInfo { name, shape: shape.to_vec(), dtype };
@@ -54,30 +66,43 @@ pub fn list_tensors(path: impl AsRef<Path>) -> Result<Vec<TensorInfo>> {
     Ok(tensors)
 }
 
-/// The rows of a table by length: which were never trained, by the look of them.
+/// Statistics of a table's rows, to find rows that were never trained.
+///
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tallow::PretrainedTable;
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("model.safetensors");
+/// Tensor::new(&[[3f32, 4.], [0., 0.], [3., 4.]], &Device::Cpu)?.save_safetensors("wte.weight", &path)?;
+/// let statistics = PretrainedTable::open(&path, None)?.statistics()?;
+/// assert_eq!(statistics.norms[4], 5.0); // the longest row
+/// assert_eq!((statistics.zero, statistics.duplicates), (vec![1], vec![vec![0, 2]]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct RowStatistics {
-    /// The shortest row's L2 norm, the first quarter's, the median, the third quarter's, the longest row's.
+    /// Quartiles of the rows' L2 norms: minimum, first quartile, median, third quartile, maximum.
     pub norms: [f32; 5],
     /// Rows of zeros.
     pub zero: Vec<u32>,
     /// Rows shorter than a third of the median, but not zero. In trained tables these are mostly tokens that never
-    /// occurred: weight decay is all that they saw.
+    /// occurred, whose rows only had weight decay.
     pub short: Vec<u32>,
-    /// Rows that are equal to the bit (by a hash of 64), in groups; rows of zeros aside.
+    /// Groups of rows that are equal bit for bit (by a 64-bit hash), without rows of zeros.
     pub duplicates: Vec<Vec<u32>>,
-    /// Rows with a value that is infinite or no number.
+    /// Rows with an infinite value or a NaN.
     pub not_finite: Vec<u32>,
 }
 
 impl PretrainedTable {
-    /// Looks at every row.
+    /// Computes the statistics of all rows.
     ///
     /// # Errors
     /// Those of reading.
     ///
     /// # Cost
-    /// One pass, some 16 MiB, and 24 bytes a row.
+    /// One pass over the table, and about 16 MiB of memory plus 24 bytes per row.
     pub fn statistics(&self) -> Result<RowStatistics> {
         let mut norms: Vec<f32> = Vec::with_capacity(self.shape.0);
         let (mut zero, mut not_finite) = (Vec::new(), Vec::new());

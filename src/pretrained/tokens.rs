@@ -1,38 +1,51 @@
-//! Where a tokenizer and a table meet: new tokens for both at once, and a table in the order of another tokenizer.
+//! Changes of tokenizer and table together: new tokens, and a table for another tokenizer.
 
 use candle_nn::{VarBuilder, VarMap};
 
 use super::PretrainedTable;
 use crate::{Error, Fill, Head, Init, Result, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 
-/// What [`PretrainedTable::transplant`] carried over.
+/// The result of [`PretrainedTable::transplant`]: which rows were carried over.
+///
+/// # Example
+/// ```
+/// use candle_core::{DType, Device};
+/// use candle_nn::{VarBuilder, VarMap};
+/// use tallow::{Fill, PretrainedTable, Tokenizer};
+/// let tokenizer = Tokenizer::from_file("assets/tiny-llama/tokenizer.json")?;
+/// let table = PretrainedTable::open("assets/tiny-llama", None)?;
+/// let varmap = VarMap::new();
+/// let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+/// let (wte, result) = table.transplant(&tokenizer, &tokenizer, Fill::Mean, &table.config(), vb.pp("wte"))?;
+/// assert_eq!(result.matched + result.filled.len(), wte.vocab_size());
+/// # Ok::<(), tallow::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transplanted {
-    /// Tokens of the new tokenizer.
+    /// Number of tokens of the new tokenizer.
     pub tokens: usize,
-    /// Tokens whose bytes the old tokenizer has as a token: they keep its row.
+    /// Number of tokens that keep a row: the old tokenizer has a token with the same bytes.
     pub matched: usize,
-    /// Ids without an old row, ascending: the others, and numbers that are no token's. They were filled.
+    /// Ids without an old row, ascending, including ids without a token. Their rows were filled.
     pub filled: Vec<u32>,
 }
 
-// Here, because an embedding does not know text.
+// Here, because the module `embedding` does not depend on text.
 impl TokenEmbedding {
-    /// Adds special tokens to the tokenizer, which finds them in text from then on, and rows for them to the table and the head: all or
-    /// none. Gives the ids of `tokens`.
+    /// Adds special tokens to the tokenizer, and rows for them to the table and the head. Returns the ids of `tokens`.
     ///
-    /// `head` is the model's output layer: one with a weight of its own grows, too, or the model could never say the new tokens; one
-    /// that is tied is put over the new table. `None` is for a model without an output over this vocabulary.
+    /// `head` is the model's output layer. A head with its own weight is resized, so that the model can predict the new tokens. A tied
+    /// head is attached to the new table. `None` is for a model without an output over this vocabulary.
     ///
-    /// (Under [`Specials::Text`](crate::Specials::Text) no special token is found in text; see [`Tokenizer::add_tokens`].)
-    /// New tokens take the first free ids. Where the table has rows for those already (many models have more rows than
-    /// tokens), these rows are filled anew. See [`resize`](Self::resize) for what an optimizer must be told, and
-    /// [`freeze_except`](Self::freeze_except) to train only them. The tokenizer's fingerprint changes with it: a
-    /// [`Checkpoint`](crate::Checkpoint) or shards of the smaller one are told apart from those of this one.
+    /// The tokenizer then finds the new tokens in text (not with [`Specials::Text`](crate::Specials::Text); see
+    /// [`Tokenizer::add_tokens`]). New tokens get the first free ids. If the table already has rows for them (many models have more
+    /// rows than tokens), these rows are filled anew. See [`resize`](Self::resize) for what must be updated afterwards, and
+    /// [`freeze_except`](Self::freeze_except) to train only the new rows. The tokenizer's fingerprint changes, so that a
+    /// [`Checkpoint`](crate::Checkpoint) or shards of the old tokenizer can be recognized.
     ///
     /// # Errors
-    /// Those of [`Tokenizer::add_tokens`] and [`resize`](Self::resize); [`Error::Config`] for a head of other rows than the table's, or
-    /// whose weight is no variable of `varmap`. Nothing is changed then.
+    /// Those of [`Tokenizer::add_tokens`] and [`resize`](Self::resize). [`Error::Config`] for a head whose number of rows is not that of
+    /// the table, or whose weight is not a variable of `varmap`. Nothing is changed after an error.
     ///
     /// # Example
     /// ```
@@ -66,7 +79,7 @@ impl TokenEmbedding {
         match head {
             Some(head) if head.vocab_size() != old => {
                 let what =
-                    format!("a head of {} rows and a table of {old}: they are not of one model", head.vocab_size());
+                    format!("a head of {} rows and a table of {old}: they are of different models", head.vocab_size());
                 return Err(Error::Config(what));
             }
             Some(head) => {
@@ -83,16 +96,16 @@ impl TokenEmbedding {
 }
 
 impl PretrainedTable {
-    /// Makes the variable `weight` of `vb` out of this table for another tokenizer: row i is the old row of the token with
-    /// the same bytes as token i of `to`, or else what `fill` says. `cfg` gives gradient, scale and padding; its sizes must be
-    /// those of `to` and the table.
+    /// Makes the variable `weight` of `vb` from this table for another tokenizer. Row i is the old row of the token with
+    /// the same bytes as token i of `to`. If there is none, `fill` fills it. `cfg` sets gradient, scale and padding. It must have at
+    /// least `to.vocab_size()` rows, and the table's width.
     ///
     /// # Errors
     /// - [`Error::Config`]: another width than the table's, or fewer rows than `to.vocab_size()`; or `vb` has the weight already.
     /// - those of [`TokenEmbedding::new`] and of reading.
     ///
     /// # Cost
-    /// One pass over the table, and what [`Fill`] says for the ids without an old row.
+    /// One pass over the table, and the cost of [`Fill`] for the ids without an old row.
     pub fn transplant(
         &self,
         from: &Tokenizer,
@@ -104,16 +117,16 @@ impl PretrainedTable {
         let (rows, columns) = (cfg.vocab_size, self.d_model());
         if cfg.d_model != columns || rows < to.vocab_size() {
             return Err(Error::Config(format!(
-                "the config says {rows} x {}: this table for {} is {} x {columns}, or has more rows",
+                "the config says {rows} x {}: this table for {} needs {} rows or more, and {columns} columns",
                 cfg.d_model,
                 to.name(),
                 to.vocab_size()
             )));
         }
         if vb.contains_tensor("weight") {
-            return Err(Error::Config("the VarBuilder has a table already: nothing can be carried over".to_string()));
+            return Err(Error::Config("the VarBuilder has a table already: pass an empty one".to_string()));
         }
-        // (old row, new row), in the order of the old table; and ids without an old row.
+        // (old row, new row), sorted by old row; and ids without an old row.
         let (mut pairs, mut filled, mut tokens) = (Vec::new(), Vec::new(), 0);
         for id in 0..rows as u32 {
             let bytes = to.token_bytes(id);

@@ -1,4 +1,4 @@
-//! What other modules stand on: memory, threads, wide registers, the variables of a VarMap.
+//! Helpers for other modules: memory, threads, vector registers, the variables of a VarMap.
 
 mod memory;
 pub(crate) mod parallel;

@@ -1,7 +1,7 @@
-//! One body of arithmetic, compiled for several widths of registers.
+//! Compiles a function for several register widths.
 
-/// Compiles a function for AVX-512, for AVX2 and for the baseline, and takes the best one that the processor has.
-/// Wider registers change no bit: there are no fused multiply-adds and no sums across elements.
+/// Compiles a function for AVX-512, for AVX2 and for the baseline, and calls the widest one that the processor supports.
+/// The width changes no bit, because there are no fused multiply-adds and no sums across elements.
 macro_rules! widest {
     ($(#[$doc:meta])* $vis:vis fn $name:ident$(<$of:ident: $bound:ident>)?($($arg:ident: $type:ty),* $(,)?) $body:block) => {
         $(#[$doc])*
@@ -15,11 +15,11 @@ macro_rules! widest {
                 #[target_feature(enable = "avx2")]
                 fn avx2$(<$of: $bound>)?($($arg: $type),*) { body$(::<$of>)?($($arg),*) }
                 if is_x86_feature_detected!("avx512f") && $crate::support::widest::allows(512) {
-                    // SAFETY: the processor has AVX-512F, as just asked.
+                    // SAFETY: the processor has AVX-512F, as checked above.
                     return unsafe { avx512$(::<$of>)?($($arg),*) };
                 }
                 if is_x86_feature_detected!("avx2") && $crate::support::widest::allows(256) {
-                    // SAFETY: the processor has AVX2, as just asked.
+                    // SAFETY: the processor has AVX2, as checked above.
                     return unsafe { avx2$(::<$of>)?($($arg),*) };
                 }
             }
@@ -29,7 +29,7 @@ macro_rules! widest {
 }
 pub(crate) use widest;
 
-/// Whether registers of so many bits may be used. Always in a release; tests of the narrower bodies say less, for one thread
+/// Whether registers of this many bits may be used. Always true outside tests. Tests of the narrower versions limit it for one thread
 /// (`same_with_every_body`) or for the process (`TALLOW_WIDEST_BITS=256`).
 #[inline(always)]
 #[cfg(target_arch = "x86_64")]
@@ -58,8 +58,8 @@ thread_local! {
     static WIDEST_BITS: std::cell::Cell<usize> = const { std::cell::Cell::new(usize::MAX) };
 }
 
-/// Runs `work` (on this thread) with the bodies for AVX-512, AVX2 and the baseline, as far as the processor has them, and asks that
-/// all give the same.
+/// Runs `work` (on this thread) with the versions for AVX-512, AVX2 and the baseline that the processor supports, and asserts equal
+/// results.
 #[cfg(test)]
 pub(crate) fn same_with_every_body<T: PartialEq + std::fmt::Debug>(work: impl Fn() -> T) -> T {
     let run = |bits| {

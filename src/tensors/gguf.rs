@@ -1,5 +1,5 @@
-//! GGUF, as far as finding a tensor and dequantizing its rows takes: candle's reader keeps all metadata and divides by the
-//! file's own alignment, this one passes over the metadata and trusts nothing.
+//! A GGUF reader that finds a tensor and dequantizes its rows. candle's reader keeps all metadata, and trusts the file's alignment.
+//! This one skips the metadata, and checks every value.
 //!
 //! Source: the GGUF specification, versions 2 and 3.
 
@@ -16,7 +16,7 @@ use super::wrong;
 use crate::{Error, Result};
 use tallow_text::support::files::{open_regular, read_at};
 
-/// Arrays within arrays are passed over to this depth.
+/// Maximum depth of nested arrays.
 const MAX_DEPTH: usize = 4;
 
 /// A GGUF file whose header was read.
@@ -28,11 +28,11 @@ pub(crate) struct Gguf {
 
 /// A tensor of a GGUF file.
 pub(crate) struct Info {
-    /// The slowest dimension first, as everywhere here; the file has them the other way round.
+    /// The slowest dimension first. (The file has the opposite order.)
     pub(crate) shape: Vec<usize>,
-    /// Its type; or the number of one that candle cannot dequantize: such tensors may stand beside a table that it can.
+    /// Its type, or the number of a type that candle cannot dequantize. The table may still be of another type.
     pub(crate) dtype: std::result::Result<GgmlDType, u32>,
-    /// Where it begins in the file.
+    /// Its first byte in the file.
     start: u64,
 }
 
@@ -59,12 +59,12 @@ impl Gguf {
             return Err(wrong(&self.path, format!("there is no tensor {name:?}")));
         };
         let (Ok(dtype), Some(row_bytes)) = (dtype, info.row_bytes()) else {
-            return Err(wrong(&self.path, format!("{name:?} is no table: its shape is {shape:?}")));
+            return Err(wrong(&self.path, format!("{name:?} is not a table: its shape is {shape:?}")));
         };
-        // Within the file: `read` compared the end of the tensor with it.
+        // Within the file: `read` checked the end of the tensor.
         let from = start + rows.start as u64 * row_bytes as u64;
         let length = rows.len() * row_bytes;
-        let mut words = vec![0u32; length.div_ceil(4)]; // candle wants blocks aligned
+        let mut words = vec![0u32; length.div_ceil(4)]; // candle needs aligned blocks
         let bytes = &mut bytemuck::cast_slice_mut(&mut words)[..length];
         read_at(&self.file, bytes, from).map_err(|e| Error::io(&self.path, e))?;
         let storage = QStorage::from_data((&*bytes).into(), &Device::Cpu, *dtype)?;
@@ -73,7 +73,7 @@ impl Gguf {
 }
 
 impl Info {
-    /// Bytes of a row, of a table whose rows are whole blocks.
+    /// Bytes of a row. `None` if rows are not whole blocks.
     fn row_bytes(&self) -> Option<usize> {
         let (&[_, columns], Ok(dtype)) = (&self.shape[..], self.dtype) else { return None };
         columns.is_multiple_of(dtype.block_size()).then(|| columns / dtype.block_size() * dtype.type_size())
@@ -82,7 +82,7 @@ impl Info {
 
 type Sound<T> = std::result::Result<T, String>;
 
-/// The header from front to back; what it says of lengths is compared with what is left of the file.
+/// Reads the header sequentially. Every length in it is checked against the rest of the file.
 struct Cursor<'f> {
     bytes: u64,
     at: u64,
@@ -129,7 +129,7 @@ impl Cursor<'_> {
         }
         let data = self.at.checked_next_multiple_of(alignment).ok_or("it is too long")?;
         for (name, info) in &mut tensors {
-            // How long the others are is not known, and nobody reads them.
+            // The size of other types is not known, and they are not read.
             let Ok(dtype) = info.dtype else { continue };
             let elements = info.shape.iter().try_fold(1usize, |n, dim| n.checked_mul(*dim));
             let end = elements
@@ -179,7 +179,7 @@ impl Cursor<'_> {
         Ok(())
     }
 
-    /// Passes over a value of the metadata.
+    /// Skips a value of the metadata.
     fn pass_over(&mut self, kind: u32, depth: usize) -> Sound<()> {
         if let Some(bytes) = width(kind) {
             return self.skip(bytes);
@@ -193,7 +193,7 @@ impl Cursor<'_> {
                 let (kind, count) = (self.u32()?, self.u64()?);
                 match width(kind) {
                     Some(bytes) => self.skip(count.saturating_mul(bytes)),
-                    // Every element takes bytes of the file, so this ends.
+                    // Every element has bytes in the file, so this terminates.
                     None => (0..count).try_for_each(|_| self.pass_over(kind, depth + 1)),
                 }
             }
@@ -202,7 +202,7 @@ impl Cursor<'_> {
     }
 }
 
-/// Bytes of the kinds of values that are always as long.
+/// Bytes of the kinds of values with a fixed size.
 fn width(kind: u32) -> Option<u64> {
     Some(match kind {
         0 | 1 | 7 => 1,
@@ -213,7 +213,7 @@ fn width(kind: u32) -> Option<u64> {
     })
 }
 
-/// candle's type of a number in a file, where it can dequantize it.
+/// candle's type for a type number, if candle can dequantize it.
 fn dtype_of(number: u32) -> Option<GgmlDType> {
     use GgmlDType::*;
     Some(match number {
@@ -234,7 +234,7 @@ fn dtype_of(number: u32) -> Option<GgmlDType> {
     })
 }
 
-/// What ggml calls the other types, those that it no longer has among them.
+/// ggml's names of the other types, including removed ones.
 ///
 /// Source: `enum ggml_type` of ggml.h.
 pub(crate) fn type_name(number: u32) -> Option<&'static str> {

@@ -1,7 +1,7 @@
-//! Files of named tensors: safetensors, GGUF, and PyTorch's own. Whatever a file says of lengths is compared with the
-//! file before memory is taken.
+//! Files of named tensors: safetensors, GGUF, and PyTorch's format. Lengths in a file are checked against its size before memory is
+//! allocated.
 //!
-//! This module does not know what the tensors are for.
+//! This module does not depend on the use of the tensors.
 
 mod gguf;
 mod pickle;
@@ -20,12 +20,12 @@ pub(crate) use safetensors::{TensorFile, dtype_of, single_header, write};
 
 use crate::Error;
 
-/// The error of every file of weights.
+/// The error for weight files.
 pub(crate) fn wrong(path: &Path, reason: impl Into<String>) -> Error {
     Error::Checkpoint { path: path.to_path_buf(), reason: reason.into() }
 }
 
-/// Bytes of a file that is known to be that long.
+/// Reads bytes of a file. The range must be within the file.
 pub(crate) fn read_at(file: &File, range: Range<u64>) -> std::io::Result<Vec<u8>> {
     let mut bytes = vec![0; (range.end - range.start) as usize];
     tallow_text::support::files::read_at(file, &mut bytes, range.start)?;

@@ -1,5 +1,5 @@
-//! PyTorch's own files: a pickle that names tensors, and beside it the storages in which they lie. Since PyTorch 1.6
-//! these are the entries of a zip file, none of them compressed; before, they stood one behind the other.
+//! PyTorch's files: a pickle that describes tensors, and the storages that contain them. Since PyTorch 1.6
+//! they are uncompressed entries of a zip file. Before, they were concatenated.
 //!
 //! Source: `torch/serialization.py`, `torch/_utils.py`, `caffe2/serialize/inline_container.cc` of PyTorch 2.
 
@@ -17,16 +17,16 @@ use super::{read_at, wrong};
 use crate::{Error, Result};
 use tallow_text::support::files::{self, open_regular};
 
-/// No model has more tensors in a file, more dimensions in a tensor, or a longer name of a storage, which is a number:
-/// many tensors that share a long shape or name take little memory, too.
+/// Limits of tensors in a file, dimensions of a tensor, and the length of a storage's name (a number). They bound memory also if many
+/// tensors share a long shape or name.
 const MAX_TENSORS: usize = 1 << 18;
 const MAX_DIMENSIONS: usize = 16;
 const MAX_KEY: usize = 64;
 
-/// The number by which files older than PyTorch 1.6 are known, as their first pickle has it.
+/// The magic number of files before PyTorch 1.6, as in their first pickle.
 const OLD: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 
-/// Whether a file that begins so is one that `torch.save` wrote.
+/// Whether the first bytes of a file are those of `torch.save`.
 pub(crate) fn is_pth(first: &[u8]) -> bool {
     is_zip(first) || (first.first() == Some(&0x80) && first.windows(OLD.len()).take(16).any(|bytes| bytes == OLD))
 }
@@ -44,11 +44,11 @@ pub(crate) struct Pth {
     storages: Storages,
 }
 
-/// A tensor, as the pickle describes it: a view of a storage. Two that are equal are the same numbers under two names.
+/// A tensor, as the pickle describes it: a view of a storage. Two equal ones are the same tensor under two names.
 #[derive(PartialEq)]
 pub(crate) struct Info {
     pub(crate) shape: Vec<usize>,
-    /// candle's dtype; or PyTorch's word for one that candle does not have.
+    /// candle's dtype, or PyTorch's name of a dtype that candle does not have.
     pub(crate) dtype: std::result::Result<DType, String>,
     strides: Vec<usize>,
     /// In elements.
@@ -56,7 +56,7 @@ pub(crate) struct Info {
     storage: String,
 }
 
-/// Where storages lie in the file.
+/// Positions of the storages in the file.
 enum Storages {
     /// Entries of a zip file, in this folder.
     Zip(Box<ZipArchive<BufReader<File>>>, String),
@@ -76,7 +76,7 @@ impl Pth {
         Ok(Pth { path: path.to_path_buf(), file, bytes, tensors, storages })
     }
 
-    /// The file, the place of a table's first row in it, the others one behind the other, and their dtype.
+    /// The file, the position of a table's first row in it, and the dtype of the rows, which are contiguous.
     pub(crate) fn rows(self, name: &str) -> Result<(File, u64, DType)> {
         let Pth { path, file, bytes, tensors, storages } = self;
         let wrong = |reason| wrong(&path, reason);
@@ -86,13 +86,13 @@ impl Pth {
         let dtype = match dtype {
             Ok(dtype) => *dtype,
             Err(word) => {
-                return Err(wrong(format!("{name:?} has the dtype {word}, with which candle cannot compute")));
+                return Err(wrong(format!("{name:?} has the dtype {word}, which candle does not support")));
             }
         };
         let width = dtype.size_in_bytes() as u64;
         if !contiguous(shape, strides) {
             return Err(wrong(format!(
-                "{name:?} of shape {shape:?} is a view whose rows do not follow one another (strides {strides:?}): \
+                "{name:?} of shape {shape:?} is a view whose rows are not contiguous (strides {strides:?}): \
                  save it again in PyTorch after `.contiguous()`"
             )));
         }
@@ -109,14 +109,14 @@ impl Pth {
         match (start, end) {
             (Some(start), Some(end)) if end <= range.end => Ok((file, start, dtype)),
             _ => Err(wrong(format!(
-                "{name:?} of shape {shape:?} does not lie whole in its storage of {} bytes",
+                "{name:?} of shape {shape:?} exceeds its storage of {} bytes",
                 range.end - range.start
             ))),
         }
     }
 }
 
-/// Whether a tensor's elements lie one behind the other. Along a dimension of one element nobody moves.
+/// Whether a tensor is contiguous. The stride of a dimension of size 1 does not matter.
 fn contiguous(shape: &[usize], strides: &[usize]) -> bool {
     let mut next = 1usize;
     shape.iter().zip(strides).rev().all(|(size, stride)| {
@@ -129,10 +129,10 @@ fn contiguous(shape: &[usize], strides: &[usize]) -> bool {
 /// Reads the pickle of a zip file.
 fn zipped(file: &File, bytes: u64) -> Sound<(Pickle, Storages)> {
     let text = |e: std::io::Error| e.to_string();
-    // The crate reserves memory for as many entries as there can be in the file, whatever number it says.
+    // The crate bounds the number of entries by the size of the file before it allocates memory.
     let mut zip = ZipArchive::new(BufReader::new(file.try_clone().map_err(text)?))
         .map_err(|e| format!("it is torn, or no zip file: {e}"))?;
-    // PyTorch has one folder, of any name.
+    // PyTorch writes one folder, with any name.
     let folders = zip.file_names().flatten().filter_map(|name| {
         let folder = name.strip_suffix("data.pkl")?;
         (folder.is_empty() || folder.find('/') == Some(folder.len() - 1)).then(|| folder.to_string())
@@ -158,13 +158,11 @@ fn zipped(file: &File, bytes: u64) -> Sound<(Pickle, Storages)> {
 fn little_endian(yes: bool) -> Sound<()> {
     match yes {
         true => Ok(()),
-        false => {
-            Err("it is of a machine whose numbers begin with the highest byte: save it again on another one".into())
-        }
+        false => Err("its numbers are big-endian: save it again on a little-endian machine".into()),
     }
 }
 
-/// The bytes of the file in which an entry lies.
+/// The range of an entry's bytes in the file.
 fn entry(zip: &mut ZipArchive<BufReader<File>>, name: &str, bytes: u64) -> Sound<Range<u64>> {
     let index = zip.index_for_name(name).ok_or_else(|| format!("it has no entry {name:?}"))?;
     let entry = zip.by_index_raw(index).map_err(|e| format!("its entry {name:?} is not sound: {e}"))?;
@@ -182,8 +180,8 @@ fn entry(zip: &mut ZipArchive<BufReader<File>>, name: &str, bytes: u64) -> Sound
     }
 }
 
-/// Reads the pickles of a file from before PyTorch 1.6: the number, a version, the machine, the object, the keys of its
-/// storages. Behind them stands each storage: how many elements, then these.
+/// Reads the pickles of a file before PyTorch 1.6: magic number, version, machine, object, keys of the storages. The storages follow,
+/// each with its number of elements first.
 fn old(file: &File, bytes: u64) -> Sound<(Pickle, Storages)> {
     let mut reader = BufReader::new(file);
     reader.rewind().map_err(|e| e.to_string())?;
@@ -198,12 +196,12 @@ fn old(file: &File, bytes: u64) -> Sound<(Pickle, Storages)> {
         return Err("its version is not 1001".to_string());
     }
     little_endian(machine.item(machine.root, "little_endian").and_then(|yes| machine.int(yes)) != Some(0))?;
-    // A storage does not say how wide its elements are; who names it does.
+    // A storage does not have the width of its elements. The references to it do.
     let mut widths = BTreeMap::new();
     for value in pickle.values() {
         let Value::Persistent(id) = value else { continue };
         if let Some((key, class, rest)) = storage(&pickle, *id) {
-            // Views of storages, which PyTorch wrote before 0.4.
+            // Views of storages, as PyTorch wrote them before 0.4.
             if rest.get(2).is_some_and(|view| *pickle.get(*view) != Value::None) {
                 return Err(format!("its storage {key:?} is a view of another one: {AGAIN}"));
             }
@@ -226,16 +224,16 @@ fn old(file: &File, bytes: u64) -> Sound<(Pickle, Storages)> {
     Ok((pickle, Storages::Old(places)))
 }
 
-/// What to do with files that this reader does not know.
+/// Advice for files that this reader does not support.
 const AGAIN: &str = "save it again with PyTorch 1.6 or newer, torch.save(torch.load(...), ...)";
 
-/// The tensors of a state dict, also where trainers put it a level deeper.
+/// The tensors of a state dict, also if it is one level deeper, as training frameworks save it.
 fn tensors(pickle: &Pickle) -> Sound<BTreeMap<String, Info>> {
     let deeper = ["state_dict", "model", "model_state_dict"].iter().filter_map(|key| pickle.item(pickle.root, key));
     let mut found = BTreeMap::new();
     for dict in std::iter::once(pickle.root).chain(deeper) {
         let level = named(pickle, dict)?;
-        // Beside the state dict there may be tensors that belong to the run: its best loss.
+        // Beside the state dict there may be other tensors of the run, such as its best loss.
         if level.values().any(|info| info.shape.len() == 2) {
             return Ok(level);
         }
@@ -273,7 +271,7 @@ fn named(pickle: &Pickle, dict: Id) -> Sound<BTreeMap<String, Info>> {
     Ok(tensors)
 }
 
-/// The arguments with which a tensor is built, out of the wrappings that parameters have; and whether they name its
+/// The arguments of the call that builds a tensor, inside the wrappers of parameters, and whether they include its
 /// dtype.
 fn view(pickle: &Pickle, value: Id) -> Option<(bool, &[Id])> {
     let (mut function, mut args) = pickle.call(value)?;
@@ -291,7 +289,7 @@ fn view(pickle: &Pickle, value: Id) -> Option<(bool, &[Id])> {
     None
 }
 
-/// The key of a storage, the class that says what its elements are, and what else is said: the device, its length.
+/// The key of a storage, the class that gives its dtype, and the other arguments: device and length.
 fn storage(pickle: &Pickle, id: Id) -> Option<(&str, &str, &[Id])> {
     let [kind, class, key, rest @ ..] = pickle.sequence(id)? else { return None };
     (pickle.text(*kind) == Some("storage")).then_some((pickle.text(*key)?, pickle.global(*class)?.1, rest))

@@ -1,4 +1,4 @@
-//! safetensors files, a tensor at a time: neither written nor read through a copy of the whole.
+//! Reads and writes safetensors files one tensor at a time, without a copy of the whole file.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -16,37 +16,37 @@ use tallow_text::support::files::open_regular;
 /// The format's own limit for its header.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// Tensors are written in parts of about this many values, and copied in parts of so many bytes.
+/// Tensors are written in parts of about this many values, and copied in parts of the bytes below.
 const WRITTEN_VALUES: usize = 1 << 21;
 const COPIED_BYTES: u64 = 8 << 20;
 
-/// The header of a safetensors file, found sound: tensors lie one behind another, and end where the file ends.
+/// A validated header of a safetensors file: tensors are contiguous, and the last one ends at the end of the file.
 pub(crate) struct Header {
     metadata: Metadata,
-    /// Where the first tensor begins.
+    /// First byte of the first tensor.
     start: u64,
 }
 
 impl Header {
-    /// How long the header is, by the first bytes of a file of `bytes`.
+    /// Length of the header, from the first 8 bytes of a file of `bytes` bytes.
     pub(crate) fn length(first: [u8; 8], bytes: u64) -> std::result::Result<u64, String> {
         let length = u64::from_le_bytes(first);
         match length <= MAX_HEADER_BYTES && length + 8 <= bytes {
             true => Ok(length),
             false => {
-                Err(format!("it is no safetensors file, or torn: a header of {length} bytes in a file of {bytes}"))
+                Err(format!("it is not a safetensors file, or torn: a header of {length} bytes in a file of {bytes}"))
             }
         }
     }
 
-    /// Reads a header out of a file of `bytes`.
+    /// Parses the header of a file of `bytes` bytes.
     pub(crate) fn parse(header: &[u8], bytes: u64) -> std::result::Result<Self, String> {
         let metadata: Metadata = serde_json::from_slice(header)
             .map_err(|e| format!("the header of this safetensors file is not sound: {e}"))?;
         let (start, data) = (header.len() as u64 + 8, metadata.data_len() as u64);
         if start.checked_add(data) != Some(bytes) {
             let has = bytes.saturating_sub(start);
-            return Err(format!("it is torn: its header speaks of {data} bytes of tensors, it has {has}"));
+            return Err(format!("it is torn: its header describes {data} bytes of tensors, it has {has}"));
         }
         Ok(Header { metadata, start })
     }
@@ -62,19 +62,19 @@ impl Header {
         self.metadata.info(name)
     }
 
-    /// A word of the file's metadata.
+    /// A value of the file's metadata.
     pub(crate) fn note(&self, key: &str) -> Option<&str> {
         self.metadata.metadata().as_ref()?.get(key).map(String::as_str)
     }
 
-    /// The bytes of the file in which a tensor lies.
+    /// The range of a tensor's bytes in the file.
     pub(crate) fn range(&self, name: &str) -> Option<std::ops::Range<u64>> {
         let (from, to) = self.info(name)?.data_offsets;
         Some(self.start + from as u64..self.start + to as u64)
     }
 }
 
-/// A safetensors file whose header is sound.
+/// A safetensors file with a validated header.
 pub(crate) struct TensorFile {
     path: PathBuf,
     file: File,
@@ -87,7 +87,8 @@ impl TensorFile {
         let mut file = open_regular(path).map_err(io)?;
         let bytes = file.metadata().map_err(io)?.len();
         let mut first = [0; 8];
-        file.read_exact(&mut first).map_err(|_| wrong(path, format!("{bytes} bytes are no safetensors file")))?;
+        file.read_exact(&mut first)
+            .map_err(|_| wrong(path, format!("a file of {bytes} bytes is not a safetensors file")))?;
         let length = Header::length(first, bytes).map_err(|reason| wrong(path, reason))?;
         let mut header = Vec::new();
         (&file).take(length).read_to_end(&mut header).map_err(io)?;
@@ -99,7 +100,7 @@ impl TensorFile {
         &self.path
     }
 
-    /// The file, and where a tensor begins in it.
+    /// The file, and the position of a tensor's first byte.
     pub(crate) fn rows(self, name: &str) -> Option<(File, u64)> {
         let start = self.header.range(name)?.start;
         Some((self.file, start))
@@ -114,13 +115,13 @@ impl TensorFile {
         Ok(Tensor::from_raw_buffer(&bytes, dtype, &info.shape, device)?)
     }
 
-    /// Bytes of the file. The range must lie within it: `open` compared what the header says.
+    /// Bytes of the file. The range must be within the file; `open` checked those of the header.
     fn bytes(&self, range: std::ops::Range<u64>) -> Result<Vec<u8>> {
         super::read_at(&self.file, range).map_err(|e| Error::io(&self.path, e))
     }
 
-    /// Writes the file once more to `path`, with `new` tensors in the place of those of the same names, in the dtypes of the file. All
-    /// other tensors and the metadata are copied; the whole file, where none is new. Gives the bytes of all its tensors.
+    /// Writes a copy of the file to `path` in which `new` tensors replace those of the same names, in the dtypes of the file. All
+    /// other tensors and the metadata are copied. Without new tensors the whole file is copied. Returns the bytes of all tensors.
     pub(crate) fn rewrite(&self, path: &Path, new: &HashMap<String, Tensor>) -> Result<u64> {
         let io = |e| Error::io(path, e);
         let mut out = BufWriter::new(File::create_new(path).map_err(io)?);
@@ -142,7 +143,7 @@ impl TensorFile {
         for name in self.header.metadata.offset_keys() {
             old.extend(self.header.info(&name).map(|info| (name, info)));
         }
-        // A tensor of another size must not move wider ones off their alignment.
+        // Wide dtypes first, so that a tensor of another size does not break the alignment of wider ones.
         old.sort_by_key(|(_, info)| std::cmp::Reverse(info.dtype.bitsize()));
         let (mut end, mut infos) = (0, Vec::new());
         for (name, info) in &old {
@@ -188,7 +189,7 @@ impl TensorFile {
     }
 }
 
-/// Writes tensors as safetensors, with `format: pt` and `notes` as metadata: the same tensors give the same bytes.
+/// Writes tensors as safetensors, with `format: pt` and `notes` as metadata. Equal tensors give equal bytes.
 pub(crate) fn write<'t>(
     out: &mut dyn Write,
     tensors: impl Iterator<Item = (&'t str, &'t Tensor)>,
@@ -216,19 +217,19 @@ pub(crate) fn write<'t>(
     Ok(())
 }
 
-/// The first bytes of a file of ours, up to its first tensor.
+/// The first bytes of a file that tallow writes, up to the first tensor.
 fn header_of(infos: Vec<(String, TensorInfo)>, notes: &[(&str, String)]) -> candle_core::Result<Vec<u8>> {
     let fixed = [("format", "pt".to_string()), ("tallow", env!("CARGO_PKG_VERSION").to_string())];
     let notes = fixed.into_iter().chain(notes.iter().cloned()).map(|(key, note)| (key.to_string(), note));
     header_with(infos, notes.collect())
 }
 
-/// The first bytes of a file with these notes as metadata, up to its first tensor.
+/// The first bytes of a file with these notes as metadata, up to the first tensor.
 fn header_with(infos: Vec<(String, TensorInfo)>, notes: BTreeMap<String, String>) -> candle_core::Result<Vec<u8>> {
     let sound = |e: &dyn std::fmt::Display| candle_core::Error::Msg(format!("no header for these tensors: {e}"));
     let header = Metadata::new(None, infos).map_err(|e| sound(&e))?;
     let mut header = serde_json::to_value(&header).map_err(|e| sound(&e))?;
-    // The crate keeps metadata in a hash map, whose order changes from run to run.
+    // The crate stores metadata in a hash map, whose order differs between runs.
     if !notes.is_empty() {
         header["__metadata__"] = serde_json::to_value(notes).unwrap_or(Value::Null);
     }
@@ -239,18 +240,18 @@ fn header_with(infos: Vec<(String, TensorInfo)>, notes: BTreeMap<String, String>
     Ok(bytes)
 }
 
-/// The first bytes of a file that holds this tensor alone.
+/// The first bytes of a file with only this tensor.
 pub(crate) fn single_header(name: &str, info: &TensorInfo, notes: &[(&str, String)]) -> candle_core::Result<Vec<u8>> {
     let (from, to) = info.data_offsets;
     let info = TensorInfo { dtype: info.dtype, shape: info.shape.clone(), data_offsets: (0, to - from) };
     header_of(vec![(name.to_string(), info)], notes)
 }
 
-/// candle's dtype of a tensor; or a reason that goes on where its name stands.
+/// candle's dtype of a tensor. The error is a message that continues after the tensor's name.
 pub(crate) fn dtype_of(info: &TensorInfo) -> std::result::Result<DType, String> {
     match DType::try_from(info.dtype) {
         Ok(DType::F6E2M3 | DType::F6E3M2 | DType::F4 | DType::F8E8M0) | Err(_) => {
-            Err(format!("has the dtype {}, with which candle cannot compute", info.dtype))
+            Err(format!("has the dtype {}, which candle does not support", info.dtype))
         }
         Ok(dtype) => Ok(dtype),
     }

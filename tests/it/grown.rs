@@ -98,7 +98,7 @@ fn both_ends_grow_or_neither() -> Out {
         let outside = Head::new(&Tensor::zeros((after, 4), DType::F32, &CPU)?, None)?;
         let mut with = |head: &mut Head, fill| wte.add_tokens(Some(head), &varmap, &mut tokenizer, &["<|c|>"], fill);
         assert!(message(with(&mut other, Fill::Mean)).contains("300 rows"));
-        assert!(message(with(&mut outside.clone(), Fill::Mean)).contains("no variable of the VarMap"));
+        assert!(message(with(&mut outside.clone(), Fill::Mean)).contains("not a variable of the VarMap"));
         assert!(message(with(&mut head, Fill::CopyOf(9999))).contains("9999"));
         assert_eq!((wte.vocab_size(), head.vocab_size(), tokenizer.vocab_size()), (after, after, 258));
         assert_eq!(variable(&varmap, "lm_head.weight").unwrap().id(), weight.id());

@@ -413,7 +413,7 @@ fn wrong_input_is_named() -> Out {
             "{cfg:?}"
         );
     }
-    assert!(said(Head::new(&weight, None)?.top_k(&hidden, 11).map(|(values, _)| values)).contains("ask for 1 to 10"));
+    assert!(said(Head::new(&weight, None)?.top_k(&hidden, 11).map(|(values, _)| values)).contains("from 1 to 10"));
     assert!(matches!(Head::new(&weight, None)?.with_soft_cap(0.0), Err(tallow::Error::Config(_))));
     Ok(())
 }

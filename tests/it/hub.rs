@@ -191,7 +191,7 @@ fn hostile_headers_are_errors() {
     assert!(refusal(Server::new(&[("model.safetensors", cut)], Fault::None).pull()).contains("torn"));
     assert!(
         refusal(Server::new(&[("model.safetensors", vec![1, 2, 3])], Fault::None).pull())
-            .contains("no safetensors file")
+            .contains("not a safetensors file")
     );
 }
 

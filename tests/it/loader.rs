@@ -540,10 +540,7 @@ fn the_lesson_in_memory() {
         // No batch at all: 3 windows of 250, or 12 over 4 epochs, for batches of 8 or 16.
         (config(Order::Permuted, 8, 250), "no batch: 1 epochs of 3 samples are fewer than the 8"),
         (DataLoaderConfig { epochs: Some(4), ..config(Order::Permuted, 16, 250) }, "4 epochs of 3 samples"),
-        (
-            DataLoaderConfig { world_size: 4, ..config(Order::Permuted, 1, 250) },
-            "fewer than the 4 of a batch (of all ranks)",
-        ),
+        (DataLoaderConfig { world_size: 4, ..config(Order::Permuted, 1, 250) }, "fewer than the 4 of a global batch"),
         (DataLoaderConfig { epochs: Some(0), drop_last: false, ..config(Order::Permuted, 1, 8) }, "0 epochs"),
     ] {
         let error = DataLoader::new(&train, cfg).err().unwrap().to_string();

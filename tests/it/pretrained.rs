@@ -134,19 +134,19 @@ fn what_cannot_be_read_is_an_error_that_says_why() {
         std::fs::write(&path, bytes).unwrap();
         path
     };
-    assert!(reason(&fixture("gpt2"), Some("transformer.h.0.ln_1.weight")).contains("is no table: its shape is [8]"));
+    assert!(reason(&fixture("gpt2"), Some("transformer.h.0.ln_1.weight")).contains("is not a table: its shape is [8]"));
     let listed = reason(&fixture("gpt2"), Some("wte"));
     assert!(listed.contains("no tensor \"wte\"") && listed.contains("transformer.wte.weight [50, 8]"), "{listed}");
     assert!(matches!(PretrainedTable::open(folder.path().join("nothing"), None), Err(Error::Io { .. })));
     assert!(reason(folder.path(), None).contains("no safetensors, GGUF or PyTorch file"));
     let pointer = write("pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 10\n");
     assert!(reason(&pointer, None).contains("Git LFS"));
-    assert!(reason(&write("page", b"<!DOCTYPE html><html>not found</html>"), None).contains("no safetensors file"));
-    assert!(reason(&write("empty", b""), None).contains("0 bytes are no safetensors file"));
+    assert!(reason(&write("page", b"<!DOCTYPE html><html>not found</html>"), None).contains("not a safetensors file"));
+    assert!(reason(&write("empty", b""), None).contains("a file of 0 bytes is not a safetensors file"));
     write("model.safetensors.index.json", br#"{"weight_map": {"wte.weight": "../../secret.safetensors"}}"#);
-    assert!(reason(folder.path(), None).contains("which is no file of this folder"));
+    assert!(reason(folder.path(), None).contains("which is not a plain file name"));
     write("model.safetensors.index.json", b"{\"weight_map\": 3}");
-    assert!(reason(folder.path(), None).contains("no index of shards"));
+    assert!(reason(folder.path(), None).contains("not an index of shards"));
 }
 
 /// A pipe that bears the name of weights is refused; who opened it would wait for ever.

@@ -18,7 +18,9 @@ pub(in crate::optim) fn in_place<W: Weight>(tensor: &Tensor, change: impl FnOnce
         }
         fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
             if layout.start_offset() != 0 || !layout.is_contiguous() {
-                candle_core::bail!("an optimizer's variable must be contiguous, and not a view of a part of its storage")
+                candle_core::bail!(
+                    "an optimizer's variable must be contiguous, and not a view of a part of its storage"
+                )
             }
             let Some(elements) = W::of(storage) else {
                 candle_core::bail!("this weight is not a {} tensor", W::DTYPE.as_str())

@@ -74,7 +74,7 @@ impl Moments {
 
     fn set(&mut self, new: [&Tensor; 2]) -> Result<()> {
         let Some([m, v]) = &mut self.0 else { return Ok(()) };
-                        // Copies, because their rows are changed in place.
+        // Copies, because their rows are changed in place.
         let like = |old: &Tensor, new: &Tensor| new.to_dtype(old.dtype())?.to_device(old.device())?.force_contiguous();
         (*m, *v) = (like(m, new[0])?, like(v, new[1])?);
         Ok(())

@@ -1,4 +1,4 @@
-//! A stack machine for the instructions that Python's pickler writes in protocols 2 to 5.
+//! A stack machine for the pickle instructions of protocols 2 to 5.
 
 use std::collections::HashMap;
 use std::io::{BufRead, Read};
@@ -20,12 +20,12 @@ pub(super) fn run(from: &mut impl BufRead, bytes: u64) -> Sound<Pickle> {
 
 struct Machine<'r, R> {
     from: &'r mut R,
-    /// Bytes that may still be read; and whether there would be more but for the limit.
+    /// Bytes that may still be read, and whether the limit cut the pickle.
     left: u64,
     cut: bool,
     values: Vec<Value>,
     stack: Vec<Id>,
-    /// How high the stack was at each MARK.
+    /// Height of the stack at each MARK.
     marks: Vec<usize>,
     memo: HashMap<u64, Id>,
 }
@@ -120,7 +120,7 @@ impl<R: BufRead> Machine<'_, R> {
                 // REDUCE and NEWOBJ, NEWOBJ_EX, BUILD, BINPERSID
                 b'R' | 0x81 => self.call()?,
                 0x92 => self.pop().and_then(|_| self.call())?,
-                // The state of an object: attributes, which are no items of it.
+                // The state of an object: its attributes, which are not items.
                 b'b' => self.pop().and_then(|_| self.top()).map(|_| ())?,
                 b'Q' => self.pop().and_then(|id| self.push(Value::Persistent(id)))?,
                 other => {
@@ -138,7 +138,7 @@ impl<R: BufRead> Machine<'_, R> {
         let is =
             |id: Id, text: &str| matches!(self.values.get(id as usize), Some(Value::Text(found)) if **found == *text);
         match self.values.get(function as usize) {
-            // Begins empty; its items are set afterwards, as a dict's are.
+            // It starts empty. Its items are set afterwards, as for a dict.
             Some(Value::Global { module, name })
                 if is(*module, "collections") && (is(*name, "OrderedDict") || is(*name, "defaultdict")) =>
             {
@@ -148,7 +148,7 @@ impl<R: BufRead> Machine<'_, R> {
         }
     }
 
-    /// Items for the list on top. Objects that behave as lists take them, too, and stay opaque.
+    /// Appends items to the list on top of the stack. Other objects may have an append, too, and stay opaque.
     fn append(&mut self, mut ids: Vec<Id>) -> Sound<()> {
         let top = self.top()?;
         if let Some(Value::Sequence(list)) = self.values.get_mut(top as usize) {
@@ -157,7 +157,7 @@ impl<R: BufRead> Machine<'_, R> {
         Ok(())
     }
 
-    /// Keys and values for the dict on top.
+    /// Sets keys and values of the dict on top of the stack.
     fn set(&mut self, ids: Vec<Id>) -> Sound<()> {
         let top = self.top()?;
         let pairs = ids.as_chunks::<2>();
@@ -243,7 +243,7 @@ impl<R: BufRead> Machine<'_, R> {
         Ok(())
     }
 
-    /// A whole number of so many bytes, the lowest first.
+    /// An unsigned little-endian integer of this many bytes.
     fn number(&mut self, bytes: usize) -> Sound<u64> {
         self.count(bytes as u64)?;
         let mut number = [0; 8];
@@ -274,7 +274,7 @@ impl<R: BufRead> Machine<'_, R> {
         self.push(Value::Text(String::from_utf8_lossy(&text).into()))
     }
 
-    /// A whole number that may be below zero; longer ones than i64 are no shape or offset.
+    /// A signed little-endian integer. Longer ones than i64 are opaque: they cannot be a shape or an offset.
     fn long(&mut self, bytes: u64) -> Sound<()> {
         if bytes > 8 {
             return self.opaque(bytes);

@@ -1,8 +1,8 @@
-//! Pickles, as far as finding tensors takes. Nothing is run: the call of a function stays a value that says which
-//! function, and with what.
+//! A pickle reader that finds tensors. No code is run: a function call becomes a value with the function's name and its
+//! arguments.
 //!
-//! Values lie in one list and name each other by their place in it. What is shared is never copied, a value however
-//! deep is dropped in one pass, and nothing here calls itself.
+//! Values are in one list and refer to each other by index. So shared values are not copied, nested values are dropped in one pass,
+//! and there is no recursion.
 //!
 //! Source: PEP 307, PEP 3154, PEP 574, CPython's `pickletools`.
 
@@ -10,41 +10,40 @@ mod machine;
 
 use std::io::BufRead;
 
-/// Every instruction takes a byte of the pickle and adds at most one value (the name of a function three), one entry of
-/// the stack and one of the memo, so a pickle's length bounds them all. These bound that length and each of the three:
-/// some 200 bytes and 10 values describe a tensor, which leaves space for hundreds of thousands of tensors; and no file,
-/// whatever is in it, takes more than about 1 GiB.
+/// Every instruction has at least one byte and adds at most one value (a function's name three), one entry of the stack and one of
+/// the memo, so the length of a pickle bounds all of them. These limits bound that length and each of the three. A tensor has about
+/// 200 bytes and 10 values, so hundreds of thousands of tensors are possible. No file needs more than about 1 GiB of memory.
 pub(super) const MAX_BYTES: u64 = 64 << 20;
 const MAX_VALUES: usize = 8 << 20;
 
-/// Names of tensors and functions are shorter. Longer strings are passed over.
+/// Longest string that is stored. Names of tensors and functions are shorter; longer strings are opaque.
 const MAX_TEXT: u64 = 1024;
 
-/// The place of a value.
+/// The index of a value.
 pub(super) type Id = u32;
 
 #[derive(Debug, PartialEq)]
 pub(super) enum Value {
-    /// A value that no tensor needs: a number with a fraction, bytes, a set.
+    /// A value that tensors do not need: a float, bytes, a set.
     Opaque,
     None,
     Int(i64),
     Text(Box<str>),
-    /// A function or class, by texts.
+    /// A function or class, by the indices of two texts.
     Global {
         module: Id,
         name: Id,
     },
     /// A tuple or a list.
     Sequence(Vec<Id>),
-    /// A dict, ordered or not, as it was filled: a later value of a key replaces an earlier one.
+    /// The items of a dict in the order of insertion. The last value of a key is valid.
     Dict(Vec<(Id, Id)>),
-    /// What calling a function would have given; or an object of a class.
+    /// A function call, or the creation of an object.
     Call {
         function: Id,
         args: Id,
     },
-    /// What the pickle's reader is to find by a name outside of it.
+    /// A persistent id: a reference to data outside the pickle.
     Persistent(Id),
 }
 
@@ -53,14 +52,14 @@ const NONE: Id = 1;
 
 pub(super) type Sound<T> = std::result::Result<T, String>;
 
-/// A pickle that was read to its end.
+/// A pickle that was read completely.
 pub(super) struct Pickle {
     values: Vec<Value>,
     pub(super) root: Id,
 }
 
 impl Pickle {
-    /// Reads one pickle of at most `bytes`, and not a byte more.
+    /// Reads one pickle of at most `bytes` bytes, and nothing after it.
     pub(super) fn read(from: &mut impl BufRead, bytes: u64) -> Sound<Self> {
         machine::run(from, bytes)
     }
@@ -164,17 +163,17 @@ mod tests {
 
     #[test]
     fn containers_are_filled_and_shared() {
-        // {'a': [1, 2], 'b': (1, 1)} with the 1 in the memo; what a list that is nobody's takes is gone.
+        // {'a': [1, 2], 'b': (1, 1)} with the 1 in the memo.
         let pickle = read(b"}(X\x01\0\0\0a](K\x01q\x00K\x02eX\x01\0\0\0bh\x00h\x00\x86u.").unwrap();
         let ids = |key| pickle.sequence(pickle.item(pickle.root, key).unwrap()).unwrap();
         assert_eq!(ids("a").iter().map(|id| pickle.int(*id)).collect::<Vec<_>>(), [Some(1), Some(2)]);
         assert_eq!(ids("b"), [ids("a")[0]; 2]);
         assert_eq!(pickle.item(pickle.root, "c"), None);
-        // The call of a stranger's function is a value; its state and items are passed over.
+        // The call of an unknown function is a value; its state and items are skipped.
         let pickle = read(b"cargparse\nNamespace\n)\x81}X\x02\0\0\0lrK\x01sb(K\x01K\x02u.").unwrap();
         assert_eq!(pickle.call(pickle.root), Some((("argparse", "Namespace"), &[][..])));
         assert_eq!(read(b"\x8c\x01m\x8c\x01n\x93)R.").map(|p| p.call(p.root).is_some()), Ok(true));
-        // An ordered dict is a dict; a key's last value counts; attributes are no items.
+        // An ordered dict is a dict; a key's last value is valid; attributes are not items.
         let pickle =
             read(b"ccollections\nOrderedDict\n)R(X\x01\0\0\0aK\x01X\x01\0\0\0aK\x02u}X\x01\0\0\0bK\x03sb.").unwrap();
         assert_eq!(pickle.item(pickle.root, "a").and_then(|id| pickle.int(id)), Some(2));
@@ -203,7 +202,7 @@ mod tests {
             let found = read(bytes).map(|_| ()).unwrap_err();
             assert!(found.contains(reason), "{bytes:?}: {found}");
         }
-        // A list that holds itself is no trouble: nobody walks down.
+        // A list that contains itself is valid, because there is no recursion.
         assert!(read(b"]q\x00h\x00a.").is_ok());
     }
 
@@ -217,7 +216,7 @@ mod tests {
     }
 
     proptest! {
-        /// Instructions in any order: a pickle or an error, whose values name only values.
+        /// Any instructions give a pickle or an error, and all indices in values are valid.
         #[test]
         fn any_instructions_are_read(
             choices in prop::collection::vec((0usize..40, any::<u8>()), 0..200),
