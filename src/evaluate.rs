@@ -92,7 +92,7 @@ pub fn evaluate<E: From<Error>>(
         for (target, log_prob) in pairs(&batch.targets, &log_probs)? {
             let Some(len) = bytes_of.get(target as usize) else {
                 let (name, rows) = (tokenizer.name(), bytes_of.len());
-                return Err(config(format!("target {target} is no token of {name}, which has {rows} ids")).into());
+                return Err(config(format!("target {target} is not a token of {name}, which has {rows} ids")).into());
             };
             nats -= log_prob;
             tokens += 1;

@@ -9,7 +9,7 @@
 //!     complete.json                 written last: bytes and CRC-32 of the three
 //! ```
 //!
-//! This module does not know what a training loop looks like.
+//! This module does not depend on the training loop.
 
 mod folder;
 mod weights;
@@ -256,7 +256,7 @@ impl Checkpoint {
     fn parse(finished: &Finished) -> Result<Self> {
         let path = finished.path(STATE);
         let found: Self = serde_json::from_slice(&folder::read_json(&path)?)
-            .map_err(|e| Error::Checkpoint { path, reason: format!("it is not what a checkpoint holds: {e}") })?;
+            .map_err(|e| Error::Checkpoint { path, reason: format!("it is not the state of a checkpoint: {e}") })?;
         finished.is_of(found.step)?;
         Ok(found)
     }

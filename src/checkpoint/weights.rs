@@ -129,12 +129,16 @@ impl Weights {
                 continue;
             };
             if info.shape != tensor.dims() {
-                misfits.push(format!("{name:?} has the shape {:?} there and {:?} here", info.shape, tensor.dims()));
+                misfits.push(format!(
+                    "{name:?} has shape {:?} in the file and {:?} in the VarMap",
+                    info.shape,
+                    tensor.dims()
+                ));
             }
             match dtype_of(info) {
                 Err(reason) => misfits.push(format!("{name:?} {reason}")),
                 Ok(dtype) if dtype != tensor.dtype() && !options.convert_dtype => misfits.push(format!(
-                    "{name:?} is {} there and {} here (`convert_dtype: true` converts it)",
+                    "{name:?} is {} in the file and {} in the VarMap (`convert_dtype: true` converts it)",
                     dtype.as_str(),
                     tensor.dtype().as_str()
                 )),
@@ -146,8 +150,8 @@ impl Weights {
         if !options.partial {
             let advice = "(`partial: true` skips it)";
             let IncompatibleKeys { missing, unexpected } = std::mem::take(&mut skipped);
-            misfits.extend(missing.iter().map(|name| format!("{name:?} is missing there {advice}")));
-            misfits.extend(unexpected.iter().map(|name| format!("{name:?} is unknown here {advice}")));
+            misfits.extend(missing.iter().map(|name| format!("{name:?} is not in the file {advice}")));
+            misfits.extend(unexpected.iter().map(|name| format!("{name:?} is not in the VarMap {advice}")));
         }
         (misfits, skipped)
     }

@@ -46,7 +46,7 @@ pub enum Init {
     },
     /// N(0, 1/d_model): the look-up has unit length on average (Flax's default).
     FanIn,
-    /// Every value the same.
+    /// All values equal.
     Constant(f64),
 }
 
@@ -61,7 +61,7 @@ impl Init {
     /// Draws rows `first_row..first_row + rows` of a table with `d_model` columns, in row-major order.
     ///
     /// # Cost
-    /// About 15 ns a normal value, divided by rayon's threads.
+    /// About 15 ns per normal value, divided by the number of rayon's threads.
     ///
     /// # Example
     /// ```
@@ -93,7 +93,7 @@ impl Init {
     /// - [`Error::Candle`]: the VarBuilder has a weight of another shape, or lacks it and cannot make it.
     ///
     /// # Cost
-    /// As [`rows`](Self::rows); a few MiB beside the weight.
+    /// As [`rows`](Self::rows), and a few MiB of memory beside the weight.
     ///
     /// # Example
     /// ```
@@ -162,7 +162,7 @@ impl Init {
     }
 }
 
-/// Writes freshly drawn rows over the whole of `table` (V, C), in place.
+/// Fills `table` (V, C) with drawn rows, in place.
 fn fill(table: &Tensor, init: Init, seed: u64) -> candle_core::Result<()> {
     let (rows, d_model) = table.dims2()?;
     if table.device().is_cpu() && table.dtype() == DType::F32 {

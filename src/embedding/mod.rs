@@ -1,4 +1,4 @@
-//! Ids → rows of a trainable table: the layer, its init, its guard.
+//! Ids → rows of a trainable table: the layer, its init, and the check of the ids.
 //!
 //! This module does not depend on files or text.
 
@@ -102,7 +102,7 @@ impl TokenEmbedding {
     /// - [`Error::Candle`]: the VarBuilder has a weight of another shape, or lacks it and cannot make it.
     ///
     /// # Cost
-    /// About 15 ns a value that is drawn, divided by the threads; a few MiB beside the table.
+    /// About 15 ns per value that is drawn, divided by the number of threads, and a few MiB of memory beside the table.
     pub fn new(cfg: &TokenEmbeddingConfig, vb: VarBuilder) -> Result<Self> {
         let shape = (cfg.vocab_size, cfg.d_model);
         if shape.0 == 0 || shape.1 == 0 {
@@ -235,7 +235,7 @@ impl TokenEmbedding {
         }
         let mut rows = None;
         if self.gradient == Gradient::RowSparse {
-            ids = ids.reshape(ids.shape())?; // a tensor of its own: it marks this look-up in the `GradStore`
+            ids = ids.reshape(ids.shape())?; // a new tensor, which is the mark of this look-up in the `GradStore`
             rows = Some(self.table.clone());
         }
         Ok(self.weight.apply_op2(&ids, Lookup { scale: self.scale, rows, host_ids })?)

@@ -200,7 +200,10 @@ impl DataLoader {
     pub fn mixed(splits: &[(&Split, f64)], cfg: DataLoaderConfig) -> Result<Self> {
         let bad = |reason: String| Err(Error::Config(reason));
         if cfg.batch_size == 0 || cfg.context_length == 0 {
-            return bad(format!("a batch of {} x {} ids", cfg.batch_size, cfg.context_length));
+            return bad(format!(
+                "a batch of {} x {} ids: both sizes must be at least 1",
+                cfg.batch_size, cfg.context_length
+            ));
         }
         let ids = cfg.batch_size.checked_mul(cfg.context_length);
         if ids.is_none_or(|ids| ids > u32::MAX as usize) || cfg.batch_size.checked_mul(cfg.world_size).is_none() {

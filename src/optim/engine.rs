@@ -232,7 +232,7 @@ impl<P: Rule> Optim<P> {
             return Err(Error::Config(format!("max_norm must be positive, not {max_norm}")));
         }
         let square = |t: &Tensor| match t.elem_count() {
-            0 => Ok::<_, Error>(0.0), // backends reject sizes of zero
+            0 => Ok::<_, Error>(0.0), // backends reject zero-size tensors
             _ => Ok(t.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?),
         };
         self.tables().try_for_each(|member| member.table.belongs_to(grads))?;

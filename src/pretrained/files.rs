@@ -1,4 +1,4 @@
-//! The files that a model is made of, as transformers lays them out in a folder.
+//! The files of a model, in the folder layout of transformers.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

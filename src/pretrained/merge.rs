@@ -90,7 +90,7 @@ impl PretrainedTable {
         let (out, folder) = (out.as_ref(), folder_of(&self.path));
         let files = self.model_files()?.into_iter().map(|path| match Kind::of(&path)? {
             Kind::Safetensors => TensorFile::open(&path),
-            _ => Err(wrong(&path, "only a model of safetensors files can be merged into: save it as such first")),
+            _ => Err(wrong(&path, "merge_into needs a model of safetensors files: save it in that format first")),
         });
         let files: Vec<TensorFile> = files.collect::<Result<_>>()?;
         let new = self.replacements(&files, varmap, tokenizer)?;
@@ -98,7 +98,7 @@ impl PretrainedTable {
         let empty = || fs::read_dir(out).is_ok_and(|mut inside| inside.next().is_none());
         let is_new = fs::symlink_metadata(out).map_or(true, |about| about.is_dir() && empty());
         if !is_new || out.file_name().is_none() {
-            return Err(Error::Config(format!("{} is there already: name a new folder", out.display())));
+            return Err(Error::Config(format!("{} exists already: name a new folder", out.display())));
         }
         let (others, index) = (self.other_files(folder)?, index_of(folder, super::files::WHOLE[0]));
         let in_shards = index.is_file() && files.iter().all(|file| !file.path().ends_with(super::files::WHOLE[0]));

@@ -54,7 +54,7 @@ pub(crate) trait Deferred: Send + Sync {
     fn replay(&self, rows: Rows, frozen: &[bool]) -> Result<()>;
 }
 
-/// What the layers, heads and optimizers over one variable share.
+/// State that is shared by the layers, heads and optimizers over one variable.
 pub(crate) struct RowTable {
     /// The first tensor of this memory. It keeps the storage alive.
     memory: Tensor,
@@ -218,7 +218,7 @@ impl RowTable {
         }
         let columns = self.weight().dim(1)?;
         let grad = grad.reshape((ids.elem_count(), columns))?.contiguous()?.detach();
-        shared.done.retain(|done| *done != mark.id()); // backward once more, after a step
+        shared.done.retain(|done| *done != mark.id()); // another backward after a step
         shared.marks.push(mark.id());
         shared.pending.push(Waiting::Lookup { ids: ids.flatten_all()?.detach(), grad });
         Ok(())

@@ -131,7 +131,7 @@ fn zipped(file: &File, bytes: u64) -> Sound<(Pickle, Storages)> {
     let text = |e: std::io::Error| e.to_string();
     // The crate bounds the number of entries by the size of the file before it allocates memory.
     let mut zip = ZipArchive::new(BufReader::new(file.try_clone().map_err(text)?))
-        .map_err(|e| format!("it is torn, or no zip file: {e}"))?;
+        .map_err(|e| format!("it is torn, or not a zip file: {e}"))?;
     // PyTorch writes one folder, with any name.
     let folders = zip.file_names().flatten().filter_map(|name| {
         let folder = name.strip_suffix("data.pkl")?;
@@ -210,7 +210,7 @@ fn old(file: &File, bytes: u64) -> Sound<(Pickle, Storages)> {
     }
     let mut places = BTreeMap::new();
     for key in keys.sequence(keys.root).unwrap_or_default() {
-        let key = keys.text(*key).ok_or("the name of a storage is no text")?;
+        let key = keys.text(*key).ok_or("the name of a storage is not text")?;
         let class = widths.get(key).copied().unwrap_or("no tensor");
         let width = width(class).ok_or_else(|| format!("its storage {key:?} is of {class}: {AGAIN}"))?;
         let torn = || format!("it is torn: storage {key:?} is not whole");
@@ -252,7 +252,7 @@ fn tensors(pickle: &Pickle) -> Sound<BTreeMap<String, Info>> {
             _ => "a list or a value".to_string(),
         };
         return Err(format!(
-            "it holds no tensors by name, but {holds}: save a dict of tensors, as model.state_dict() is one"
+            "it holds no tensors by name, but {holds}: save a dict of tensors, such as model.state_dict()"
         ));
     }
     Ok(found)

@@ -203,10 +203,10 @@ fn everything_that_does_not_fit_is_said_at_once_and_nothing_is_changed() {
     let options = LoadOptions { tokenizer: Some(1), ..Default::default() };
     let said = message(Checkpoint::load(folder.path(), &varmap, Some(&mut opt), &options));
     for part in [
-        r#""wte.weight" has the shape [200, 16] there and [200, 8] here"#,
-        r#""wte.weight" is f32 there and bf16 here"#,
-        r#""extra" is missing there"#,
-        r#""mix" is unknown here"#,
+        r#""wte.weight" has shape [200, 16] in the file and [200, 8] in the VarMap"#,
+        r#""wte.weight" is f32 in the file and bf16 in the VarMap"#,
+        r#""extra" is not in the file"#,
+        r#""mix" is not in the VarMap"#,
         r#""extra.m" is missing"#,
         r#""wte.weight.v" has shape [200, 16], not [200, 8]"#,
         r#"the optimizer here has no "mix.v""#,

@@ -342,7 +342,7 @@ fn what_does_not_fit_is_not_merged() -> Out {
     // A folder that is not empty, the model's own, a file.
     for there in [folder.path().to_path_buf(), tiny_llama(), tiny_llama().join("config.json")] {
         let there = message(table.merge_into(&there, &varmap, &tokenizer));
-        assert!(there.contains("is there already"), "{there}");
+        assert!(there.contains("exists already"), "{there}");
     }
     assert_eq!(std::fs::read_dir(folder.path())?.count(), 1, "nothing is left behind");
     // A dtype that would round what did not train.

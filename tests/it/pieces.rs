@@ -178,7 +178,7 @@ fn an_evaluation_of_nothing_or_of_nonsense_is_an_error() -> Out {
     says(evaluate(once()?, &tokenizer, |batch| Ok(zeros(batch)?.affine(0.0, f64::NAN)?)), "NaN");
     says(evaluate(once()?, &tokenizer, |batch| Ok(zeros(batch)?.sum_all()?)), "the shapes must be equal");
     let small = self::tokenizer(&serde_json::json!((0..256).map(|byte| format!("{byte:02x}")).collect::<Vec<_>>()));
-    says(evaluate(once()?, &small, zeros), "is no token of");
+    says(evaluate(once()?, &small, zeros), "is not a token of");
     says(evaluate(once()?, &tokenizer, |_| Err(Error::NoOptimizer)), "optimizer");
     // The tokens of a WordPiece do not spell the text.
     let folder = tempfile::tempdir()?;
