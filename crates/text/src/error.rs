@@ -4,9 +4,28 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// `Result` with this package's [`enum@Error`].
+///
+/// # Example
+/// ```
+/// fn ids(text: &str) -> tallow_text::Result<Vec<u32>> {
+///     tallow_text::Tokenizer::cl100k().encode(text)
+/// }
+/// assert_eq!(ids("Hello world")?, [9906, 1917]);
+/// # Ok::<(), tallow_text::Error>(())
+/// ```
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Everything that can go wrong between text, ids and files.
+///
+/// # Example
+/// ```
+/// use tallow_text::{Error, Specials, Tokenizer};
+/// let tokenizer = Tokenizer::cl100k().with_specials(Specials::Forbid);
+/// match tokenizer.encode("a <|endoftext|>") {
+///     Err(Error::SpecialForbidden { token, byte }) => assert_eq!((token.as_str(), byte), ("<|endoftext|>", 2)),
+///     other => panic!("{other:?}"),
+/// }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

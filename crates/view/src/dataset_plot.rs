@@ -12,6 +12,18 @@ use crate::Result;
 const LONG: usize = 16;
 
 /// What is in a split of a folder of shards.
+///
+/// # Example
+/// ```
+/// use tallow::shard::Statistics;
+/// use tallow_view::{DatasetPlot, Lang};
+/// let (counts, lengths, growth) = (vec![4, 0, 1], vec![0, 0, 0, 0, 1], vec![(1, 1), (5, 2)]);
+/// let statistics = Statistics { counts, lengths, growth, ..Default::default() };
+/// let plot = DatasetPlot::new(&statistics, |_| Some(3)); // every token has 3 bytes
+/// assert_eq!(plot.frequencies, [4, 1]);
+/// assert!(plot.page("tokens", Lang::En)?.contains("2 of 3 table rows"));
+/// # Ok::<(), tallow_view::Error>(())
+/// ```
 pub struct DatasetPlot {
     /// How often each id occurs, the most frequent first; ids that never occur aside.
     pub frequencies: Vec<u64>,

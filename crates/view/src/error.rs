@@ -4,9 +4,25 @@ use std::io;
 use std::path::PathBuf;
 
 /// `Result` with this package's [`enum@Error`].
+///
+/// # Example
+/// ```
+/// use tallow_view::{Fonts, Lang, loss_curve};
+/// fn svg(losses: &[(u64, f32, f32)]) -> tallow_view::Result<String> {
+///     loss_curve(losses, Lang::En)?.svg(&Fonts::bundled())
+/// }
+/// assert!(svg(&[(1, 8.0, 8.1), (250, 4.2, 4.6)])?.starts_with("<svg"));
+/// # Ok::<(), tallow_view::Error>(())
+/// ```
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Everything that can go wrong with a picture.
+///
+/// # Example
+/// ```
+/// use tallow_view::{Error, Lang};
+/// assert!(matches!("fr".parse::<Lang>(), Err(Error::Language { .. })));
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -66,6 +66,15 @@ pub(crate) fn style(size: i32, colour: RGBColor) -> TextStyle<'static> {
 }
 
 /// A drawing. The same input gives the same bytes.
+///
+/// # Example
+/// ```
+/// use tallow_view::{Fonts, Lang, loss_curve};
+/// let figure = loss_curve(&[(1, 8.0, 8.1), (250, 4.2, 4.6)], Lang::En)?;
+/// assert_eq!((figure.title(), figure.size()), ("Loss", (720, 400)));
+/// assert!(figure.png(&Fonts::bundled(), 1.0)?.starts_with(b"\x89PNG"));
+/// # Ok::<(), tallow_view::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Figure {
     title: String,
@@ -145,6 +154,13 @@ impl Figure {
 
 /// The fonts of figures: one that comes along, and those that were added. Fonts of the system are never taken: a figure has
 /// the same bytes everywhere.
+///
+/// # Example
+/// ```
+/// use tallow_view::{Error, Fonts};
+/// let fonts = Fonts::bundled();
+/// assert!(matches!(fonts.with_file("no-such-font.ttf"), Err(Error::Io { .. })));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Fonts {
     database: Arc<Database>,

@@ -6,6 +6,14 @@ use super::text::{hex, visible};
 use crate::Result;
 
 /// What one token stands for in a text.
+///
+/// # Example
+/// ```
+/// let pieces = tallow_view::pieces(&tallow::Tokenizer::cl100k(), "小沈")?;
+/// assert_eq!((pieces[0].label().as_str(), pieces[0].of), ("小", 1));
+/// assert_eq!((pieces[1].label().as_str(), pieces[1].of), ("沈 1/2", 2)); // the first of the two tokens of 沈
+/// # Ok::<(), tallow_view::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// The token's id.

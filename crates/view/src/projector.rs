@@ -5,6 +5,14 @@ use std::fmt::Write;
 use super::Lookup;
 
 /// `tensors.tsv` and `metadata.tsv`, as <https://projector.tensorflow.org> loads them: a line a row, a head line over the metadata.
+///
+/// # Example
+/// ```
+/// use tallow_view::Projector;
+/// let projector = Projector::new([("a".to_string(), 64, &[0.5f32, -1.0][..])]);
+/// assert_eq!(projector.metadata, "token\tid\na\t64\n");
+/// assert_eq!(projector.tensors.split('\t').count(), 2);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Projector {
     /// Values between tabs; each reads back as the same f32.

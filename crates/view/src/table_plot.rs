@@ -16,6 +16,21 @@ const LISTED: usize = 20;
 const UNTOUCHED: usize = 60;
 
 /// A table, perhaps with the one that it was before training.
+///
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tallow::PretrainedTable;
+/// use tallow_view::{Lang, TablePlot};
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("model.safetensors");
+/// let rows = Tensor::arange(0f32, 12., &Device::Cpu)?.reshape((4, 3))?;
+/// candle_core::safetensors::save(&[("wte.weight", rows)].into(), &path)?;
+/// let plot = TablePlot::new(&PretrainedTable::open(&path, None)?, None, &[], 100, |_| None)?;
+/// assert_eq!((plot.shape, plot.norms.len(), plot.counts()), ((4, 3), 4, None)); // no table from before
+/// assert!(plot.page("model", Lang::En)?.contains("<svg"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct TablePlot {
     /// Rows and columns.
     pub shape: (usize, usize),
@@ -32,6 +47,21 @@ pub struct TablePlot {
 }
 
 /// A row of the map.
+///
+/// # Example
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use tallow::PretrainedTable;
+/// use tallow_view::TablePlot;
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("model.safetensors");
+/// let rows = Tensor::arange(0f32, 12., &Device::Cpu)?.reshape((4, 3))?;
+/// candle_core::safetensors::save(&[("wte.weight", rows)].into(), &path)?;
+/// let plot = TablePlot::new(&PretrainedTable::open(&path, None)?, None, &[2], 100, |_| None)?;
+/// let token = &plot.chosen[0];
+/// assert_eq!((token.id, token.name.as_str(), token.values.len()), (2, "2", 3));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Token {
     /// Its number.

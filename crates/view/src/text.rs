@@ -5,6 +5,14 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 use super::error::{Error, Result};
 
 /// The language of a picture's labels.
+///
+/// # Example
+/// ```
+/// use tallow_view::Lang;
+/// assert_eq!(Lang::of_text("数字变矩阵"), Lang::Zh);
+/// assert_eq!("en".parse::<Lang>()?, Lang::En);
+/// # Ok::<(), tallow_view::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Lang {
     /// English.

@@ -33,6 +33,15 @@ const WHOLE_BYTES: u64 = 1 << 18;
 const HEAD_BYTES: usize = 1 << 16;
 
 /// What a file of a corpus holds.
+///
+/// # Example
+/// ```
+/// use tallow_text::prepare::{Format, PrepareConfig};
+/// let cfg = PrepareConfig { format: Some("jsonl".parse()?), ..Default::default() }; // whatever the files are called
+/// assert_eq!(cfg.format, Some(Format::Jsonl));
+/// assert!("csv".parse::<Format>().is_err());
+/// # Ok::<(), tallow_text::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {

@@ -27,6 +27,15 @@ const REDIRECTS: usize = 10;
 const FIRST_BYTES: u64 = 64 << 10;
 
 /// A file on the Hub, open for reading parts of it; [`Hub::open`] gives it.
+///
+/// # Example
+/// ```no_run
+/// use tallow_text::hub::Hub;
+/// let file = Hub::from_env().open("openai-community/gpt2", None, "model.safetensors")?;
+/// assert!(file.is_pinned()); // the Hub named the commit
+/// assert_eq!(file.read(0..8)?.len(), 8);
+/// # Ok::<(), tallow_text::Error>(())
+/// ```
 pub struct RemoteFile {
     hub: Hub,
     client: Client,

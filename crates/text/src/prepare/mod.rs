@@ -25,6 +25,19 @@ pub use rank::{Rank, rank_from_env};
 
 /// What to do with a document that cannot be used: invalid UTF-8, broken JSON, a missing field, a torn archive, an
 /// empty file.
+///
+/// # Example
+/// ```
+/// use tallow_text::Tokenizer;
+/// use tallow_text::prepare::{OnError, PrepareConfig, prepare};
+/// let folder = tempfile::tempdir()?;
+/// let (input, out) = (folder.path().join("a.jsonl"), folder.path().join("tokens"));
+/// std::fs::write(&input, "{\"text\": \"Hello\"}\n{\"title\": \"no text\"}\n")?;
+/// let cfg = PrepareConfig { inputs: vec![input], out, on_error: OnError::Skip, ..Default::default() };
+/// let manifest = prepare(&Tokenizer::cl100k(), &cfg, &|_| ())?.expect("there is no other rank");
+/// assert_eq!((manifest.splits["train"].documents, manifest.skipped.count), (1, 1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnError {
@@ -48,6 +61,19 @@ impl std::str::FromStr for OnError {
 }
 
 /// What stands after each document.
+///
+/// # Example
+/// ```
+/// use tallow_text::Tokenizer;
+/// use tallow_text::prepare::{PrepareConfig, SeparatorChoice, prepare};
+/// let folder = tempfile::tempdir()?;
+/// let (input, out) = (folder.path().join("a.txt"), folder.path().join("tokens"));
+/// std::fs::write(&input, "Hello world")?;
+/// let cfg = PrepareConfig { inputs: vec![input], out, separator: SeparatorChoice::None, ..Default::default() };
+/// let manifest = prepare(&Tokenizer::cl100k(), &cfg, &|_| ())?.expect("there is no other rank");
+/// assert_eq!(manifest.splits["train"].tokens, 2); // Hello, world
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum SeparatorChoice {
     /// `<|endoftext|>`, which must be a special token of the tokenizer.
@@ -60,6 +86,19 @@ pub enum SeparatorChoice {
 }
 
 /// What to prepare, and how.
+///
+/// # Example
+/// ```
+/// use tallow_text::Tokenizer;
+/// use tallow_text::prepare::{PrepareConfig, prepare};
+/// let folder = tempfile::tempdir()?;
+/// let (input, out) = (folder.path().join("a.jsonl"), folder.path().join("tokens"));
+/// std::fs::write(&input, "{\"body\": \"Hello\"}\n{\"body\": \"world\"}\n")?;
+/// let cfg = PrepareConfig { inputs: vec![input], out, field: "body".to_string(), val: 1.0, ..Default::default() };
+/// let manifest = prepare(&Tokenizer::cl100k(), &cfg, &|_| ())?.expect("there is no other rank");
+/// assert_eq!((manifest.splits["train"].documents, manifest.splits["val"].documents), (0, 2));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct PrepareConfig {
     /// Files, folders, patterns, or `-` for standard input.
@@ -109,6 +148,20 @@ impl Default for PrepareConfig {
 }
 
 /// One finished unit: the line that `--json` prints, and the file in `units/`.
+///
+/// # Example
+/// ```
+/// use tallow_text::Tokenizer;
+/// use tallow_text::prepare::{PrepareConfig, UnitReport, prepare};
+/// let folder = tempfile::tempdir()?;
+/// let (input, out) = (folder.path().join("a.txt"), folder.path().join("tokens"));
+/// std::fs::write(&input, "Hello world")?;
+/// let cfg = PrepareConfig { inputs: vec![input], out, ..Default::default() };
+/// prepare(&Tokenizer::cl100k(), &cfg, &|_| ())?;
+/// let report: UnitReport = serde_json::from_slice(&std::fs::read(cfg.out.join("units/000000.json"))?)?;
+/// assert_eq!((report.unit, report.train.tokens, report.val.tokens), (0, 3, 0)); // Hello, world, <|endoftext|>
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnitReport {
     /// Its number.
@@ -122,6 +175,24 @@ pub struct UnitReport {
 }
 
 /// What happens during [`prepare`].
+///
+/// # Example
+/// ```
+/// use std::sync::atomic::{AtomicU64, Ordering};
+/// use tallow_text::Tokenizer;
+/// use tallow_text::prepare::{Event, PrepareConfig, prepare};
+/// let folder = tempfile::tempdir()?;
+/// let (input, out) = (folder.path().join("a.txt"), folder.path().join("tokens"));
+/// std::fs::write(&input, "Hello world")?;
+/// let cfg = PrepareConfig { inputs: vec![input], out, ..Default::default() };
+/// let written = AtomicU64::new(0);
+/// prepare(&Tokenizer::cl100k(), &cfg, &|event| match event {
+///     Event::Progress { tokens, .. } => _ = written.fetch_add(tokens, Ordering::Relaxed),
+///     _ => (),
+/// })?;
+/// assert_eq!(written.into_inner(), 3); // Hello, world, <|endoftext|>
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -308,6 +379,19 @@ fn clean(out: &Path) -> Result<()> {
 }
 
 /// What a run would make, as far as a sample tells.
+///
+/// # Example
+/// ```
+/// use tallow_text::Tokenizer;
+/// use tallow_text::prepare::{PrepareConfig, estimate};
+/// let folder = tempfile::tempdir()?;
+/// let (input, out) = (folder.path().join("a.txt"), folder.path().join("tokens"));
+/// std::fs::write(&input, "Hello world")?;
+/// let cfg = PrepareConfig { inputs: vec![input], out, ..Default::default() };
+/// let expected = estimate(&Tokenizer::cl100k(), &cfg)?;
+/// assert_eq!((expected.files, expected.bytes, expected.units), (1, 11, 1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
     /// Files.

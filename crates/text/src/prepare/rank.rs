@@ -1,6 +1,18 @@
 //! Which of several processes this is.
 
 /// One of `world_size` processes that share the work; `rank` counts from 0. The default is the only one.
+///
+/// # Example
+/// ```
+/// use tallow_text::Tokenizer;
+/// use tallow_text::prepare::{PrepareConfig, Rank, prepare};
+/// let folder = tempfile::tempdir()?;
+/// let (input, out) = (folder.path().join("a.txt"), folder.path().join("tokens"));
+/// std::fs::write(&input, "Hello world")?;
+/// let cfg = PrepareConfig { inputs: vec![input], out, rank: Rank { rank: 1, world_size: 2 }, ..Default::default() };
+/// assert!(prepare(&Tokenizer::cl100k(), &cfg, &|_| ())?.is_none()); // the only unit belongs to rank 0
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rank {
     /// This process.

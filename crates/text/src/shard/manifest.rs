@@ -17,6 +17,22 @@ pub(crate) const VERSION: u32 = 1;
 const MOST_ROWS: usize = 1 << 28;
 
 /// Everything that is known of a folder of shards.
+///
+/// # Example
+/// ```
+/// use tallow_text::Tokenizer;
+/// use tallow_text::prepare::{PrepareConfig, prepare};
+/// use tallow_text::shard::Manifest;
+/// let folder = tempfile::tempdir()?;
+/// let (input, out) = (folder.path().join("a.txt"), folder.path().join("tokens"));
+/// std::fs::write(&input, "Hello world")?;
+/// let cfg = PrepareConfig { inputs: vec![input], out, ..Default::default() };
+/// prepare(&Tokenizer::cl100k(), &cfg, &|_| ())?;
+/// let manifest = Manifest::read(&cfg.out)?;
+/// assert_eq!((manifest.table_rows, manifest.largest_id), (100_277, Some(100_257))); // <|endoftext|> is 100257
+/// assert_eq!(manifest.splits["train"].tokens, 3); // Hello, world, <|endoftext|>
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// `tallow-shards`.
@@ -45,6 +61,15 @@ pub struct Manifest {
 }
 
 /// A tokenizer as the manifest names it.
+///
+/// # Example
+/// ```
+/// use tallow_text::Tokenizer;
+/// use tallow_text::shard::TokenizerInfo;
+/// let tokenizer = Tokenizer::cl100k();
+/// let info = TokenizerInfo::new(tokenizer.name(), tokenizer.fingerprint());
+/// assert_eq!((info.name.as_str(), info.fingerprint.len()), ("cl100k_base", 16));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenizerInfo {
     /// Its name.
@@ -61,6 +86,14 @@ impl TokenizerInfo {
 }
 
 /// The token that stands after (or, in some imported files, before) each document.
+///
+/// # Example
+/// ```
+/// use tallow_text::shard::Separator;
+/// let separator = Separator { token: Some("<|endoftext|>".to_string()), id: 100_257, before: false };
+/// assert_eq!(serde_json::to_string(&separator)?, r#"{"token":"<|endoftext|>","id":100257}"#);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Separator {
     /// Its text, where that is known.
@@ -73,6 +106,21 @@ pub struct Separator {
 }
 
 /// One split.
+///
+/// # Example
+/// ```
+/// use tallow_text::Tokenizer;
+/// use tallow_text::prepare::{PrepareConfig, prepare};
+/// use tallow_text::shard::SplitInfo;
+/// let folder = tempfile::tempdir()?;
+/// let (input, out) = (folder.path().join("a.txt"), folder.path().join("tokens"));
+/// std::fs::write(&input, "Hello world")?;
+/// let cfg = PrepareConfig { inputs: vec![input], out, ..Default::default() };
+/// let manifest = prepare(&Tokenizer::cl100k(), &cfg, &|_| ())?.expect("there is no other rank");
+/// let train: &SplitInfo = &manifest.splits["train"];
+/// assert_eq!((train.tokens, train.documents, train.text_bytes, train.shards.len()), (3, 1, 11, 1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SplitInfo {
     /// Ids of all its shards.
@@ -86,6 +134,17 @@ pub struct SplitInfo {
 }
 
 /// One shard: `NAME.bin` and `NAME.idx` in the split's folder.
+///
+/// # Example
+/// ```
+/// use tallow_text::shard::{IdType, ShardWriter};
+/// let folder = tempfile::tempdir()?;
+/// let mut writer = ShardWriter::create(folder.path().join("000000"), IdType::U16)?;
+/// writer.push(&[5, 6, 0])?;
+/// let info = writer.finish()?;
+/// assert_eq!((info.name.as_str(), info.tokens, info.documents), ("000000", 3, 1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardInfo {
     /// File name without its ending.
@@ -109,6 +168,20 @@ pub struct ShardInfo {
 }
 
 /// Documents that could not be used.
+///
+/// # Example
+/// ```
+/// use tallow_text::Tokenizer;
+/// use tallow_text::prepare::{OnError, PrepareConfig, prepare};
+/// let folder = tempfile::tempdir()?;
+/// let (input, out) = (folder.path().join("a.jsonl"), folder.path().join("tokens"));
+/// std::fs::write(&input, "{\"text\": \"Hello\"}\n{\"title\": \"no text\"}\n")?;
+/// let cfg = PrepareConfig { inputs: vec![input], out, on_error: OnError::Skip, ..Default::default() };
+/// let manifest = prepare(&Tokenizer::cl100k(), &cfg, &|_| ())?.expect("there is no other rank");
+/// assert_eq!(manifest.skipped.count, 1);
+/// assert!(manifest.skipped.reasons[0].contains("a.jsonl: line 2: no field"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
     /// How many.

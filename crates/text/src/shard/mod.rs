@@ -28,6 +28,15 @@ pub use write::ShardWriter;
 pub(crate) use manifest::{FORMAT, MANIFEST, VERSION};
 
 /// How an id is stored.
+///
+/// # Example
+/// ```
+/// use tallow_text::shard::IdType;
+/// assert_eq!(IdType::for_rows(50_257), IdType::U16);
+/// assert_eq!(IdType::for_rows(100_277).bytes(), 4);
+/// assert_eq!("u16".parse::<IdType>()?, IdType::U16);
+/// # Ok::<(), tallow_text::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IdType {

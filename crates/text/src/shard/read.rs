@@ -13,6 +13,20 @@ use crate::support::files::{open_regular, read_at, read_regular, regular};
 use crate::{Error, Result};
 
 /// How shards are read.
+///
+/// # Example
+/// ```
+/// use tallow_text::shard::{IdType, Io, Shard, ShardWriter};
+/// let folder = tempfile::tempdir()?;
+/// let mut writer = ShardWriter::create(folder.path().join("000000"), IdType::U16)?;
+/// writer.push(&[5, 6, 0])?;
+/// let info = writer.finish()?;
+/// let shard = Shard::open(folder.path().join("000000"), &info, IdType::U16, Io::Pread)?;
+/// let mut ids = [0; 3];
+/// shard.read(0, &mut ids)?;
+/// assert_eq!(ids, [5, 6, 0]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Io {
     /// Through a memory map: the fastest. If somebody shortens a file while it is open, the system ends the process
@@ -24,6 +38,17 @@ pub enum Io {
 }
 
 /// One shard, open for reading.
+///
+/// # Example
+/// ```
+/// use tallow_text::shard::Shard;
+/// let shard = Shard::from_ids(vec![5u32, 6, 0, 7, 0], vec![0, 3]); // two documents
+/// assert_eq!((shard.tokens(), shard.documents()), (5, 2));
+/// let mut window = [0; 3];
+/// shard.read(1, &mut window)?;
+/// assert_eq!(window, [6, 0, 7]);
+/// # Ok::<(), tallow_text::Error>(())
+/// ```
 pub struct Shard {
     stem: PathBuf,
     id_type: IdType,
@@ -46,6 +71,15 @@ enum Ids {
 }
 
 /// Where the documents of a shard begin; [`Shard::index`] gives it.
+///
+/// # Example
+/// ```
+/// use tallow_text::shard::Shard;
+/// let shard = Shard::from_ids(vec![5u32, 6, 0, 7, 0], vec![0, 3]); // two documents
+/// let index = shard.index()?;
+/// assert_eq!((index.documents(), index.start(1), index.document_of(4)), (2, 3, 1));
+/// # Ok::<(), tallow_text::Error>(())
+/// ```
 pub struct Index {
     bytes: IndexBytes,
     id_type: IdType,

@@ -6,6 +6,22 @@ use super::{Io, Manifest, SplitInfo};
 use crate::Result;
 
 /// Counts over one split.
+///
+/// # Example
+/// ```
+/// use tallow_text::Tokenizer;
+/// use tallow_text::prepare::{PrepareConfig, prepare};
+/// use tallow_text::shard::Statistics;
+/// let folder = tempfile::tempdir()?;
+/// let (input, out) = (folder.path().join("a.txt"), folder.path().join("tokens"));
+/// std::fs::write(&input, "Hello world")?;
+/// let cfg = PrepareConfig { inputs: vec![input], out, ..Default::default() };
+/// prepare(&Tokenizer::cl100k(), &cfg, &|_| ())?;
+/// let statistics = Statistics::read(&cfg.out, "train", 1, &|_, _| ())?;
+/// assert_eq!((statistics.tokens(), statistics.touched()), (3, 3)); // Hello, world, <|endoftext|>
+/// assert_eq!(statistics.most_frequent(1), [(1917, 1)]); // the lowest of ids that are equally frequent
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Statistics {
     /// How often each id occurs, by id: as many as the manifest's table has rows.
@@ -19,6 +35,21 @@ pub struct Statistics {
 }
 
 /// One of the longest documents.
+///
+/// # Example
+/// ```
+/// use tallow_text::Tokenizer;
+/// use tallow_text::prepare::{PrepareConfig, prepare};
+/// use tallow_text::shard::{LongDocument, Statistics};
+/// let folder = tempfile::tempdir()?;
+/// let (input, out) = (folder.path().join("a.txt"), folder.path().join("tokens"));
+/// std::fs::write(&input, "Hello world")?;
+/// let cfg = PrepareConfig { inputs: vec![input], out, ..Default::default() };
+/// prepare(&Tokenizer::cl100k(), &cfg, &|_| ())?;
+/// let statistics = Statistics::read(&cfg.out, "train", 1, &|_, _| ())?;
+/// assert_eq!(statistics.longest, [LongDocument { tokens: 3, shard: 0, document: 0 }]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LongDocument {
     /// Its ids, the separator included.

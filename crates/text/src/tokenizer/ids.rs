@@ -5,6 +5,18 @@ use super::bpe::Ids;
 use crate::{Error, Result};
 
 /// The type of ids in memory: `u32`, or `u16` for tokenizers of up to 65536 ids. No other type can implement it.
+///
+/// # Example
+/// ```
+/// use tallow_text::{Id, Tokenizer};
+/// fn ids<I: Id>(tokenizer: &Tokenizer, text: &str) -> tallow_text::Result<Vec<I>> {
+///     let mut ids = Vec::new();
+///     tokenizer.encode_into(text, &mut ids)?;
+///     Ok(ids)
+/// }
+/// assert_eq!(ids::<u32>(&Tokenizer::cl100k(), "Hello world")?, [9906, 1917]);
+/// # Ok::<(), tallow_text::Error>(())
+/// ```
 pub trait Id: sealed::Id {}
 
 impl Id for u16 {}

@@ -67,6 +67,12 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 /// What turns text into ids, and so how fast it is. The ids are the same.
+///
+/// # Example
+/// ```
+/// use tallow_text::{Backend, Tokenizer};
+/// assert_eq!(Tokenizer::cl100k().backend(), Backend::BytePair);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Backend {

@@ -8,6 +8,16 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use crate::{Error, Result};
 
 /// What to do with text that spells a special token such as `<|endoftext|>`.
+///
+/// # Example
+/// ```
+/// use tallow_text::{Specials, Tokenizer};
+/// let tokenizer = Tokenizer::cl100k().with_specials(Specials::Allow);
+/// assert_eq!(tokenizer.encode("<|endoftext|>")?, [100_257]);
+/// let tokenizer = tokenizer.with_specials(Specials::Text);
+/// assert!(tokenizer.encode("<|endoftext|>")?.len() > 1);
+/// # Ok::<(), tallow_text::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Specials {
     /// Tokens that [`Tokenizer::add_tokens`](crate::Tokenizer::add_tokens) added become tokens; the tokenizer's own special tokens are

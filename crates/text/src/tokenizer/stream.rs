@@ -15,6 +15,18 @@ const CHUNK_BYTES: usize = 1 << 18;
 const LONGEST_RUN_BYTES: usize = 64 << 20;
 
 /// Iterator over the ids of everything that a reader gives, made by [`Tokenizer::encode_reader`].
+///
+/// # Example
+/// ```
+/// use tallow_text::Tokenizer;
+/// let tokenizer = Tokenizer::cl100k();
+/// let mut ids = Vec::new();
+/// for chunk in tokenizer.encode_reader("Hello world".as_bytes(), false) {
+///     ids.extend(chunk?);
+/// }
+/// assert_eq!(ids, [9906, 1917]);
+/// # Ok::<(), tallow_text::Error>(())
+/// ```
 pub struct EncodeReader<'t, R> {
     tokenizer: &'t Tokenizer,
     reader: R,

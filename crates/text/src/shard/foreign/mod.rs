@@ -15,6 +15,22 @@ pub use export::export;
 pub use import::import;
 
 /// A trainer's file format.
+///
+/// # Example
+/// ```
+/// use tallow_text::Tokenizer;
+/// use tallow_text::prepare::{PrepareConfig, prepare};
+/// use tallow_text::shard::{Foreign, IdType, export};
+/// let folder = tempfile::tempdir()?;
+/// let (input, out) = (folder.path().join("a.txt"), folder.path().join("tokens"));
+/// std::fs::write(&input, "Hello world")?;
+/// let cfg = PrepareConfig { inputs: vec![input], out, ..Default::default() };
+/// prepare(&Tokenizer::cl100k(), &cfg, &|_| ())?;
+/// let file = folder.path().join("train.bin");
+/// export(&cfg.out, "train", Foreign::NanoGpt, IdType::U32, &file)?;
+/// assert_eq!(std::fs::metadata(&file)?.len(), 3 * 4); // three ids of four bytes
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Foreign {
     /// nanoGPT's `train.bin`: raw u16 (GPT-2) or u32. The separator stands after each document.
@@ -30,6 +46,19 @@ pub enum Foreign {
 }
 
 /// What must be known of foreign files to read them.
+///
+/// # Example
+/// ```
+/// use tallow_text::shard::{Foreign, ForeignFile, IdType, import};
+/// let folder = tempfile::tempdir()?;
+/// let file = folder.path().join("train.bin");
+/// std::fs::write(&file, [5u16, 6, 0, 7, 0].map(u16::to_le_bytes).concat())?; // two documents, each ends with 0
+/// let (format, id_type) = (Foreign::NanoGpt, IdType::U16);
+/// let about = ForeignFile { format, id_type, separator: Some(0), table_rows: 100, tokenizer: None };
+/// let manifest = import(&[file], &about, "train", &folder.path().join("tokens"))?;
+/// assert_eq!((manifest.splits["train"].documents, manifest.largest_id), (2, Some(7)));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct ForeignFile {
     /// Their format.
