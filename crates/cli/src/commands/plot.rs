@@ -3,11 +3,11 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Error, Result, anyhow, bail, ensure};
 use clap::Args;
 use serde_json::json;
-use tallow::Tokenizer;
 use tallow::shard::{Manifest, Statistics};
+use tallow::{Tokenizer, weight_files};
 use tallow_view::{DatasetPlot, TablePlot};
 
 use crate::args::TokenizerArgs;
@@ -58,7 +58,7 @@ impl Plot {
 
     fn table(mut self) -> Result<()> {
         let open = |name: &Path| model::open(name, self.tensor.as_deref());
-        let table = open(&self.what)?;
+        let table = open(&self.what).map_err(|error| explained(&self.what, error))?;
         self.pictures.reads(model::files(&self.what, &table));
         let before = self.before.as_deref().map(open).transpose()?;
         if let (Some(path), Some(table)) = (&self.before, &before) {
@@ -171,5 +171,21 @@ impl Plot {
             writeln!(out, "next       --html FILE, --svg FILE or --png FILE draws it")?;
         }
         Ok(())
+    }
+}
+
+/// Adds what this command takes to the error about a file or folder that does not look like weights.
+fn explained(what: &Path, error: Error) -> Error {
+    const ENDINGS: [&str; 5] = ["safetensors", "gguf", "bin", "pth", "pt"];
+    let weights = match what.is_dir() {
+        true => !weight_files(what).is_ok_and(|files| files.is_empty()),
+        false => !what.exists() || what.extension().is_some_and(|end| ENDINGS.iter().any(|known| end == *known)),
+    };
+    match weights {
+        true => error,
+        false => anyhow!(
+            "{error:#}; plot takes a safetensors, GGUF or PyTorch file, a folder with one, or a folder of shards that \
+             `tallow prepare` made"
+        ),
     }
 }

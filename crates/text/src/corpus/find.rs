@@ -6,17 +6,21 @@ use super::pattern::matches;
 use super::{CorpusFile, Format, Packing};
 use crate::{Error, Result};
 
-/// What was found.
+/// For messages: the files that names tell apart.
+const ENDINGS: &str = ".txt, .text, .md, .jsonl, .ndjson or .parquet (also .gz, .zst)";
+
+/// The files of a corpus.
 pub(crate) struct Found {
     pub(crate) files: Vec<CorpusFile>,
-    /// Files of folders whose names say nothing that we know.
+    /// Files in folders that were left out because their names have no known ending.
     pub(crate) ignored: u64,
 }
 
-/// The files that `inputs` name: files, folders (with everything below but `out`, sorted by name; hidden files and links to
-/// folders are left out), patterns with `*`, `?` and `[…]`, and `-` for standard input. `format` overrides what names say.
+/// Finds the files that `inputs` name. An input is a file, a folder, a pattern with `*`, `?` and `[…]`, or `-` for standard input.
+/// A folder stands for all files below it, sorted by name; `out`, hidden files and links to folders are left out. `format` overrides
+/// the formats that file names tell.
 pub(crate) fn find(inputs: &[PathBuf], format: Option<Format>, out: &Path) -> Result<Found> {
-    let out = std::fs::canonicalize(out).ok(); // no input, where it lies in a folder that is one
+    let out = std::fs::canonicalize(out).ok(); // left out where it lies in an input folder
     let out = out.as_deref();
     let mut found = Found { files: Vec::new(), ignored: 0 };
     for input in inputs {
@@ -41,10 +45,16 @@ pub(crate) fn find(inputs: &[PathBuf], format: Option<Format>, out: &Path) -> Re
     }
     if found.files.is_empty() {
         let why = match found.ignored {
-            0 => "there is no file to read".to_string(),
-            n => format!(
-                "none of the {n} files ends in .txt, .md, .jsonl, .ndjson or .parquet (also .gz, .zst): say what they hold (`PrepareConfig::format`)"
-            ),
+            0 if inputs.is_empty() => "there is no file to read: name files or folders".to_string(),
+            0 => {
+                let named: Vec<String> = inputs.iter().map(|input| input.display().to_string()).collect();
+                format!(
+                    "there is no file to read in {}: `prepare` reads files that end in {ENDINGS}, and no hidden ones; put some \
+                     there, or name other files or folders",
+                    named.join(", ")
+                )
+            }
+            n => format!("none of the {n} files ends in {ENDINGS}: say what they hold (`PrepareConfig::format`)"),
         };
         return Err(Error::Config(why));
     }
@@ -55,13 +65,13 @@ fn add(path: &Path, named: bool, format: Option<Format>, out: Option<&Path>, fou
     let io = |e| Error::io(path, e);
     let about = match std::fs::metadata(path) {
         Err(_) if !named => {
-            found.ignored += 1; // a link to nothing
+            found.ignored += 1; // a dangling link
             return Ok(());
         }
         about => about.map_err(io)?,
     };
     if about.is_dir() {
-        // A link to a folder could lead round in circles; one that was named is meant.
+        // Links to folders could form a cycle, so only those that the caller named are followed.
         if !named && std::fs::symlink_metadata(path).map_err(io)?.is_symlink() {
             return Ok(());
         }
@@ -83,7 +93,7 @@ fn add(path: &Path, named: bool, format: Option<Format>, out: Option<&Path>, fou
     if !about.is_file() {
         let name = path.display();
         return Err(Error::Config(format!(
-            "{name} is not a regular file: its size is not known; give it as standard input (-)"
+            "{name} is not a regular file: its size is not known; pass it as standard input (-)"
         )));
     }
     let (known, packing) = kind(path);
@@ -98,7 +108,7 @@ fn add(path: &Path, named: bool, format: Option<Format>, out: Option<&Path>, fou
     Ok(())
 }
 
-/// What a name says of its file.
+/// The format and the compression that a file name tells.
 fn kind(path: &Path) -> (Option<Format>, Packing) {
     let ending = |path: &Path| path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
     let (packing, inner) = match ending(path).as_str() {
