@@ -1,4 +1,4 @@
-//! One error type for the package: every variant holds the facts, every message says what to do next.
+//! The error type of the package. Every variant holds the facts, and every message says what to do next.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,8 +29,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// An id that the tokenizer has no token for: above its largest id, or a number that it leaves out. Ids that a model draws
-    /// are kept to tokens by masking [`Tokenizer::ids_without_token`](crate::Tokenizer::ids_without_token).
+    /// An id without a token: above the tokenizer's largest id, or in a gap of its ids. Mask
+    /// [`Tokenizer::ids_without_token`](crate::Tokenizer::ids_without_token) before sampling, and a model draws no such id.
     #[error("id {id} at position {position} is not a token of {tokenizer}{}", why_unknown(*id, *largest))]
     UnknownId {
         /// The id.
@@ -39,16 +39,16 @@ pub enum Error {
         position: usize,
         /// Name of the tokenizer.
         tokenizer: String,
-        /// The largest id that it has.
+        /// The tokenizer's largest id.
         largest: u32,
     },
 
-    /// Ids that end within a character.
+    /// The ids end in the middle of a UTF-8 character.
     #[error(
         "the ids end within a character, after its bytes {bytes:02X?}: push the ids that follow, or show U+FFFD for it"
     )]
     HalfCharacter {
-        /// The bytes of the character that are there.
+        /// The first bytes of the unfinished character.
         bytes: Vec<u8>,
     },
 
@@ -78,7 +78,7 @@ pub enum Error {
     Tokenize {
         /// Name of the tokenizer.
         tokenizer: String,
-        /// What it said.
+        /// The reason that the tokenizer gives.
         reason: String,
     },
 
@@ -89,15 +89,15 @@ pub enum Error {
         byte: u64,
     },
 
-    /// A run of characters that must be held whole, longer than a stream accepts.
+    /// A run of characters without a place to cut, longer than a stream accepts.
     #[error(
-        "from byte {byte} of the text on more than {bytes} bytes follow without a place to cut: they would be held in memory whole; \
-         break the text by white space or line feeds (is it text at all?)"
+        "from byte {byte} of the text on more than {bytes} bytes follow without a place to cut, and all of them would have to be \
+         held in memory: break the text with white space or line feeds (is it text at all?)"
     )]
     RunTooLong {
-        /// Offset in the text of its first byte.
+        /// Byte offset in the text at which the run begins.
         byte: u64,
-        /// How many are accepted.
+        /// The longest accepted run, in bytes.
         bytes: usize,
     },
 
@@ -112,7 +112,7 @@ pub enum Error {
         advice: &'static str,
     },
 
-    /// A file of shards that is not what it should be.
+    /// A file of a shard folder that is torn, changed or of another format.
     #[error("{}: {reason}", .path.display())]
     Shard {
         /// The file.
@@ -121,7 +121,7 @@ pub enum Error {
         reason: String,
     },
 
-    /// The Hugging Face Hub, or a mirror, gave something else than what was asked for.
+    /// The Hugging Face Hub, or a mirror, did not return what was asked for.
     #[error("{asked}: {answer}; {advice}")]
     Hub {
         /// What was asked for.
@@ -130,11 +130,11 @@ pub enum Error {
         answer: String,
         /// What to do.
         advice: String,
-        /// Whether the answer is that there is no such file. (Mirrors say so, too, where there is no such repository.)
+        /// Whether the answer is that the file does not exist. (Mirrors also answer so if the repository does not exist.)
         absent: bool,
     },
 
-    /// An output folder in which this work cannot be done.
+    /// An output folder that cannot be used.
     #[error("{}: {reason}", .path.display())]
     Folder {
         /// The folder.
@@ -143,23 +143,23 @@ pub enum Error {
         reason: String,
     },
 
-    /// A pattern of inputs that no file has.
+    /// An input pattern that matches no file.
     #[error("no file matches {pattern}")]
     NoInput {
         /// The pattern.
         pattern: String,
     },
 
-    /// Something that only a build with a cargo feature can do.
+    /// Something that needs a cargo feature which this build does not have.
     #[error("{what} needs the feature `{feature}`")]
     FeatureMissing {
-        /// What.
+        /// What needs the feature.
         what: String,
         /// The feature.
         feature: &'static str,
     },
 
-    /// A token to be added that is an ordinary token already.
+    /// A token to add is already an ordinary token.
     #[error("{token:?} is an ordinary token of {tokenizer} already: {id}")]
     TokenExists {
         /// The token.
@@ -170,16 +170,16 @@ pub enum Error {
         tokenizer: String,
     },
 
-    /// A value that makes no sense.
+    /// An invalid argument or setting.
     #[error("{0}")]
     Config(String),
 
     /// Reading or writing failed.
     #[error("{}: {cause}", .path.display())]
     Io {
-        /// The file, or what stands for it.
+        /// The file, or a name for the source, such as `input`.
         path: PathBuf,
-        /// The system's word.
+        /// The operating system's error.
         cause: io::Error,
     },
 }
@@ -188,14 +188,14 @@ fn why_unknown(id: u32, largest: u32) -> String {
     match id > largest {
         true => format!(", whose largest id is {largest}"),
         false => format!(
-            ": this number has no token there, though ids go up to {largest}; mask such ids where they are drawn"
+            ": this id has no token, though ids go up to {largest}; mask such ids before sampling"
         ),
     }
 }
 
-// Causes stand in the message already: no variant has a `source` that would print them again.
+// Messages include the cause, so no variant has a `source()`.
 impl Error {
-    /// A name that is neither here nor, in a build without the feature `hub`, looked for elsewhere.
+    /// The error for a name that is no local file or folder, in a build that cannot ask the Hub.
     #[doc(hidden)]
     pub fn not_here(name: &str) -> Self {
         let what = format!("{name:?} is no file or folder here, and the Hugging Face Hub");
@@ -207,7 +207,7 @@ impl Error {
         Error::Io { path, cause }
     }
 
-    /// What a name stands for, or an error that lists the names. `kind` is what they are names of.
+    /// Looks up the value called `name`. The error lists all names; `kind` says what they name.
     pub(crate) fn named<T: Copy>(kind: &str, name: &str, all: &[(&str, T)]) -> Result<T> {
         all.iter().find(|(known, _)| *known == name).map(|(_, value)| *value).ok_or_else(|| {
             let names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();

@@ -1,13 +1,12 @@
-//! Text ⇄ ids, and text files → shards of ids on disk: the front half of [tallow](https://docs.rs/tallow), without tensors.
+//! Text ⇄ ids, and text files → shards of ids on disk: the part of [tallow](https://docs.rs/tallow) that needs no tensors.
 //!
 //! ```text
 //!  text  ◀──▶ Tokenizer ◀──▶ ids
 //!  files ───▶ prepare ─────▶ shard: ids on disk, which tallow's DataLoader, Megatron-LM and others read
 //! ```
 //!
-//! A program that trains takes `tallow`, which has all of this under the same names (the error as
-//! `TextError`). A program that only wants ids takes this package: nothing
-//! of candle is in its tree, and no C is compiled.
+//! A program that trains uses `tallow`, which re-exports all of this under the same names (the error as `TextError`). A program
+//! that only needs ids uses this package: it does not depend on candle and compiles no C.
 //!
 //! # From text to ids
 //! ```
@@ -20,17 +19,20 @@
 //! ```
 //!
 //! # Which part do I want?
-//! - Ids of a text, or its text again: [`Tokenizer`]. Larger than memory: [`Tokenizer::encode_reader`]. How many, or how much text
-//!   fits into so many: [`count_tokens`], [`count_up_to`], [`truncate_to_tokens`].
-//! - The text of ids as a model gives them, one at a time: [`Tokenizer::decoder`]. Ids that it must not give:
+//! - Encode text to ids, and decode ids to text: [`Tokenizer`]. Text larger than memory: [`Tokenizer::encode_reader`]. Count tokens,
+//!   or cut text to a number of tokens: [`count_tokens`], [`count_up_to`], [`truncate_to_tokens`].
+//! - Decode ids one at a time while a model generates them: [`Tokenizer::decoder`]. Ids that a model must not generate:
 //!   [`Tokenizer::ids_without_token`].
-//! - Special tokens of one's own: [`Tokenizer::add_tokens`]; for tallow and others to read: [`Tokenizer::save`].
+//! - Add special tokens: [`Tokenizer::add_tokens`]. Save the tokenizer for tallow and other libraries: [`Tokenizer::save`].
 //! - Text files as token shards on disk: [`prepare`]. The files themselves: [`shard`].
 //! - A tokenizer from the Hugging Face Hub: [`Tokenizer::from_pretrained`], with the feature `hub`.
 //!
 //! # Features
-//! None is on by default. `parquet`: corpora in Parquet; 24 packages more, and a C compiler for its zstd. `hub`: the Hugging Face Hub; some 190 packages
-//! more, and a C compiler for the TLS of its HTTP client. `gpt2`, `o200k`: these encodings in the program, 4 and 9 MB. `full`: all.
+//! None is on by default.
+//! - `parquet`: corpora in Parquet. 24 more packages, and a C compiler for its zstd.
+//! - `hub`: the Hugging Face Hub. Some 190 more packages, and a C compiler for the TLS of its HTTP client.
+//! - `gpt2`, `o200k`: these encodings in the program, 4 and 9 MB.
+//! - `full`: all of them.
 
 #![warn(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))] // docs.rs says which feature an item needs

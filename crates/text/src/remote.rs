@@ -1,17 +1,18 @@
-//! Names that may be folders here or repositories on the Hub. A tokenizer does not know where files come from.
+//! Tokenizers by name: a local folder, or a repository on the Hub. The tokenizer module does not know where files come from.
 
 use std::path::Path;
 
 use crate::{Error, Result, Tokenizer};
 
 impl Tokenizer {
-    /// The tokenizer of a model: a folder with a `tokenizer.json`, or a repository on the Hugging Face Hub (`owner/name`, at a
-    /// branch, tag or commit; `None`: main). Where a repository has no `tokenizer.json`, its only `.tiktoken` file is taken.
+    /// Opens the tokenizer of a model. `name` is a local folder with a `tokenizer.json`, or a repository on the Hugging Face Hub
+    /// (`owner/name`). `revision` is a branch, tag or commit; `None`: main. If a repository has no `tokenizer.json`, its only
+    /// `.tiktoken` file is used.
     ///
     /// # Errors
-    /// - [`Error::FeatureMissing`]: no such folder, and a build without the feature `hub`.
-    /// - [`Error::Hub`]: what was asked, what came back, what to do; with the repository's files, where none is of use.
-    /// - those of [`from_file`](Self::from_file).
+    /// - [`Error::FeatureMissing`]: there is no such folder, and this build lacks the feature `hub`.
+    /// - [`Error::Hub`]: the Hub's answer, or a list of the repository's files if none of them is a tokenizer.
+    /// - Those of [`from_file`](Self::from_file).
     pub fn from_pretrained(name: &str, revision: Option<&str>) -> Result<Self> {
         if Path::new(name).is_dir() {
             return Self::from_file(Path::new(name).join("tokenizer.json"));

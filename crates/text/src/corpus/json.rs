@@ -1,7 +1,7 @@
-//! A pull parser of JSON: bytes are taken as they come, so that a line may have any length, and nothing recurses.
+//! A pull parser for JSON. It reads bytes as a stream, so a line may have any length, and it does not recurse.
 //!
-//! The language is that of Python's `json.loads`: RFC 8259 and the words `NaN`, `Infinity` and `-Infinity`. Half of a surrogate
-//! pair may stand alone, and numbers have any size. Unlike Python, an integer may have more than 4300 digits.
+//! It accepts what Python's `json.loads` accepts: RFC 8259 and the words `NaN`, `Infinity` and `-Infinity`. A surrogate may stand
+//! alone, and numbers have any size. Unlike in Python, an integer may have more than 4300 digits.
 //!
 //! Source: CPython, `Modules/_json.c`.
 
@@ -10,14 +10,14 @@ use std::io::{self, BufRead};
 use super::utf8::NotUtf8;
 use super::{End, Flaw, Stop};
 
-/// So many objects and arrays may stand in one another, the line's own object included. Python's limit is its stack.
+/// Deepest nesting of objects and arrays, the line's own object included. Python's limit is its stack.
 const DEEPEST: usize = 1000;
 
 /// Why a line gives no text.
 pub(super) enum Fault {
-    /// It is wrong.
+    /// The line is not valid.
     Line(Flaw),
-    /// Nothing more can be read, or nobody wants more.
+    /// Nothing more can be read, or the receiver stopped the reading.
     Stop(Stop),
 }
 
@@ -39,11 +39,11 @@ impl From<io::Error> for Fault {
 /// Reads JSON from bytes that are UTF-8.
 pub(super) struct Json<R> {
     source: R,
-    /// Bytes taken.
+    /// Number of bytes read.
     at: u64,
-    /// Whether half of a surrogate pair stood alone in the string that was read last. It is no text: no UTF-8 says it.
+    /// Whether the latest string has half of a surrogate pair alone, which UTF-8 cannot encode.
     pub(super) lone: bool,
-    /// What closes each object or array that is being skipped.
+    /// The closing byte of each open object or array of the value that is being skipped.
     open: Vec<u8>,
 }
 
@@ -52,7 +52,7 @@ impl<R: BufRead> Json<R> {
         Json { source, at: 0, lone: false, open: Vec::new() }
     }
 
-    /// The next byte that is not white space; it is not taken.
+    /// The next byte that is not white space, without consuming it.
     pub(super) fn token(&mut self) -> Result<Option<u8>, Fault> {
         loop {
             match self.peek()? {
@@ -62,20 +62,20 @@ impl<R: BufRead> Json<R> {
         }
     }
 
-    /// Takes the next token, if it is `byte`.
+    /// Consumes the next token if it is `byte`, and returns whether it was.
     pub(super) fn takes(&mut self, byte: u8) -> Result<bool, Fault> {
         let there = self.token()? == Some(byte);
         self.take(usize::from(there));
         Ok(there)
     }
 
-    /// Takes the beginning of a string, if there is one.
+    /// Consumes the opening quote of a string, and returns whether there was one.
     pub(super) fn string(&mut self) -> Result<bool, Fault> {
         self.lone = false;
         self.takes(b'"')
     }
 
-    /// Gives some more of the string that was begun to `sink`, or takes its end and returns false.
+    /// Passes the next part of the open string to `sink`. At the end of the string it consumes the quote and returns false.
     pub(super) fn piece(&mut self, sink: &mut impl FnMut(&[u8])) -> Result<bool, Fault> {
         let bytes = self.source.fill_buf()?;
         let plain = plain(bytes);
@@ -103,11 +103,11 @@ impl<R: BufRead> Json<R> {
         Ok(true)
     }
 
-    /// Takes a name and the colon after it; puts its first bytes into `name`, as many as `most`.
+    /// Consumes a name and the colon after it. `name` gets at most the first `most` bytes of the name.
     pub(super) fn name(&mut self, name: &mut Vec<u8>, most: usize) -> Result<(), Fault> {
         name.clear();
         if !self.string()? {
-            return Err(self.wrong("no name where one should be"));
+            return Err(self.wrong("a name is missing"));
         }
         while self.piece(&mut |bytes| name.extend_from_slice(&bytes[..bytes.len().min(most - name.len())]))? {}
         match self.takes(b':')? {
@@ -116,14 +116,14 @@ impl<R: BufRead> Json<R> {
         }
     }
 
-    /// Takes a value of any kind.
+    /// Consumes a value of any kind.
     pub(super) fn skip(&mut self) -> Result<(), Fault> {
         self.open.clear();
         loop {
             if self.begins_value()? {
                 continue;
             }
-            // After a value: what it stands in goes on or ends.
+            // After a value, the surrounding object or array continues or ends.
             loop {
                 let Some(&close) = self.open.last() else { return Ok(()) };
                 if self.takes(b',')? {
@@ -140,7 +140,8 @@ impl<R: BufRead> Json<R> {
         }
     }
 
-    /// Takes a value, or the beginning of an object or array up to its first value: then returns true.
+    /// Consumes a scalar, a string or an empty container and returns false. Of another object or array it consumes the beginning, up
+    /// to its first value, and returns true.
     fn begins_value(&mut self) -> Result<bool, Fault> {
         let close = match self.token()? {
             Some(b'{') => b'}',
@@ -155,13 +156,13 @@ impl<R: BufRead> Json<R> {
                 let words: [&[u8]; 5] = [b"true", b"false", b"null", b"NaN", b"Infinity"];
                 return match words.iter().find(|word| first == Some(word[0])) {
                     Some(word) => self.word(word).map(|()| false),
-                    None => Err(self.wrong("no value where one should be")),
+                    None => Err(self.wrong("a value is missing")),
                 };
             }
         };
-        // This one, and the line's own object.
+        // Two more: this one, and the line's own object.
         if self.open.len() + 2 > DEEPEST {
-            return Err(self.wrong("more than 1000 objects or arrays in one another"));
+            return Err(self.wrong("more than 1000 nested objects or arrays"));
         }
         self.take(1);
         if self.takes(close)? {
@@ -197,7 +198,7 @@ impl<R: BufRead> Json<R> {
         Ok(())
     }
 
-    /// One digit or more.
+    /// Consumes one or more digits.
     fn digits(&mut self) -> Result<(), Fault> {
         let start = self.at;
         loop {
@@ -207,20 +208,20 @@ impl<R: BufRead> Json<R> {
                 break;
             }
         }
-        if self.at == start { Err(self.wrong("no digit where one should be")) } else { Ok(()) }
+        if self.at == start { Err(self.wrong("a digit is missing")) } else { Ok(()) }
     }
 
     fn word(&mut self, word: &[u8]) -> Result<(), Fault> {
         for byte in word {
             if self.peek()? != Some(*byte) {
-                return Err(self.wrong("no value where one should be"));
+                return Err(self.wrong("a value is missing"));
             }
             self.take(1);
         }
         Ok(())
     }
 
-    /// Takes an escape (two, where they are a surrogate pair), and gives what it says to `sink`.
+    /// Consumes an escape (two, if they are a surrogate pair) and passes the character to `sink`.
     fn escape(&mut self, sink: &mut impl FnMut(&[u8])) -> Result<(), Fault> {
         let mut unit = self.unit()?;
         while let 0xD800..0xDC00 = unit
@@ -243,13 +244,13 @@ impl<R: BufRead> Json<R> {
         sink(char::from_u32(unit).unwrap_or(char::REPLACEMENT_CHARACTER).encode_utf8(&mut [0; 4]).as_bytes());
     }
 
-    /// One escape, from the backslash on, as a character or half of one.
+    /// Consumes one escape, from its backslash on. Returns its UTF-16 code unit.
     fn unit(&mut self) -> Result<u32, Fault> {
         self.take(1);
         match self.peek()? {
             Some(b'u') => self.take(1),
             other => {
-                let byte = other.and_then(simple).ok_or_else(|| self.wrong("an escape that JSON does not have"))?;
+                let byte = other.and_then(simple).ok_or_else(|| self.wrong("an unknown escape"))?;
                 self.take(1);
                 return Ok(byte.into());
             }
@@ -277,7 +278,7 @@ impl<R: BufRead> Json<R> {
     }
 }
 
-/// What a backslash and this byte say.
+/// The byte that a backslash and `byte` stand for.
 fn simple(byte: u8) -> Option<u8> {
     Some(match byte {
         b'"' | b'\\' | b'/' => byte,
@@ -290,9 +291,9 @@ fn simple(byte: u8) -> Option<u8> {
     })
 }
 
-/// How many bytes of a string stand for themselves: up to a quote, a backslash or a control character.
+/// Number of bytes before the first quote, backslash or control character.
 ///
-/// Source: the test of eight bytes at once for a zero byte (Mycroft, 1987); the first byte that it marks is right.
+/// Source: Mycroft's test of a word for a zero byte (1987), eight bytes at a time. The first byte that it marks is exact.
 fn plain(bytes: &[u8]) -> usize {
     const ONES: u64 = u64::MAX / 255;
     let (chunks, _) = bytes.as_chunks::<8>();

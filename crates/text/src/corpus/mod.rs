@@ -1,7 +1,7 @@
 //! Files → documents: plain text, JSON lines, Parquet, each plain or compressed.
 //!
-//! This module knows nothing of ids. It finds the files, cuts them into units of work that can be read by themselves, and
-//! gives the documents of a unit one by one: small ones whole, large ones as a stream.
+//! This module knows nothing about ids. It finds the files, cuts them into units of work that can be read independently, and
+//! passes the documents of a unit on one by one: small ones whole, large ones as a stream.
 
 mod find;
 mod json;
@@ -27,12 +27,12 @@ pub(crate) use find::find;
 pub(crate) use open::Counted;
 pub(crate) use units::{Piece, units};
 
-/// Documents up to this size are given whole.
+/// Documents up to this size are passed on whole.
 const WHOLE_BYTES: u64 = 1 << 18;
-/// Bytes at the beginning of a document that tell it from others.
+/// Bytes at the beginning of a document that decide its split.
 const HEAD_BYTES: usize = 1 << 16;
 
-/// What a file of a corpus holds.
+/// Format of a corpus file.
 ///
 /// # Example
 /// ```
@@ -45,11 +45,11 @@ const HEAD_BYTES: usize = 1 << 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// Plain text: a file is one document, or documents stand between separator lines.
+    /// Plain text: a file is one document, or separator lines divide it into documents.
     Text,
-    /// One JSON object a line, one of whose fields is the text.
+    /// JSON lines: one object per line, with the text in one of its fields.
     Jsonl,
-    /// Parquet, with a column of text (feature `parquet`).
+    /// Parquet, with the text in one column (feature `parquet`).
     Parquet,
 }
 
@@ -80,22 +80,22 @@ pub(crate) struct CorpusFile {
     pub(crate) packing: Packing,
 }
 
-/// How documents are told apart and read.
+/// How documents are separated and read.
 pub(crate) struct Rules<'a> {
-    /// The field of a JSON line, or the column of a Parquet file, that is the text.
+    /// The field of a JSON line, or the column of a Parquet file, that holds the text.
     pub(crate) field: &'a str,
-    /// The line between two documents of a text file.
+    /// The line that separates two documents of a text file.
     pub(crate) split_at: Option<&'a str>,
     /// Read bytes that are not UTF-8 as U+FFFD.
     pub(crate) lossy: bool,
-    /// Whether a text may be cut between two bytes, given those two and the one before: both parts then give the ids of
-    /// the whole. `None`: this tokenizer's text cannot be cut.
+    /// Whether a text may be cut between the last two of three bytes, so that both parts together have the ids of the whole.
+    /// `None`: text for this tokenizer cannot be cut.
     pub(crate) cuts: Option<&'a Cut<'a>>,
 }
 
 pub(crate) type Cut<'a> = dyn Fn([u8; 3]) -> bool + Sync + 'a;
 
-/// Where something stands, for messages.
+/// A place in a file, for messages.
 #[derive(Clone, Debug)]
 pub(crate) struct Place<'a> {
     pub(crate) file: &'a str,
@@ -126,7 +126,7 @@ impl fmt::Display for Place<'_> {
 /// A document, or a part of a very long one.
 pub(crate) struct Document<'a> {
     pub(crate) place: Place<'a>,
-    /// The first bytes of the whole document, by which it is put into a split.
+    /// The first bytes of the whole document, which decide its split.
     pub(crate) head: &'a [u8],
     /// Whether the document begins and ends here.
     pub(crate) begins: bool,
@@ -140,16 +140,16 @@ pub(crate) enum Body<'a> {
     Stream(&'a mut dyn Read),
 }
 
-/// Something that is no document.
+/// A document that cannot be used, or a retraction.
 pub(crate) enum Bad<'a> {
-    /// It should have been one.
+    /// A document that cannot be used.
     New { place: Place<'a>, flaw: Flaw },
-    /// The document that was given last is none after all: what came after its text says so. If something is wrong, that is
-    /// said next.
+    /// Retracts the latest document, because of what follows its text in the file. If the document is faulty, `New` follows with
+    /// the reason.
     Last,
 }
 
-/// What is wrong with a document, and what can be done about it.
+/// Why a document cannot be used, and what to do about it.
 pub(crate) struct Flaw {
     pub(crate) reason: String,
     pub(crate) advice: &'static str,
@@ -160,7 +160,7 @@ impl Flaw {
         Flaw { reason: reason.into(), advice: "`OnError::Skip` leaves such documents out" }
     }
 
-    /// There is no such field or column.
+    /// The flaw of a document without the field or column.
     fn no_field(reason: String) -> Self {
         let advice = "`PrepareConfig::field` names the one that is the text; `OnError::Skip` leaves such documents out";
         Flaw { reason, advice }
@@ -172,14 +172,14 @@ impl Flaw {
     }
 }
 
-/// What is done with each document. An error ends the reading.
+/// Receives each document. An error ends the reading.
 pub(crate) type Each<'e> = dyn FnMut(std::result::Result<Document<'_>, Bad<'_>>) -> std::result::Result<(), End> + 'e;
 
-/// Why whoever gets the documents wants no more of them.
+/// Why an [`Each`] stops the reading.
 pub(crate) enum End {
-    /// There were enough.
+    /// It has enough documents.
     Enough,
-    /// It is of no use to go on.
+    /// It failed.
     Error(Error),
 }
 
@@ -189,13 +189,13 @@ impl From<Error> for End {
     }
 }
 
-/// A piece of a file, to be read by some rules.
+/// A piece of a file, and the rules for reading it.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
     pub(crate) file: &'a CorpusFile,
     pub(crate) piece: &'a Piece,
     pub(crate) rules: &'a Rules<'a>,
-    /// Counts the bytes of the file that were read.
+    /// Number of bytes of the file that were read.
     pub(crate) read: &'a AtomicU64,
 }
 
@@ -205,8 +205,8 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Reads one piece of a file, unless `each` wants no more of it. Everything that is wrong with the file goes to `each`; an error is
-/// only what `each` returned.
+/// Reads one piece of a file until `each` stops it. Faults of the file are passed to `each`; the returned error is always one that
+/// `each` returned.
 pub(crate) fn documents(source: Source, each: &mut Each) -> Result<ControlFlow<()>> {
     let given = std::cell::Cell::new(0u64);
     let each: &mut Each = &mut |document| {
@@ -227,7 +227,7 @@ pub(crate) fn documents(source: Source, each: &mut Each) -> Result<ControlFlow<(
     };
     let whole = source.piece.start == 0 && source.piece.end == u64::MAX;
     let outcome = match outcome {
-        Ok(()) if given.get() == 0 && whole => Err(Stop::file("there is no text in it: it is empty")),
+        Ok(()) if given.get() == 0 && whole => Err(Stop::file("there is no text in it")),
         other => other,
     };
     let outcome = match outcome {
@@ -245,7 +245,7 @@ pub(crate) fn documents(source: Source, each: &mut Each) -> Result<ControlFlow<(
 /// Why the reading of a piece ended early.
 enum Stop {
     End(End),
-    /// The file cannot be read on.
+    /// The rest of the file cannot be read.
     File(Flaw),
 }
 
@@ -261,7 +261,7 @@ impl From<std::io::Error> for Stop {
     }
 }
 
-/// Whether an error says something of the machine at this moment, not of the file: then no document is to blame.
+/// Whether an error is about the machine's state (memory, disk, open files) and not about the file.
 pub(crate) fn of_the_machine(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{OutOfMemory, QuotaExceeded, StorageFull};
     let code = error.raw_os_error().filter(|_| cfg!(unix));
@@ -274,7 +274,7 @@ impl From<End> for Stop {
     }
 }
 
-/// A read error in words: decompressors say too little.
+/// Text of a read error. Decompressors report a truncated file only as an unexpected end.
 pub(crate) fn reason(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::UnexpectedEof => format!("the compressed file is truncated ({error})"),
@@ -282,8 +282,8 @@ pub(crate) fn reason(error: &std::io::Error) -> String {
     }
 }
 
-/// Reads a document from `reader`: gives it whole if it is small. `head` (what the whole document begins with) is taken
-/// from it unless this is a later part.
+/// Passes the document in `reader` to `each`, whole if it is small. `head` (the first bytes of the whole document) comes from
+/// `part`, if this is a part of a document.
 fn deliver(
     reader: &mut dyn Read,
     place: Place,
@@ -319,16 +319,16 @@ fn deliver(
     Ok(each(Ok(Document { place, head: &head, begins, ends, body: Body::Text(&text) }))?)
 }
 
-/// Goes to the first line that begins in `piece`, from one byte before it, and returns where that is. A line that ends
-/// beyond the piece is not looked for: a long one is read once, not once a piece.
+/// Skips to the first line that begins in `piece` and returns its position. `reader` starts one byte before the piece. It reads no
+/// further than the piece, so that a long line is read once, and not once per piece.
 fn first_line(reader: &mut dyn BufRead, piece: &Piece) -> std::io::Result<u64> {
     Ok(piece.start - 1 + reader.take(piece.end - piece.start + 1).skip_until(b'\n')? as u64)
 }
 
-/// Which part of a document that was cut.
+/// A part of a document that was cut.
 struct Part {
     begins: bool,
     ends: bool,
-    /// What the document begins with.
+    /// The first bytes of the whole document.
     head: Vec<u8>,
 }

@@ -1,8 +1,8 @@
-//! Corpus × tokenizer → shards. The one module that sees those three; it does not know tensors.
+//! Corpus × tokenizer → shards. This is the only module that uses all three; it does not know tensors.
 //!
-//! The work is cut into units (`plan.json`). A unit becomes one shard a split, and then one file in `units/` that says so: a
-//! process that is killed loses the units that it was at, and any number of processes can share a folder. When all units are
-//! done, `manifest.json` is written. `docs/format.md` has every file byte by byte.
+//! The work is cut into units, listed in `plan.json`. Each unit becomes one shard per split, and then one file in `units/` that
+//! records it. A process that is killed loses only its unfinished units, and any number of processes can share a folder. When all
+//! units are done, `manifest.json` is written. `docs/format.md` describes every file byte by byte.
 
 mod plan;
 mod rank;
@@ -41,12 +41,12 @@ pub use rank::{Rank, rank_from_env};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnError {
-    /// Stop with an error that says which and why (the default).
+    /// Stop with an error that names the document and the reason (the default).
     #[default]
     Error,
-    /// Leave it out, and count and list it in the manifest.
+    /// Leave it out. The manifest counts and lists it.
     Skip,
-    /// Read bytes that are not UTF-8 as U+FFFD; stop at everything else.
+    /// Read bytes that are not UTF-8 as U+FFFD. All other faults are errors.
     Replace,
 }
 
@@ -60,7 +60,7 @@ impl std::str::FromStr for OnError {
     }
 }
 
-/// What stands after each document.
+/// The separator that is written after each document.
 ///
 /// # Example
 /// ```
@@ -79,13 +79,13 @@ pub enum SeparatorChoice {
     /// `<|endoftext|>`, which must be a special token of the tokenizer.
     #[default]
     EndOfText,
-    /// Nothing.
+    /// No separator.
     None,
     /// This token.
     Token(String),
 }
 
-/// What to prepare, and how.
+/// Input, output and settings of [`prepare`].
 ///
 /// # Example
 /// ```
@@ -101,30 +101,31 @@ pub enum SeparatorChoice {
 /// ```
 #[derive(Clone, Debug)]
 pub struct PrepareConfig {
-    /// Files, folders, patterns, or `-` for standard input.
+    /// Files, folders, patterns (`*`, `?`, `[…]`), or `-` for standard input.
     pub inputs: Vec<PathBuf>,
     /// The folder for the shards.
     pub out: PathBuf,
-    /// What the files hold; `None`: what their names say (and text for other names).
+    /// Format of the files. `None`: by the ending of each file's name. A named file with another ending is read as text, and such
+    /// files in folders are left out.
     pub format: Option<Format>,
-    /// The JSON field, or Parquet column, that is the text.
+    /// The JSON field or Parquet column that holds the text.
     pub field: String,
-    /// The line that stands between two documents of a text file; `None`: a file is a document.
+    /// The line that separates two documents of a text file. `None`: each file is one document.
     pub split_at: Option<String>,
-    /// What stands after each document.
+    /// The separator that is written after each document.
     pub separator: SeparatorChoice,
-    /// Share of documents that become the split `val`, 0 to 1.
+    /// Fraction of documents that go to the split `val`, from 0 to 1.
     pub val: f64,
-    /// Seed of that choice. It depends on the seed and the first 64 KiB of a document alone: new files move no old
-    /// documents, and copies of a document stay together.
+    /// Seed of the split. A document's split depends only on the seed and on its first 64 KiB. So new files do not move old
+    /// documents, and copies of a document go to the same split.
     pub seed: u64,
     /// What to do with documents that cannot be used.
     pub on_error: OnError,
-    /// About how many bytes of input a unit has; `None`: 1/256 of the corpus, from 1 MiB to 64 MiB.
+    /// Approximate size of a unit in bytes of input. `None`: 1/256 of the corpus, between 1 MiB and 64 MiB.
     pub unit_bytes: Option<u64>,
-    /// Threads; 0: as many as the machine has.
+    /// Number of threads. 0: one per processor.
     pub jobs: usize,
-    /// This process among those that share the folder.
+    /// Rank of this process among those that share the folder.
     pub rank: Rank,
 }
 
@@ -147,7 +148,7 @@ impl Default for PrepareConfig {
     }
 }
 
-/// One finished unit: the line that `--json` prints, and the file in `units/`.
+/// One finished unit, as its file in `units/` and as a line of `tallow prepare --json`.
 ///
 /// # Example
 /// ```
@@ -164,17 +165,17 @@ impl Default for PrepareConfig {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnitReport {
-    /// Its number.
+    /// Number of the unit, from 0.
     pub unit: usize,
-    /// Its shards.
+    /// Its shard of the split `train`.
     pub train: ShardInfo,
-    /// Empty where nothing went to `val`.
+    /// Its shard of the split `val`, empty if no document went there.
     pub val: ShardInfo,
-    /// Documents that could not be used.
+    /// Documents that were skipped.
     pub skipped: Skipped,
 }
 
-/// What happens during [`prepare`].
+/// Progress of [`prepare`].
 ///
 /// # Example
 /// ```
@@ -196,18 +197,18 @@ pub struct UnitReport {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// The work is known.
+    /// The plan is made, and the work begins.
     Planned {
         /// Units of all ranks.
         units: usize,
-        /// Units that this process has to do now.
+        /// Units that this process will do now.
         to_do: usize,
-        /// Bytes of these units (compressed, where they are).
+        /// Bytes of these units on disk (compressed bytes for compressed files).
         bytes: u64,
-        /// Files that were left out because their names say nothing.
+        /// Files that were left out because their names have no known ending.
         ignored_files: u64,
     },
-    /// So much more was read and written.
+    /// More was read and written since the last such event.
     Progress {
         /// Bytes read.
         bytes: u64,
@@ -218,23 +219,23 @@ pub enum Event<'a> {
     Unit(&'a UnitReport),
 }
 
-/// Turns text files into shards in `cfg.out`, or goes on where an earlier call was stopped. Returns the manifest if all units
-/// of all ranks are done, `None` if other ranks still have work. Called again with the same settings on a finished folder it
-/// returns the manifest and does nothing else.
+/// Encodes text files into shards in `cfg.out`, or continues where an earlier call was stopped. Returns the manifest if all units
+/// of all ranks are done, and `None` if other ranks still have work. On a finished folder with the same settings it only returns
+/// the manifest.
 ///
-/// Shards and manifest are the same bytes for any number of threads, ranks and interruptions.
+/// Shards and manifest have the same bytes for any number of threads, ranks and interruptions.
 ///
 /// # Errors
 /// - [`Error::Document`]: a document that cannot be used, under [`OnError::Error`].
-/// - [`Error::Folder`]: the folder belongs to other inputs, settings or another tokenizer, or the disk is full. Finished units
-///   are kept.
+/// - [`Error::Folder`]: the folder was begun with other inputs, settings or another tokenizer, or the disk is full. Finished
+///   units are kept.
 /// - [`Error::NoInput`], [`Error::FeatureMissing`] (Parquet), [`Error::Config`], [`Error::Io`].
 ///
 /// # Cost
-/// Some 45 MB, and up to 2 more a thread where documents have megabytes, for any size of corpus and document (and the
-/// window of a .zst, at most 128 MiB a thread; 8 by default). A run of characters that the split pattern keeps together
-/// (letters without white space or punctuation, zero bytes) is held whole, at up to ten times its size a thread; one above
-/// 64 MiB is a document that cannot be used. With a `tokenizer.json` a whole document must fit into memory.
+/// Memory: some 45 MB for any size of corpus. Each thread adds up to 2 MB if documents have megabytes, and the window of a `.zst`
+/// (8 MiB by default, at most 128 MiB). A run of characters that the split pattern keeps together (letters without white space
+/// or punctuation, zero bytes) takes up to ten times its size in each thread; a document with a run above 64 MiB cannot be used.
+/// With a `tokenizer.json` a whole document must fit into memory.
 ///
 /// # Example
 /// ```
@@ -275,7 +276,7 @@ pub fn prepare(
                 Ok(Some(report)) => progress(Event::Unit(&report)),
                 Ok(None) => return,
                 Err(error) => {
-                    // In this order: who sees `failed` comes too late to be the first.
+                    // The error is stored before `failed` is set, so that no later error can take its place.
                     first_error.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
                     failed.store(true, Ordering::Release);
                 }
@@ -288,12 +289,12 @@ pub fn prepare(
     };
     std::thread::scope(|scope| (0..threads.min(to_do.len())).for_each(|_| _ = scope.spawn(work)));
     match first_error.into_inner().unwrap_or_else(|e| e.into_inner()) {
-        // Another process did the same work, was first, and cleaned up.
+        // Another process finished the same work first and removed the temporary files.
         Some(Error::Io { .. }) if cfg.out.join(MANIFEST).exists() => Manifest::read(&cfg.out).map(Some),
         Some(Error::Io { path, cause }) if is_full(&cause) => {
             let done = plan.units.len() - missing(&plan, &cfg.out, Rank::default()).len();
             let reason = format!(
-                "the disk is full ({done} of {} units are finished and kept): make room and run the same command again",
+                "the disk is full ({done} of {} units are finished and kept): free some space and run the same command again",
                 plan.units.len()
             );
             Err(Error::Folder { path, reason })
@@ -304,7 +305,7 @@ pub fn prepare(
     }
 }
 
-/// Units of `rank` that are not done; of the only rank, all that are not.
+/// Units of `rank` that are not done. With the default rank: all units that are not done.
 fn missing(plan: &Plan, out: &Path, rank: Rank) -> Vec<usize> {
     let mine = (0..plan.units.len()).filter(|unit| unit % rank.world_size == rank.rank);
     mine.filter(|unit| unit::done(out, *unit, plan.id_type).is_none()).collect()
@@ -314,10 +315,10 @@ fn is_full(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
 }
 
-/// Writes the manifest of a folder all of whose units are done: the last step, which [`prepare`] takes by itself.
+/// Writes the manifest of a folder whose units are all done. [`prepare`] does this by itself as its last step.
 ///
 /// # Errors
-/// [`Error::Folder`] that names the units which are missing, or says that this is no such folder.
+/// [`Error::Folder`]: units are missing (the message lists them), or `prepare` was never run on this folder.
 pub fn finish(out: &Path) -> Result<Manifest> {
     let plan = Plan::read(out)?.ok_or_else(|| Error::Folder {
         path: out.to_path_buf(),
@@ -333,7 +334,7 @@ pub fn finish(out: &Path) -> Result<Manifest> {
     Err(Error::Folder {
         path: out.to_path_buf(),
         reason: format!(
-            "{count} of {} units are not done ({shown}{more}): run the ranks that have them, or all of it as one rank",
+            "{count} of {} units are not done ({shown}{more}): run the ranks that have them, or run all of it as one rank",
             plan.units.len()
         ),
     })
@@ -344,7 +345,7 @@ fn manifest(plan: &Plan, out: &Path) -> Result<Manifest> {
     let mut skipped = Skipped::default();
     for unit in 0..plan.units.len() {
         let path = out.to_path_buf();
-        let reason = || format!("unit {unit} is not done any more");
+        let reason = || format!("unit {unit} is no longer complete: run `prepare` again");
         let report = unit::done(out, unit, plan.id_type).ok_or_else(|| Error::Folder { path, reason: reason() })?;
         train.add(report.train);
         val.add(report.val);
@@ -364,7 +365,7 @@ fn manifest(plan: &Plan, out: &Path) -> Result<Manifest> {
         skipped,
         splits: [("train".to_string(), train), ("val".to_string(), val)].into(),
     };
-    // Ranks that end together write the same bytes; one may clean up what the other is writing.
+    // Ranks that end at the same time write the same bytes. One may remove the temporary file that the other is writing.
     manifest.write(out).or_else(|error| match Manifest::read(out) {
         Ok(there) if there == manifest => Ok(()),
         _ => Err(error),
@@ -373,12 +374,12 @@ fn manifest(plan: &Plan, out: &Path) -> Result<Manifest> {
     Ok(manifest)
 }
 
-/// Removes what killed runs left in a finished folder.
+/// Removes the temporary files that killed processes left in a finished folder.
 fn clean(out: &Path) -> Result<()> {
     ["", "units", "train", "val"].iter().try_for_each(|folder| remove_temporaries(&out.join(folder)))
 }
 
-/// What a run would make, as far as a sample tells.
+/// Expected result of [`prepare`], estimated from a sample of the corpus.
 ///
 /// # Example
 /// ```
@@ -394,24 +395,27 @@ fn clean(out: &Path) -> Result<()> {
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
-    /// Files.
+    /// Number of files.
     pub files: usize,
-    /// Files whose names say nothing, left out.
+    /// Files that are left out because their names have no known ending.
     pub ignored_files: u64,
-    /// Bytes of the files.
+    /// Bytes of the files on disk.
     pub bytes: u64,
-    /// Units of work.
+    /// Number of units.
     pub units: usize,
-    /// Ids, about.
+    /// Estimated number of ids.
     pub tokens: u64,
-    /// Bytes on disk, about.
+    /// Estimated bytes of the shards on disk.
     pub shard_bytes: u64,
 }
 
-/// Reads a little at several places and says what to expect. Writes nothing.
+/// Encodes samples from up to eight units and extrapolates. Writes nothing.
 ///
 /// # Errors
-/// As [`prepare`]; what is wrong with the documents of the sample counts for nothing.
+/// As [`prepare`], but documents of the sample that cannot be used are ignored.
+///
+/// # Cost
+/// Reads some 256 KiB of each sampled unit (some 1 MiB if its documents are large).
 pub fn estimate(tokenizer: &Tokenizer, cfg: &PrepareConfig) -> Result<Estimate> {
     const PLACES: usize = 8;
     const SAMPLE_BYTES: u64 = 256 << 10;

@@ -1,4 +1,4 @@
-//! `plan.json`: what a folder is made of. Every rank makes the same plan by itself and compares it with the one that is there.
+//! `plan.json`: the settings, files and units of a folder. Every rank makes the same plan by itself and compares it with the stored one.
 
 use std::path::Path;
 
@@ -33,7 +33,7 @@ pub(super) struct Plan {
     pub(super) units: Vec<Vec<Piece>>,
 }
 
-/// Whether a file has a place that a run into `out` writes to, or removes.
+/// Whether a run into `out` would overwrite or remove this file.
 fn is_written(file: &Path, out: &Path) -> bool {
     let (Ok(file), Ok(out)) = (std::fs::canonicalize(file), std::fs::canonicalize(out)) else { return false };
     let inside = file.strip_prefix(out).ok().and_then(|inside| inside.components().next());
@@ -44,7 +44,7 @@ fn is_written(file: &Path, out: &Path) -> bool {
 }
 
 impl Plan {
-    /// The plan, and how many files were left out.
+    /// Returns the plan and the number of files that were left out.
     pub(super) fn new(tokenizer: &Tokenizer, cfg: &PrepareConfig) -> Result<(Self, u64)> {
         let bad = |reason: String| Err(Error::Config(reason));
         if !(0.0..=1.0).contains(&cfg.val) {
@@ -54,10 +54,10 @@ impl Plan {
             return bad(format!("rank {} of {}: ranks count from 0", cfg.rank.rank, cfg.rank.world_size));
         }
         if cfg.unit_bytes == Some(0) {
-            return bad("units of 0 bytes".to_string());
+            return bad("units of 0 bytes: a unit has at least one".to_string());
         }
         if cfg.split_at.as_ref().is_some_and(|line| line.contains('\n')) {
-            return bad("the separator between documents of a text is one line".to_string());
+            return bad("the separator between documents of a text must be a single line".to_string());
         }
         let found = find(&cfg.inputs, cfg.format, &cfg.out)?;
         if cfg.rank.world_size > 1 && found.files.iter().any(|file| file.path == "-") {
@@ -98,12 +98,12 @@ impl Plan {
             field: &self.field,
             split_at: self.split_at.as_deref(),
             lossy: self.on_error == OnError::Replace,
-            // A document that may be left out must be seen as a whole.
+            // Whether a document is skipped depends on the whole document, so it must not be cut.
             cuts: cuts.filter(|_| self.on_error != OnError::Skip),
         }
     }
 
-    /// About how many bytes a unit has.
+    /// Approximate size of a unit in bytes.
     pub(super) fn unit_bytes(&self, unit: usize) -> u64 {
         self.units[unit].iter().map(|piece| piece.bytes).sum()
     }
@@ -119,7 +119,7 @@ impl Plan {
         }
     }
 
-    /// Compares this plan with the one in `out`, and says what differs.
+    /// Compares this plan with the one in `out`. The error lists the differences.
     pub(super) fn compare_with(&self, out: &Path) -> Result<()> {
         let Some(there) = Plan::read(out)? else {
             let reason = "it holds shards that `prepare` did not make: give another folder".to_string();
@@ -143,20 +143,20 @@ impl Plan {
         Err(Error::Folder {
             path: out.to_path_buf(),
             reason: format!(
-                "this folder was begun with other settings or input: {}. Run the command that began it, on the files as they were, or \
-                 give another folder",
+                "this folder was begun with other settings or input: {}. Run the command that began it on the unchanged files, or give \
+                 another folder",
                 differs.join(", ")
             ),
         })
     }
 
-    /// Makes the folder, with this plan in it; or finds it there.
+    /// Creates the folder with this plan in it, or compares with the plan that is already there.
     pub(super) fn store(&self, out: &Path) -> Result<()> {
         for folder in ["units", "train", "val"] {
             let folder = out.join(folder);
             std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
         }
-        // The first of ranks that begin together makes the file; the others compare with it.
+        // Of ranks that start together, the first writes the file and the others compare with it.
         write_new(&out.join(NAME), &serde_json::to_vec(self).expect("a plan is JSON"))?;
         self.compare_with(out)
     }

@@ -1,6 +1,6 @@
-//! Which of several processes this is.
+//! Rank and world size of a process.
 
-/// One of `world_size` processes that share the work; `rank` counts from 0. The default is the only one.
+/// One of `world_size` processes that share the work. `rank` counts from 0. The default is a single process.
 ///
 /// # Example
 /// ```
@@ -15,9 +15,9 @@
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rank {
-    /// This process.
+    /// Rank of this process.
     pub rank: usize,
-    /// All of them.
+    /// Number of processes.
     pub world_size: usize,
 }
 
@@ -27,8 +27,8 @@ impl Default for Rank {
     }
 }
 
-/// Variables that schedulers set: rank, number of ranks, the first rank's number, and who sets them. A job array counts
-/// from where its user let it begin. Kubernetes tells a pod only its index.
+/// Environment variables of schedulers: rank, number of ranks, number of the first rank, and the scheduler's name. A job array may
+/// count from any number. Kubernetes tells a pod only its index.
 const VARIABLES: [(&str, &str, &str, &str); 6] = [
     ("RANK", "WORLD_SIZE", "", "torchrun"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "", "OpenMPI"),
@@ -38,13 +38,13 @@ const VARIABLES: [(&str, &str, &str, &str); 6] = [
     ("JOB_COMPLETION_INDEX", "", "", "a Kubernetes indexed job"),
 ];
 
-/// The rank that a scheduler gave this process, and which scheduler. `variable` reads one environment variable, and
-/// `world_size` is what the user said, for schedulers that do not say it.
+/// Reads the rank that a scheduler gave this process, and returns it with the scheduler's name. `variable` reads one environment
+/// variable. `world_size` is the user's number of processes, for schedulers that do not set one.
 ///
-/// `None`: no scheduler is at work, or only one process.
+/// Returns `None` without a scheduler, or if there is only one process.
 ///
 /// # Errors
-/// A sentence on variables that contradict each other or are no numbers.
+/// A message about variables that contradict each other or are not numbers.
 ///
 /// # Example
 /// ```
@@ -70,12 +70,12 @@ pub fn rank_from_env(
         let size = if size_name.is_empty() { None } else { number(size_name)? };
         let first = if first_name.is_empty() { 0 } else { number(first_name)?.unwrap_or(0) };
         let world_size = match (world_size, size) {
-            (Some(said), Some(size)) if said != size => continue, // it speaks of something else
+            (Some(said), Some(size)) if said != size => continue, // the variables are of another job
             (Some(said), _) => said,
             (None, Some(size)) => size,
             (None, None) if size_name.is_empty() => {
                 return Err(format!(
-                    "{rank_name}={rank} is set by {scheduler}, which does not say of how many: say it (`world_size`)"
+                    "{rank_name}={rank} is set by {scheduler}, which does not tell the number of ranks: set it (`world_size`)"
                 ));
             }
             (None, None) => continue,
@@ -84,7 +84,7 @@ pub fn rank_from_env(
             continue;
         }
         let rank = rank.checked_sub(first).filter(|rank| *rank < world_size).ok_or_else(|| {
-            format!("{rank_name}={rank} is not one of {world_size} ranks from {first} on ({scheduler}): say which it is (`PrepareConfig::rank`)")
+            format!("{rank_name}={rank} is not one of {world_size} ranks from {first} on ({scheduler}): set the rank (`PrepareConfig::rank`)")
         })?;
         return Ok(Some((Rank { rank, world_size }, scheduler)));
     }

@@ -1,4 +1,4 @@
-//! One unit of work: documents of a few pieces of files → one shard a split, and the file that says it is done.
+//! One unit of work: the documents of some pieces of files → one shard per split, and the file that marks the unit as done.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,16 +10,16 @@ use crate::shard::{IdType, ShardWriter, Skipped};
 use crate::support::files::{read_regular, write_whole};
 use crate::{Error, Result, Tokenizer};
 
-/// How many documents that were left out are listed, a unit.
+/// The most skipped documents that are listed per unit.
 const LISTED: u64 = 100;
-/// Bytes between two words on progress.
+/// Bytes between two progress events.
 const PROGRESS_BYTES: u64 = 1 << 20;
 
 fn marker(out: &Path, unit: usize) -> PathBuf {
     out.join("units").join(format!("{unit:06}.json"))
 }
 
-/// The report of a unit that is done: its file is there, and so are its shards, in full length.
+/// The report of a unit, if the unit is done: its file exists, and its shards exist in full length.
 pub(super) fn done(out: &Path, unit: usize, id_type: IdType) -> Option<UnitReport> {
     let report: UnitReport = serde_json::from_slice(&read_regular(&marker(out, unit)).ok()?).ok()?;
     let there = |split: &str, tokens: u64, stem: &str| {
@@ -33,7 +33,7 @@ pub(super) fn done(out: &Path, unit: usize, id_type: IdType) -> Option<UnitRepor
     whole.then_some(report)
 }
 
-/// Encodes a unit. `None`: it was given up because another thread has failed, as `stop` says.
+/// Encodes a unit. `None`: the work was abandoned because another thread failed and set `stop`.
 pub(super) fn encode(
     tokenizer: &Tokenizer,
     plan: &Plan,
@@ -89,7 +89,7 @@ pub(super) fn encode(
     Ok(Some(report))
 }
 
-/// Ids of a document, or of about so many bytes of it: for estimates.
+/// Estimated number of ids of a document, or of about `bytes` bytes of a large one.
 pub(super) fn count(tokenizer: &Tokenizer, document: Document, bytes: u64) -> Result<u64> {
     match document.body {
         Body::Text(text) => Ok(crate::count_tokens(tokenizer, text)? as u64 + 1),
@@ -110,12 +110,12 @@ struct Encoder<'a> {
     shards: [Split; 2],
     skipped: Skipped,
     ids: Vec<u32>,
-    /// The document that came last: it may still be retracted.
+    /// The latest document. It can still be retracted.
     last: Option<Last>,
 }
 
 enum Last {
-    /// It was written to this split, with so many bytes of text.
+    /// It was written to split `split`, with `bytes` bytes of text.
     Written { split: usize, bytes: u64 },
     /// It cannot be used.
     Bad { place: String, flaw: Flaw },
@@ -197,7 +197,7 @@ impl Encoder<'_> {
         Ok(())
     }
 
-    /// Ends the document that came last.
+    /// Ends the latest document.
     fn settle(&mut self) -> Result<()> {
         match self.last.take() {
             Some(Last::Written { split, .. }) => self.shards[split].writer.end_document(),
@@ -206,14 +206,14 @@ impl Encoder<'_> {
         }
     }
 
-    /// Takes it back.
+    /// Removes the latest document again.
     fn retract(&mut self) -> Result<()> {
         let Some(Last::Written { split, bytes }) = self.last.take() else { return Ok(()) };
         self.shards[split].text_bytes -= bytes;
         self.shards[split].writer.undo_document()
     }
 
-    /// What happens to a document that cannot be used.
+    /// Skips a document that cannot be used, or returns the error for it.
     fn skip(&mut self, place: String, flaw: Flaw) -> Result<()> {
         let Flaw { reason, advice } = flaw;
         if self.plan.on_error != OnError::Skip {

@@ -235,9 +235,9 @@ fn of_equal_names_the_last_counts_at_any_length() {
     for (line, reason) in [
         (format!("{{\"text\":\"{long}\",\"text\":\"\"}}"), "there is no text in it"),
         (format!("{{\"text\":\"{long}<|endoftext|>\"}}"), "endoftext"),
-        (deep("", 1000), "more than 1000 objects or arrays in one another"),
-        (deep(&long, 1000), "more than 1000 objects or arrays in one another"),
-        (deep("", 1_000_000), "more than 1000 objects or arrays in one another"),
+        (deep("", 1000), "more than 1000 nested objects or arrays"),
+        (deep(&long, 1000), "more than 1000 nested objects or arrays"),
+        (deep("", 1_000_000), "more than 1000 nested objects or arrays"),
         (format!("{{\"text\":\"{long}\",\"x\":1}} 2"), "something after the object"),
     ] {
         std::fs::write(&input, line).unwrap();
