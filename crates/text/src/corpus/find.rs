@@ -1,4 +1,4 @@
-//! Paths, folders and patterns → files, in an order that does not depend on the machine.
+//! Paths, folders and patterns → files, in the same order on every machine.
 
 use std::path::{Path, PathBuf};
 
@@ -49,8 +49,8 @@ pub(crate) fn find(inputs: &[PathBuf], format: Option<Format>, out: &Path) -> Re
             0 => {
                 let named: Vec<String> = inputs.iter().map(|input| input.display().to_string()).collect();
                 format!(
-                    "there is no file to read in {}: `prepare` reads files that end in {ENDINGS}, and no hidden ones; put some \
-                     there, or name other files or folders",
+                    "there is no file to read in {}: `prepare` reads files that end in {ENDINGS}, and no hidden ones; put \
+                     some there, or name other files or folders",
                     named.join(", ")
                 )
             }

@@ -1,5 +1,5 @@
-//! JSON lines: one object a line, one of whose fields is the text. A line of any length means what Python's
-//! `json.loads(line)[field]` gives: of equal names the last one counts.
+//! JSON lines: one object per line, with the text in one of its fields. The text of a line of any length equals that of Python's
+//! `json.loads(line)[field]`: of fields with the same name, the last one counts.
 
 use std::io::{self, BufRead, Read};
 
@@ -10,7 +10,7 @@ use super::{At, Bad, Body, Document, Each, Flaw, HEAD_BYTES, Place, Source, Stop
 
 /// Longer lines are not held in memory.
 const LINE_BYTES: u64 = WHOLE_BYTES;
-/// The byte order mark that some programs write at the head of a file: it belongs to no line.
+/// The byte order mark that some programs write at the beginning of a file. It is not part of the first line.
 const MARK: &[u8] = "\u{FEFF}".as_bytes();
 
 pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
@@ -19,7 +19,7 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
     let mut number = 0;
     let mut reader = open(file, at.saturating_sub(1), read)?;
     if at > 0 {
-        at = first_line(&mut reader, piece)?; // a line belongs to the piece in which it begins
+        at = first_line(&mut reader, piece)?; // a line belongs to the piece that it begins in
     }
     let (mut bytes, mut held) = (Vec::new(), Held::default());
     while at < piece.end {
@@ -29,7 +29,7 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
             break;
         }
         number += 1;
-        // Lines can be counted only from the beginning of a file.
+        // Line numbers are known only if the piece begins where the file does.
         let place = source.place(if piece.start == 0 { At::Line(number) } else { At::Byte(at) });
         let ended = bytes.pop_if(|byte| *byte == b'\n').is_some() || taken < LINE_BYTES;
         let line = bytes.strip_prefix(MARK).filter(|_| at == 0).unwrap_or(&bytes);
@@ -45,13 +45,13 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
         if let Err(flaw) = outcome {
             each(Err(Bad::New { place, flaw }))?;
         }
-        io::copy(&mut rest, &mut io::sink())?; // what nobody wanted
+        io::copy(&mut rest, &mut io::sink())?; // the unread rest of the line
         at += rest.read;
     }
     Ok(())
 }
 
-/// What is kept of a line. It is used again, so that little is allocated a line.
+/// Buffers for a line. They are reused for every line.
 #[derive(Default)]
 struct Held {
     name: Vec<u8>,
@@ -60,24 +60,24 @@ struct Held {
     text: Vec<u8>,
 }
 
-/// What the field is, as far as the line was read.
+/// The value of the field, as far as the line was read.
 #[derive(Clone, Copy, PartialEq)]
 enum Field {
-    /// There is nothing but white space in the line.
+    /// The line has only white space.
     Blank,
     Missing,
     NoString,
-    /// `Held::text`; `whole` unless half of a surrogate pair stands alone in it.
+    /// The text is in `Held::text`. `whole` is false if it has half of a surrogate pair alone.
     Text {
         whole: bool,
     },
-    /// A text too long to hold: it was given.
+    /// The text was too long to hold, and was passed on as a stream.
     Given {
         whole: bool,
     },
 }
 
-/// Gives the text in a line to `each`, or returns what is wrong with the line.
+/// Passes the text of a line to `each`, or returns the line's flaw.
 fn document<R: BufRead>(
     line: R,
     place: &Place,
@@ -146,7 +146,7 @@ fn object<R: BufRead>(
     let mut ended = json.takes(b'}')?;
     let mut others = 0;
     while !ended {
-        // Enough of it to know that it is another.
+        // Long enough to tell it from the field's name.
         json.name(&mut held.name, field.len() + 64)?;
         if held.name == field.as_bytes() && !json.lone {
             if let Field::Given { .. } = std::mem::replace(found, Field::Missing) {
@@ -172,7 +172,7 @@ fn object<R: BufRead>(
     }
 }
 
-/// Reads the value of the field: holds it, or gives it as a stream.
+/// Reads the value of the field. Holds a short text, and passes a long one on as a stream.
 fn value<R: BufRead>(
     json: &mut Json<R>,
     place: &Place,
@@ -200,7 +200,7 @@ fn value<R: BufRead>(
     *found = Field::Given { whole: true };
     let body = Body::Stream(&mut stream);
     each(Ok(Document { place: place.clone(), head: &head, begins: true, ends: true, body }))?;
-    io::copy(&mut stream, &mut io::sink())?; // what nobody wanted
+    io::copy(&mut stream, &mut io::sink())?; // the unread rest of the text
     if let Some(fault) = stream.fault {
         return Err(fault);
     }
@@ -208,7 +208,7 @@ fn value<R: BufRead>(
     Ok(())
 }
 
-/// The rest of a string. Where the line is wrong it ends: `fault` is looked at afterwards.
+/// The rest of a string. It ends early if the line is not valid; then `fault` has the reason.
 struct Text<'a, R> {
     json: &'a mut Json<R>,
     text: &'a mut Vec<u8>,

@@ -1,4 +1,4 @@
-//! A file, decompressed on the way, with its bytes counted.
+//! Opens a file for reading, with decompression and a count of its bytes.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -10,11 +10,11 @@ use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
 use super::{CorpusFile, Packing};
 
-/// The largest zstd window that is accepted (`zstd --long=27`): it is memory.
+/// The largest accepted zstd window (`zstd --long=27`). The window is held in memory.
 const WINDOW_BYTES: u64 = 128 << 20;
 const BUFFER_BYTES: usize = 1 << 17;
 
-/// Opens a file at byte `start` (of a file that is not compressed).
+/// Opens a file. `start` is the first byte to read, 0 for compressed files.
 pub(super) fn open<'a>(file: &CorpusFile, start: u64, read: &'a AtomicU64) -> io::Result<Box<dyn BufRead + 'a>> {
     if file.path == "-" {
         return Ok(Box::new(Counted { inner: BufReader::with_capacity(BUFFER_BYTES, io::stdin().lock()), read }));
@@ -31,7 +31,7 @@ pub(super) fn open<'a>(file: &CorpusFile, start: u64, read: &'a AtomicU64) -> io
     })
 }
 
-/// Counts what is taken, not what is buffered.
+/// Counts the bytes that are consumed, not those that are buffered.
 pub(crate) struct Counted<'a, R> {
     pub(crate) inner: R,
     pub(crate) read: &'a AtomicU64,
@@ -56,7 +56,7 @@ impl<R: BufRead> BufRead for Counted<'_, R> {
     }
 }
 
-/// All frames of a zstd file, one after another (ruzstd decodes one), with their checksums compared.
+/// Reads all frames of a zstd file one after another and verifies their checksums. (ruzstd reads a single frame.)
 struct Zstd<R> {
     source: R,
     decoder: FrameDecoder,

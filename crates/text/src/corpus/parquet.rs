@@ -19,7 +19,7 @@ impl From<ParquetError> for Stop {
     }
 }
 
-/// Compressed bytes of each row group; none if the file cannot be read.
+/// Compressed bytes of each row group. Empty if the file cannot be read.
 pub(super) fn row_groups(file: &CorpusFile) -> Vec<u64> {
     let open = || SerializedFileReader::new(File::open(&file.path).ok()?).ok();
     let Ok(Some(reader)) = catch_unwind(open) else { return Vec::new() };
@@ -30,7 +30,7 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
     let Source { file, piece, rules, read } = source;
     let opened = match file.packing {
         Packing::None => File::open(&file.path)?,
-        // Parquet is read from its end: one that was compressed again is unpacked first, into a file without a name.
+        // A Parquet reader begins at the file's end, so a .gz or .zst is first decompressed into an unnamed temporary file.
         _ => {
             let mut unpacked = tempfile::tempfile()?;
             std::io::copy(&mut open(file, 0, read)?, &mut unpacked)?;
@@ -57,7 +57,7 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
         .fold(0u64, |rows, group| rows.saturating_add(group.num_rows().max(0) as u64));
     for number in piece.start as usize..groups.min(piece.end as usize) {
         let about_group = metadata.row_group(number);
-        // Few rows at a time where they are long.
+        // The longer the rows, the fewer are read at a time.
         let bytes = about_group.column(column).uncompressed_size().max(0) as u64;
         let all_rows = about_group.num_rows().max(1) as u64;
         let rows = (WHOLE_BYTES.saturating_mul(all_rows) / bytes.max(1)).clamp(1, 1024) as usize;
@@ -96,7 +96,7 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
     Ok(())
 }
 
-/// The parquet crate may panic on a hostile file.
+/// Turns panics of the parquet crate, which hostile files can cause, into errors.
 fn guard<T>(f: impl FnOnce() -> Result<T, ParquetError>) -> Result<T, Stop> {
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(result) => Ok(result?),

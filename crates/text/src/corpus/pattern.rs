@@ -1,4 +1,4 @@
-//! Patterns of names → paths. The crate `glob` reads the patterns; the walk is our own, because that of `glob` 0.3 panics at
+//! Patterns of names → paths. The crate `glob` parses the patterns. The walk is our own, because that of `glob` 0.3 panics on
 //! names that are not UTF-8.
 
 use std::path::{Component, Path, PathBuf};
@@ -7,8 +7,8 @@ use glob::{MatchOptions, Pattern, PatternError};
 
 use crate::{Error, Result};
 
-/// Calls `each` with every path that fits `pattern`, in the order of names, each folder before what is in it. A name that is
-/// not UTF-8 is matched with U+FFFD for what is not.
+/// Calls `each` with every path that matches `pattern`, sorted by name, each folder before its contents. A name that is not UTF-8
+/// is matched with U+FFFD in place of the invalid bytes.
 pub(super) fn matches(pattern: &str, each: &mut dyn FnMut(&Path) -> Result<()>) -> Result<()> {
     let bad = |e: PatternError| Error::Config(format!("{pattern} is not a pattern: {e}"));
     Pattern::new(pattern).map_err(bad)?;
@@ -24,7 +24,7 @@ pub(super) fn matches(pattern: &str, each: &mut dyn FnMut(&Path) -> Result<()>) 
 
 type Each<'e> = dyn FnMut(&Path) -> Result<()> + 'e;
 
-/// What fits `names` in `folder`, one pattern a name.
+/// Matches the paths in `folder` against `names`, one pattern per path component.
 fn below(folder: &Path, names: &[Pattern], each: &mut Each) -> Result<()> {
     let Some((name, rest)) = names.split_first() else { return each(folder) };
     if name.as_str().contains(['*', '?', '[']) {
@@ -37,13 +37,13 @@ fn below(folder: &Path, names: &[Pattern], each: &mut Each) -> Result<()> {
     }
 }
 
-/// `path` and what is below it, where `names` begins with a pattern for its name.
+/// Matches `path` and the paths below it. `names` begins with the pattern for the name of `path`.
 fn entry(path: &Path, names: &[Pattern], each: &mut Each) -> Result<()> {
     let after = names.iter().position(|name| name.as_str() != "**").unwrap_or(names.len());
     if after == 0 {
         return named(path, names, each);
     }
-    // `**` is any number of folders that are not hidden.
+    // `**` matches any number of folders that are not hidden.
     let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
     let folder = path.is_dir() && !hidden;
     match after == names.len() {
@@ -55,7 +55,7 @@ fn entry(path: &Path, names: &[Pattern], each: &mut Each) -> Result<()> {
     inside.iter().try_for_each(|path| entry(path, &names[after - 1..], each))
 }
 
-/// `path`, or what fits the rest of `names` below it, if the first of them fits its name.
+/// If the first of `names` matches the name of `path`, matches the rest of them below it.
 fn named(path: &Path, names: &[Pattern], each: &mut Each) -> Result<()> {
     let options = MatchOptions { require_literal_leading_dot: true, ..Default::default() };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -65,7 +65,7 @@ fn named(path: &Path, names: &[Pattern], each: &mut Each) -> Result<()> {
     }
 }
 
-/// The paths in a folder, sorted by name; none, if it is no folder.
+/// The paths in a folder, sorted by name. Empty if it is not a folder.
 fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     let read = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     if !read.is_dir() {

@@ -1,4 +1,4 @@
-//! Plain text: one document a file, or documents between separator lines.
+//! Plain text: one document per file, or documents between separator lines.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -13,10 +13,10 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
         let mut reader = open(file, piece.start.saturating_sub(1), read)?;
         let mut at = piece.start;
         if !begins_file {
-            // A document belongs to the piece in which the separator line before it begins.
+            // A document belongs to the piece that the separator line before it begins in.
             at = first_line(&mut reader, piece)?;
             let mut before = Separated::new(&mut reader, separator, at);
-            // No further than the piece: a file without separators is read once, not once a piece.
+            // No further than the piece, so that a file without separators is read once, and not once per piece.
             let mut skipped = vec![0; 1 << 16];
             while before.at < piece.end && before.read(&mut skipped)? > 0 {}
             match before.ended {
@@ -27,7 +27,7 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
         loop {
             let mut document = Separated::new(&mut reader, separator, at);
             deliver(&mut document, source.place(At::Byte(at)), None, rules, each)?;
-            io::copy(&mut document, &mut io::sink())?; // what nobody wanted
+            io::copy(&mut document, &mut io::sink())?; // the unread rest of the document
             match document.ended {
                 Some((start, end)) if start < piece.end => at = end,
                 _ => return Ok(()),
@@ -36,7 +36,7 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
     }
     match rules.cuts.filter(|_| file.packing == Packing::None && file.path != "-") {
         Some(cuts) if !begins_file || piece.end < file.bytes => {
-            // A part belongs to the piece in which it begins, so that long stretches without a cut are searched once.
+            // A part belongs to the piece that it begins in, so that long runs without a cut are searched once.
             let Some(start) = cut(file, piece.start, piece.end, cuts)? else { return Ok(()) };
             let end = cut(file, piece.end, file.bytes, cuts)?.unwrap_or(file.bytes);
             let mut head = Vec::new();
@@ -49,7 +49,7 @@ pub(super) fn documents(source: Source, each: &mut Each) -> Result<(), Stop> {
     }
 }
 
-/// The first place in `from..until` where the text may be cut; it always may where it begins.
+/// The first place in `from..until` where the text may be cut. The beginning of the file is always one.
 fn cut(file: &CorpusFile, from: u64, until: u64, cuts: &Cut) -> io::Result<Option<u64>> {
     if from == 0 {
         return Ok(Some(0));
@@ -58,7 +58,7 @@ fn cut(file: &CorpusFile, from: u64, until: u64, cuts: &Cut) -> io::Result<Optio
     let mut source = File::open(&file.path)?;
     source.seek(SeekFrom::Start(from - before))?;
     let mut reader = BufReader::with_capacity(1 << 14, source);
-    // The three bytes around the place: two before it (a line feed where the file begins), one after it.
+    // The three bytes around the place: two before it (line feeds before the beginning of the file), one after it.
     let mut around = [b'\n'; 3];
     reader.read_exact(&mut around[2 - before as usize..2])?;
     for (at, byte) in (from..until).zip(reader.bytes()) {
@@ -75,12 +75,12 @@ fn cut(file: &CorpusFile, from: u64, until: u64, cuts: &Cut) -> io::Result<Optio
 struct Separated<'a, R> {
     reader: &'a mut R,
     separator: &'a [u8],
-    /// Bytes read of the line at hand, and how many of them were handed out.
+    /// Bytes read of the current line, and how many of them were returned.
     line: Vec<u8>,
     given: usize,
     at_line_start: bool,
     at: u64,
-    /// Where the separator line began and ended; at the end of the file, `None`.
+    /// Where the separator line begins and ends. `None` at the end of the file.
     ended: Option<(u64, u64)>,
     done: bool,
 }
@@ -97,7 +97,7 @@ impl<R: BufRead> Read for Separated<'_, R> {
         if self.given == self.line.len() && !self.done {
             self.line.clear();
             self.given = 0;
-            // At most so much of a line, but enough to know the separator.
+            // A long line is read in parts, each long enough to recognize the separator.
             let limit = (1 << 16) + self.separator.len() as u64;
             let read = (&mut *self.reader).take(limit).read_until(b'\n', &mut self.line)? as u64;
             let ends = self.line.ends_with(b"\n");

@@ -1,35 +1,35 @@
-//! Files → units of work, each of which can be read by itself.
+//! Files → units of work, each of which can be read independently.
 
 use serde::{Deserialize, Serialize};
 
 use super::{CorpusFile, Format, Packing, Rules};
 use crate::{Error, Result};
 
-/// More units are refused: each becomes two files or more, and a line of the plan.
+/// The most units of a plan. Each becomes two or more files and an entry of the plan.
 const MOST_UNITS: usize = 1_000_000;
 
-/// A piece of a file: bytes `start..end` of what can be cut, row groups `start..end` of Parquet, else the whole file
-/// (0 to `u64::MAX`).
+/// A piece of a file: bytes `start..end` if the file can be cut, row groups `start..end` of Parquet, else the whole file (0 to
+/// `u64::MAX`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Piece {
     pub(crate) file: usize,
     pub(crate) start: u64,
     pub(crate) end: u64,
-    /// About how many bytes of the file it is.
+    /// Approximate size in bytes of the file.
     pub(crate) bytes: u64,
 }
 
-/// Cuts files into units of about `unit_bytes`: large files into several, small ones together.
+/// Cuts files into units of about `unit_bytes`: large files into several units, several small files into one.
 ///
-/// Only sizes decide (and the footers of Parquet files), so that every rank finds the same units. `unit_bytes` is not 0.
+/// Units depend only on file sizes (and the footers of Parquet files), so every rank finds the same ones. `unit_bytes` is not 0.
 pub(crate) fn units(files: &[CorpusFile], rules: &Rules, unit_bytes: u64) -> Result<Vec<Vec<Piece>>> {
     let refuse = |count: u64| {
         let least = u128::from(unit_bytes) * u128::from(count) / MOST_UNITS as u128 + 1;
         Err(Error::Config(format!(
-            "the corpus makes {count} units of {unit_bytes} bytes, of which {MOST_UNITS} can be: raise unit_bytes to about {least}"
+            "the corpus makes {count} units of {unit_bytes} bytes, but at most {MOST_UNITS} are allowed: raise unit_bytes to about {least}"
         )))
     };
-    // Before they take memory.
+    // Checked before the units take memory.
     let cut = files.iter().filter(|file| can_be_cut(file, rules));
     let count = cut.map(|file| file.bytes / unit_bytes).fold(0, u64::saturating_add);
     if count > MOST_UNITS as u64 {
@@ -56,7 +56,7 @@ pub(crate) fn units(files: &[CorpusFile], rules: &Rules, unit_bytes: u64) -> Res
     Ok(units)
 }
 
-/// Whether a file may be cut between any two bytes (to the next line or place that its format says).
+/// Whether pieces of a file may begin at any byte. (Reading then begins at the next line, or the next place for a cut.)
 fn can_be_cut(about: &CorpusFile, rules: &Rules) -> bool {
     let bytes = about.packing == Packing::None && about.path != "-";
     bytes
@@ -84,7 +84,7 @@ fn pieces(file: usize, about: &CorpusFile, rules: &Rules, unit_bytes: u64) -> Re
 #[cfg(feature = "parquet")]
 fn parquet_pieces(file: usize, about: &CorpusFile) -> Result<Vec<Piece>> {
     let sizes = super::parquet::row_groups(about);
-    // A file that cannot be read is a unit of its own, which then says why.
+    // A file that cannot be read becomes one piece. Reading it gives the error.
     let sizes = if sizes.is_empty() { vec![about.bytes] } else { sizes };
     Ok((0..).zip(sizes).map(|(i, bytes)| Piece { file, start: i, end: i + 1, bytes }).collect())
 }

@@ -1,15 +1,15 @@
-//! Bytes → UTF-8, as a stream.
+//! Bytes → UTF-8 text, as a stream.
 
 use std::fmt;
 use std::io::{self, BufRead, Read};
 
 use crate::support::take_text;
 
-/// Bytes of a line as UTF-8, in whole characters: what is none becomes U+FFFD if `lossy`, else an error.
+/// Bytes of a line as UTF-8, in whole characters. Invalid bytes become U+FFFD if `lossy`, else an error.
 pub(super) struct Utf8<R> {
     inner: R,
     lossy: bool,
-    /// Bytes read that may be the beginning of a character, and where they stand in the line.
+    /// Bytes read that may be the beginning of a character, and their position in the line.
     raw: Vec<u8>,
     at: usize,
     text: String,
@@ -35,7 +35,7 @@ impl<R: Read> Utf8<R> {
         Utf8 { inner, lossy, raw, at: 0, text, given: 0, end: false, bad: None }
     }
 
-    /// Reads on.
+    /// Reads the next bytes.
     fn refill(&mut self) -> io::Result<()> {
         self.end = (&mut self.inner).take(1 << 16).read_to_end(&mut self.raw)? == 0;
         self.text.clear();

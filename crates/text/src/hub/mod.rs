@@ -1,8 +1,8 @@
-//! A repository on the Hugging Face Hub → local files, or bytes of a file.
+//! Files and parts of files from repositories on the Hugging Face Hub.
 //!
-//! Whole files come through hf-hub, into the cache that the Python client uses. Parts of files are asked for here
-//! (`remote.rs`), because hf-hub 1.0 neither looks whether the server answered with the part nor bounds what it reads by it. This module
-//! does not know what is in the files.
+//! Whole files are downloaded by hf-hub, into the cache that the Python client uses. Parts of files are downloaded by `remote.rs`,
+//! because hf-hub 1.0 neither checks that the server answered with the requested part nor limits the read to it. This module does
+//! not know what is in the files.
 
 mod answer;
 mod remote;
@@ -19,7 +19,7 @@ pub use answer::nothing;
 use answer::{of_client, said};
 pub use remote::RemoteFile;
 
-/// How to reach the Hub. [`from_env`](Self::from_env) reads what the Python client reads.
+/// Settings for the Hub. [`from_env`](Self::from_env) reads the environment variables of the Python client.
 ///
 /// # Example
 /// ```no_run
@@ -30,18 +30,20 @@ pub use remote::RemoteFile;
 /// ```
 #[derive(Clone)]
 pub struct Hub {
-    /// HF_ENDPOINT, or <https://huggingface.co>.
+    /// Base URL. From HF_ENDPOINT, else <https://huggingface.co>.
     pub endpoint: String,
-    /// HF_TOKEN, or what is in the file HF_TOKEN_PATH, or in `token` below HF_HOME. Sent to the endpoint's host alone; never printed, never written.
+    /// Access token. From HF_TOKEN, the file HF_TOKEN_PATH, or the file `token` in HF_HOME. It is sent only to the endpoint's host,
+    /// and never printed or written.
     pub token: Option<String>,
-    /// HF_HUB_CACHE, or `hub` below HF_HOME, or `~/.cache/huggingface/hub`.
+    /// Cache folder. From HF_HUB_CACHE, else `hub` in HF_HOME, else `~/.cache/huggingface/hub`.
     pub cache: PathBuf,
-    /// HF_HUB_OFFLINE: only what the cache has.
+    /// Use only the cache. From HF_HUB_OFFLINE.
     pub offline: bool,
-    /// Ask whether a branch has moved. Otherwise what was fetched once is taken again, without a network: tokenizer and
-    /// table stay those of one commit.
+    /// Ask the Hub whether a branch has moved. If false, cached files are used without a request, so tokenizer and table stay those
+    /// of one commit.
     pub refresh: bool,
-    /// The wait before the second of five attempts; it doubles each time. Asked again are cut connections, 408, 429 and 5xx.
+    /// Wait before the second of five attempts. It doubles with each attempt. Broken connections and the status codes 408, 429 and
+    /// 5xx are retried.
     pub retry_delay: Duration,
 }
 
@@ -58,8 +60,8 @@ impl std::fmt::Debug for Hub {
 }
 
 impl Hub {
-    /// The settings of the environment: HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
-    /// HF_HUB_DISABLE_IMPLICIT_TOKEN. HTTPS_PROXY, HTTP_PROXY and NO_PROXY are honoured, too.
+    /// Reads the settings from the environment: HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
+    /// HF_HUB_DISABLE_IMPLICIT_TOKEN. Requests use HTTPS_PROXY, HTTP_PROXY and NO_PROXY.
     pub fn from_env() -> Self {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
         let yes = |name: &str| set(name).is_some_and(|v| ["1", "on", "yes", "true"].contains(&v.to_lowercase().trim()));
@@ -80,11 +82,11 @@ impl Hub {
         }
     }
 
-    /// A whole file of a model's repository (`owner/name`), at a branch, tag or commit (`None`: main): where it lies in the cache.
-    /// It is fetched if it is not there, and then compared with the checksum that the Hub gives for it.
+    /// Returns the path of a file in the cache, and downloads the file first if it is missing. `repo` is a model's repository
+    /// (`owner/name`), `revision` a branch, tag or commit (`None`: main). A download is verified against the Hub's checksum.
     ///
     /// # Errors
-    /// [`Error::Hub`]: what was asked, what came back, what to do; [`Error::Config`] for a name that is no repository's or file's.
+    /// [`Error::Hub`]: the request failed. [`Error::Config`]: an invalid name of a repository, revision or file.
     pub fn fetch(&self, repo: &str, revision: Option<&str>, file: &str) -> Result<PathBuf> {
         check_names(repo, revision, file)?;
         let asked = || format!("{repo}/{file}{}", at(revision));
@@ -105,7 +107,7 @@ impl Hub {
         let model = self.client().map_err(failed)?.model(owner, name);
         let request = model.download_file().filename(file).maybe_revision(revision);
         let path = match request.send() {
-            // Is it the file that is missing, or the repository, or the revision?
+            // Find out what is missing: the file, the repository or the revision.
             Err(error @ hf_hub::HFError::EntryNotFound { .. }) => {
                 self.files(repo, revision)?;
                 return Err(failed(error));
@@ -116,7 +118,7 @@ impl Hub {
         Ok(path)
     }
 
-    /// Names of the files in a model's repository.
+    /// Lists the names of the files in a model's repository.
     ///
     /// # Errors
     /// As [`fetch`](Self::fetch).
@@ -133,7 +135,7 @@ impl Hub {
         Ok(info.siblings.unwrap_or_default().into_iter().map(|file| file.rfilename).collect())
     }
 
-    /// A file of which parts will be read, not the whole.
+    /// Opens a file for reading parts of it.
     ///
     /// # Errors
     /// As [`fetch`](Self::fetch).
@@ -146,13 +148,13 @@ impl Hub {
         RemoteFile::open(self, repo, revision.unwrap_or("main"), file)
     }
 
-    /// Where a file lies, if the cache has it. Asks nobody.
+    /// Path of a file in the cache, if it is there. Sends no request.
     pub fn cached(&self, repo: &str, revision: Option<&str>, file: &str) -> Option<PathBuf> {
         let commit = self.commit(repo, revision)?;
         Some(self.folder(repo).join("snapshots").join(commit).join(file)).filter(|path| path.is_file())
     }
 
-    /// The commit that the cache knows for a revision. Asks nobody.
+    /// The commit of a revision, if the cache knows it. Sends no request.
     pub fn commit(&self, repo: &str, revision: Option<&str>) -> Option<String> {
         let revision = revision.unwrap_or("main");
         if is_commit(revision) {
@@ -162,7 +164,7 @@ impl Hub {
         Some(text.trim().to_string()).filter(|commit| is_commit(commit))
     }
 
-    /// Notes in the cache which commit a branch or tag is, where Python's client notes it.
+    /// Records the commit of a branch or tag in the cache, in the file that the Python client uses.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -176,7 +178,7 @@ impl Hub {
         crate::support::files::write_whole(&path, commit.as_bytes())
     }
 
-    /// Where the cache keeps what it has of a repository.
+    /// Folder of a repository in the cache.
     pub fn folder(&self, repo: &str) -> PathBuf {
         self.cache.join(format!("models--{}", repo.replace('/', "--")))
     }
@@ -185,7 +187,7 @@ impl Hub {
         let builder = HFClient::builder()
             .endpoint(self.endpoint.as_str())
             .cache_dir(&self.cache)
-            .retry_base_delay(self.retry_delay / 2) // it doubles before it waits
+            .retry_base_delay(self.retry_delay / 2) // hf-hub doubles it before the first wait
             .retry_max_attempts(4)
             .user_agent(USER_AGENT);
         match &self.token {
@@ -205,7 +207,7 @@ fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Names become paths in the cache, so none may lead out of it.
+/// Checks names, which become paths in the cache: none may lead out of it.
 fn check_names(repo: &str, revision: Option<&str>, file: &str) -> Result<()> {
     let word = |part: &str| {
         !part.is_empty()
@@ -217,24 +219,24 @@ fn check_names(repo: &str, revision: Option<&str>, file: &str) -> Result<()> {
     };
     let parts: Vec<&str> = repo.split('/').collect();
     if parts.len() > 2 || !parts.into_iter().all(word) || repo.contains("--") || repo.contains("..") {
-        return Err(Error::Config(format!("{repo:?} is no repository: they are called owner/name")));
+        return Err(Error::Config(format!("{repo:?} is not the name of a repository: give owner/name")));
     }
     if let Some(revision) = revision.filter(|revision| !path(revision)) {
-        return Err(Error::Config(format!("{revision:?} is no branch, tag or commit")));
+        return Err(Error::Config(format!("{revision:?} is not the name of a branch, tag or commit")));
     }
     if !path(file) {
-        return Err(Error::Config(format!("{file:?} is no file of a repository")));
+        return Err(Error::Config(format!("{file:?} is not the name of a file in a repository")));
     }
     Ok(())
 }
 
-/// Compares a file with its checksum, after which the cache names it: SHA-256 for large files, git's SHA-1 for others. hf-hub 1.0
-/// takes whatever the answer's body is, an error's page, too.
+/// Verifies a file against its checksum, which is its name in the cache: SHA-256 for large files, git's SHA-1 for others. hf-hub
+/// 1.0 stores any response body, even an error page.
 fn verify(path: &Path, asked: &str) -> Result<()> {
     let io = |e| Error::io(path, e);
     let Some(blob) = std::fs::read_link(path).ok().and_then(|link| path.parent().map(|folder| folder.join(link)))
     else {
-        return Ok(()); // a copy, where the system has no links
+        return Ok(()); // on systems without links the cache holds a copy
     };
     let name = blob.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let mut file = std::fs::File::open(path).map_err(io)?;
@@ -255,13 +257,13 @@ fn verify(path: &Path, asked: &str) -> Result<()> {
     let found = match name.len() {
         64 => hex(&sha256.finalize()),
         40 => hex(&sha1.finalize()),
-        _ => return Ok(()), // not the Hub's kind of name
+        _ => return Ok(()), // not a checksum
     };
     if found == name {
         return Ok(());
     }
-    // Nobody shall take it for the file.
+    // Removed, so that the cache has no wrong file.
     std::fs::remove_file(path).map_err(io)?;
     std::fs::remove_file(&blob).map_err(|e| Error::io(&blob, e))?;
-    Err(said(asked.to_string(), format!("{length} bytes that are not the file's"), "try again; it was not kept"))
+    Err(said(asked.to_string(), format!("{length} bytes that are not the file's"), "try again; they were deleted"))
 }

@@ -17,16 +17,16 @@ use super::answer::{refused, said, unreachable};
 use super::{Hub, USER_AGENT, at, is_commit};
 use crate::{Error, Result};
 
-/// What is asked for at once. A part that is cut is asked for again whole.
+/// Bytes per request. A request that breaks off is repeated from its first byte.
 const CHUNK_BYTES: u64 = 8 << 20;
-/// Parts on their way at the same time.
+/// Number of simultaneous requests.
 const THREADS: usize = 4;
 const ATTEMPTS: u32 = 5;
 const REDIRECTS: usize = 10;
-/// The first bytes that are asked for: most headers are shorter.
+/// Bytes of the first request. Most headers of weight files are shorter.
 const FIRST_BYTES: u64 = 64 << 10;
 
-/// A file on the Hub, open for reading parts of it; [`Hub::open`] gives it.
+/// A file on the Hub, open for reading parts of it. Made by [`Hub::open`].
 ///
 /// # Example
 /// ```no_run
@@ -41,24 +41,24 @@ pub struct RemoteFile {
     client: Client,
     repo: String,
     file: String,
-    /// The commit that the file is of; where a mirror does not say it, the revision that was asked for.
+    /// Commit of the file. The requested revision, if a mirror does not tell the commit.
     pub commit: String,
-    /// What the Hub says tells this content from any other.
+    /// ETag of this content.
     etag: String,
-    /// Length of the file.
+    /// Length of the file in bytes.
     pub bytes: u64,
-    /// The file's first bytes, as many as came with the first answer.
+    /// The first bytes of the file, from the first answer.
     first: Vec<u8>,
 }
 
-/// An answer, and what the Hub itself said of the file before it sent us elsewhere.
+/// An answer, with the commit and the ETag that the Hub sent before it redirected the request.
 struct Answer {
     response: Response,
     commit: Option<String>,
     etag: Option<String>,
 }
 
-/// Which parts a file that is not finished has.
+/// Which parts of an unfinished file are there.
 #[derive(Serialize, Deserialize)]
 struct Progress {
     etag: String,
@@ -97,14 +97,14 @@ impl RemoteFile {
             said(asked.clone(), "an answer that does not say how long the file is", "try another mirror (HF_ENDPOINT)")
         })?;
         remote.first = first;
-        // Without a commit, as mirrors may answer, parts could come from two versions: then the revision stays, and the
-        // length and the ETag of each answer are compared.
+        // A mirror may not tell the commit. Then parts could come from two versions, so `read` compares the length and the ETag
+        // of each answer.
         remote.commit = answer.commit.filter(|commit| is_commit(commit)).unwrap_or_else(|| revision.to_string());
         remote.etag = answer.etag.unwrap_or_default();
         Ok(remote)
     }
 
-    /// Whether parts can only be those of one commit.
+    /// Whether the commit is known, so that all parts come from one version.
     pub fn is_pinned(&self) -> bool {
         is_commit(&self.commit)
     }
@@ -113,7 +113,7 @@ impl RemoteFile {
         match range.start < range.end && range.end <= self.bytes {
             true => Ok(()),
             false => Err(Error::Config(format!(
-                "bytes {}..{} of {}/{}, which has {}: nothing to read",
+                "bytes {}..{} are not in {}/{}, which has {} bytes",
                 range.start, range.end, self.repo, self.file, self.bytes
             ))),
         }
@@ -126,7 +126,7 @@ impl RemoteFile {
     /// Reads a part of the file.
     ///
     /// # Errors
-    /// [`Error::Config`] if the part does not lie within the file; [`Error::Hub`].
+    /// [`Error::Config`]: the part is empty or not within the file. [`Error::Hub`]: the request failed.
     pub fn read(&self, range: Range<u64>) -> Result<Vec<u8>> {
         self.check(&range)?;
         if range.end <= self.first.len() as u64 {
@@ -141,15 +141,16 @@ impl RemoteFile {
         })?;
         match same {
             true => Ok(bytes),
-            false => Err(said(asked, "the file changed meanwhile", "try again")),
+            false => Err(said(asked, "the file changed in the meantime", "try again")),
         }
     }
 
-    /// Fetches a part into `out` from `offset` on, four pieces of 8 MiB at a time. Where an earlier call was cut short, `out` is that
-    /// file, and the file `notes` says what it has. `progress` is told how many bytes are here, and of how many.
+    /// Downloads a part of the file into `out`, from byte `offset` of `out` on, with four requests of 8 MiB at a time. The file
+    /// `notes` records the finished pieces: a call with the same `out` and `notes` continues an interrupted one. `progress` gets the
+    /// number of bytes that are there, and of all bytes.
     ///
     /// # Errors
-    /// [`Error::Config`] if the part does not lie within the file; [`Error::Hub`]; [`Error::Io`].
+    /// [`Error::Config`]: the part is empty or not within the file. [`Error::Hub`]: a request failed. [`Error::Io`].
     pub fn fetch(
         &self,
         range: Range<u64>,
@@ -166,7 +167,7 @@ impl RemoteFile {
             chunk_bytes: CHUNK_BYTES,
             done: Vec::new(),
         };
-        // Bytes of another version, or of a server that does not tell versions apart, are fetched again.
+        // Bytes of another version, or from a server without ETags, are downloaded again.
         let before = std::fs::read(notes).ok().and_then(|json| serde_json::from_slice::<Progress>(&json).ok());
         let before = before.filter(|p| {
             !p.etag.is_empty()
@@ -190,7 +191,7 @@ impl RemoteFile {
             let bytes = self.read(range_of_chunk.clone())?;
             let io = |e| Error::io(notes, e);
             crate::support::files::write_at(out, &bytes, offset + (range_of_chunk.start - range.start)).map_err(io)?;
-            // On the disk before it counts as there.
+            // Synced to disk before the notes record it.
             out.sync_data().map_err(io)?;
             let mut state = state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             state.done.push(chunk);
@@ -215,7 +216,8 @@ impl RemoteFile {
         failure.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
-    /// Asks for a part until it came whole or there is no hope. `expect` looks at an answer and says how many bytes it must have.
+    /// Requests a part until it arrives whole, an error is final, or the attempts are used up. `expect` returns how many bytes an
+    /// answer must have.
     fn ask(&self, range: Range<u64>, asked: &str, mut expect: impl FnMut(&Answer) -> u64) -> Result<(Answer, Vec<u8>)> {
         let mut wait = self.hub.retry_delay;
         for attempt in 1.. {
@@ -227,7 +229,7 @@ impl RemoteFile {
                     if status == StatusCode::PARTIAL_CONTENT && starts_at(&answer.response, range.start) {
                         let expected = expect(&answer);
                         let mut bytes = Vec::new();
-                        // Not a byte more is read than was asked for, whatever the answer says of its length.
+                        // Never more than the requested bytes, whatever length the answer declares.
                         match (&mut answer.response).take(expected).read_to_end(&mut bytes) {
                             Ok(_) if bytes.len() as u64 == expected => return Ok((answer, bytes)),
                             Ok(count) => said(
@@ -269,9 +271,9 @@ impl RemoteFile {
         unreachable!("the last attempt returns")
     }
 
-    /// One request, through redirects. The token goes to the endpoint's host and to no other.
+    /// Sends one request and follows redirects. The token is sent only to the endpoint's host.
     fn once(&self, range: &Range<u64>, asked: &str) -> Result<Answer> {
-        let bad = |what: String| said(asked.to_string(), what, "look at HF_ENDPOINT");
+        let bad = |what: String| said(asked.to_string(), what, "check HF_ENDPOINT");
         let mut url = self.url().map_err(bad)?;
         let home = (url.scheme().to_string(), url.host_str().map(str::to_string), url.port_or_known_default());
         let (mut commit, mut etag) = (None, None);
@@ -290,8 +292,8 @@ impl RemoteFile {
                 etag = etag.or_else(|| header(headers, "etag"));
                 return Ok(Answer { response, commit, etag });
             }
-            let to = header(headers, LOCATION.as_str()).ok_or_else(|| bad("a redirect to nowhere".to_string()))?;
-            url = url.join(&to).map_err(|_| bad("a redirect to no address".to_string()))?;
+            let to = header(headers, LOCATION.as_str()).ok_or_else(|| bad("a redirect without URL".to_string()))?;
+            url = url.join(&to).map_err(|_| bad("a redirect to an invalid URL".to_string()))?;
             if !["http", "https"].contains(&url.scheme()) {
                 return Err(bad(format!("a redirect to {}:", url.scheme())));
             }
@@ -301,14 +303,14 @@ impl RemoteFile {
 
     fn url(&self) -> std::result::Result<Url, String> {
         let mut url =
-            Url::parse(&self.hub.endpoint).map_err(|e| format!("{:?} is no address: {e}", self.hub.endpoint))?;
+            Url::parse(&self.hub.endpoint).map_err(|e| format!("{:?} is not a URL: {e}", self.hub.endpoint))?;
         match url.path_segments_mut() {
-            // Each is one segment, so that nothing in a name means something in the address.
+            // Each part is one path segment, so that special characters in names are escaped.
             Ok(mut path) => {
                 path.pop_if_empty().extend(self.repo.split('/')).push("resolve").push(&self.commit);
                 path.extend(self.file.split('/'));
             }
-            Err(()) => return Err(format!("{:?} is no address", self.hub.endpoint)),
+            Err(()) => return Err(format!("{:?} is not a URL for requests", self.hub.endpoint)),
         }
         Ok(url)
     }
@@ -318,7 +320,7 @@ fn header(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_string)
 }
 
-/// Start and length of the whole file, by "bytes 0-99/1000".
+/// First byte of the part and length of the whole file, from a header like "bytes 0-99/1000".
 fn content_range(response: &Response) -> Option<(u64, Option<u64>)> {
     let text = header(response.headers(), CONTENT_RANGE.as_str())?;
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
