@@ -1,4 +1,4 @@
-//! Megatron-LM's `.idx`: where the sequences and documents of a `.bin` begin and end.
+//! Megatron-LM's `.idx`: the bounds of the sequences and documents in a `.bin`.
 //!
 //! Source: Megatron-LM, `megatron/core/datasets/indexed_dataset.py`.
 
@@ -14,13 +14,13 @@ use crate::{Error, Result};
 pub(super) const MAGIC: [u8; 9] = *b"MMIDIDX\0\0";
 /// Magic, version (u64), type code (u8), sequences (u64), documents + 1 (u64).
 pub(super) const HEADER_BYTES: usize = 9 + 8 + 1 + 8 + 8;
-/// A sequence has a 31-bit length; longer documents become several sequences.
+/// Sequence lengths have 31 bits. Longer documents become several sequences.
 const LONGEST_SEQUENCE: u64 = i32::MAX as u64;
 
-/// Collects lengths in a file, so that any number of documents fits.
+/// Collects document lengths in a temporary file, so that memory does not grow with their number.
 pub(super) struct IndexWriter {
     id_type: IdType,
-    /// Lengths as i32; a negative one says that its document goes on in the next sequence.
+    /// Lengths as i32. A negative length marks a document that continues in the next sequence.
     lengths: BufWriter<File>,
     sequences: u64,
     documents: u64,
@@ -49,7 +49,7 @@ impl IndexWriter {
         Ok(())
     }
 
-    /// Writes the index; returns its CRC.
+    /// Writes the index and returns its CRC-32.
     pub(super) fn finish(self, out: &mut impl Write) -> io::Result<u32> {
         let mut lengths = self.lengths.into_inner().map_err(|e| e.into_error())?;
         let mut crc = Hasher::new();
@@ -92,7 +92,7 @@ fn each_length(lengths: &mut File, mut each: impl FnMut(i32) -> io::Result<()>) 
     }
 }
 
-/// What the first bytes of an `.idx` say.
+/// The header of an `.idx`.
 pub(super) struct Header {
     pub(super) id_type: IdType,
     pub(super) sequences: u64,
@@ -100,14 +100,14 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// Reads a header and compares it with the length of its file.
+    /// Parses a header and checks it against the length of its file.
     pub(super) fn parse(bytes: &[u8], file_bytes: u64) -> std::result::Result<Self, String> {
         let Some(header) = bytes.first_chunk::<HEADER_BYTES>().filter(|header| header.starts_with(&MAGIC)) else {
             return Err("not an index: it does not begin with MMIDIDX".to_string());
         };
         let number = |at: usize| u64::from_le_bytes(*header[at..].first_chunk().expect("the header is longer"));
         if number(9) != 1 {
-            return Err(format!("version {} of the index format, of which only 1 is known", number(9)));
+            return Err(format!("version {} of the index format; only version 1 is supported", number(9)));
         }
         let id_type = match header[17] {
             8 => IdType::U16,

@@ -1,4 +1,4 @@
-//! `manifest.json`: what a folder of shards holds.
+//! `manifest.json`: the description of a folder of shards.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,10 +13,10 @@ use crate::{Error, Result};
 pub(crate) const MANIFEST: &str = "manifest.json";
 pub(crate) const FORMAT: &str = "tallow-shards";
 pub(crate) const VERSION: u32 = 1;
-/// A manifest that says more is not believed: it would cost memory.
+/// The most table rows that a manifest may have. The limit bounds the memory for hostile manifests.
 const MOST_ROWS: usize = 1 << 28;
 
-/// Everything that is known of a folder of shards.
+/// Description of a folder of shards: tokenizer, splits, sizes and checksums.
 ///
 /// # Example
 /// ```
@@ -35,32 +35,32 @@ const MOST_ROWS: usize = 1 << 28;
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// `tallow-shards`.
+    /// Name of the format: `tallow-shards`.
     pub format: String,
     /// Version of the format: 1.
     pub version: u32,
-    /// Who made the ids, where that is known.
+    /// The tokenizer that made the ids, if known.
     pub tokenizer: Option<TokenizerInfo>,
-    /// Rows that an embedding table needs for every id that the tokenizer can give, the separator included.
+    /// Rows that an embedding table needs for all ids of the tokenizer, the separator included.
     pub table_rows: usize,
-    /// The largest id in the shards; none where there are no ids.
+    /// The largest id in the shards. `None` if there are no ids.
     pub largest_id: Option<u32>,
-    /// What stands between documents.
+    /// The separator between documents. `None`: documents have none.
     pub separator: Option<Separator>,
-    /// How ids are stored.
+    /// Type of the ids on disk.
     #[serde(rename = "dtype")]
     pub id_type: IdType,
-    /// Share of documents that went to the split `val`.
+    /// Fraction of documents that go to the split `val`, from 0 to 1.
     pub val: f64,
-    /// Seed of that choice.
+    /// Seed of the split.
     pub seed: u64,
-    /// Documents that could not be used, where that was allowed.
+    /// Documents that were skipped.
     pub skipped: Skipped,
     /// The splits, `train` and `val`.
     pub splits: BTreeMap<String, SplitInfo>,
 }
 
-/// A tokenizer as the manifest names it.
+/// Name and fingerprint of a tokenizer, as the manifest stores them.
 ///
 /// # Example
 /// ```
@@ -72,20 +72,20 @@ pub struct Manifest {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenizerInfo {
-    /// Its name.
+    /// Name of the tokenizer.
     pub name: String,
     /// [`Tokenizer::fingerprint`](crate::Tokenizer::fingerprint) in 16 hexadecimal digits.
     pub fingerprint: String,
 }
 
 impl TokenizerInfo {
-    /// A tokenizer by its name and [`Tokenizer::fingerprint`](crate::Tokenizer::fingerprint).
+    /// Makes it from a name and a [`Tokenizer::fingerprint`](crate::Tokenizer::fingerprint).
     pub fn new(name: &str, fingerprint: u64) -> Self {
         TokenizerInfo { name: name.to_string(), fingerprint: format!("{fingerprint:016x}") }
     }
 }
 
-/// The token that stands after (or, in some imported files, before) each document.
+/// The token after each document (in some imported files: before it).
 ///
 /// # Example
 /// ```
@@ -96,16 +96,16 @@ impl TokenizerInfo {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Separator {
-    /// Its text, where that is known.
+    /// Text of the token, if known.
     pub token: Option<String>,
-    /// Its id.
+    /// Id of the token.
     pub id: u32,
-    /// Whether it stands before each document (imported files), not after it.
+    /// Whether the token is before each document (imported files) instead of after it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub before: bool,
 }
 
-/// One split.
+/// One split: its sizes and its shards.
 ///
 /// # Example
 /// ```
@@ -123,13 +123,13 @@ pub struct Separator {
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SplitInfo {
-    /// Ids of all its shards.
+    /// Number of ids in all its shards.
     pub tokens: u64,
-    /// Documents.
+    /// Number of documents.
     pub documents: u64,
-    /// Bytes of the text that became these ids (0 where that is unknown).
+    /// Bytes of the text that these ids encode. 0 if unknown.
     pub text_bytes: u64,
-    /// Its shards, in order.
+    /// The shards, in order.
     pub shards: Vec<ShardInfo>,
 }
 
@@ -147,19 +147,19 @@ pub struct SplitInfo {
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardInfo {
-    /// File name without its ending.
+    /// File name without the ending.
     pub name: String,
-    /// Ids.
+    /// Number of ids.
     pub tokens: u64,
-    /// Documents. A document that was cut into several shards counts in each of them.
+    /// Number of documents. A document that is cut into several shards counts in each of them.
     pub documents: u64,
-    /// Whether the first document is the rest of one that began in an earlier shard.
+    /// Whether the first document began in an earlier shard.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub continues: bool,
-    /// Bytes of its text.
+    /// Bytes of the text that these ids encode. 0 if unknown.
     #[serde(default)]
     pub text_bytes: u64,
-    /// The largest id.
+    /// The largest id. `None` if there are no ids.
     pub largest_id: Option<u32>,
     /// CRC-32 (IEEE) of the `.bin`.
     pub crc32: u32,
@@ -167,7 +167,7 @@ pub struct ShardInfo {
     pub index_crc32: u32,
 }
 
-/// Documents that could not be used.
+/// Documents that were skipped because they could not be used.
 ///
 /// # Example
 /// ```
@@ -184,9 +184,9 @@ pub struct ShardInfo {
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
-    /// How many.
+    /// Number of documents.
     pub count: u64,
-    /// The first of them of each unit of work: which, and why.
+    /// Place and reason of each, for the first 100 of each unit.
     pub reasons: Vec<String>,
 }
 
@@ -205,8 +205,8 @@ impl Manifest {
     /// Reads the manifest of `folder`.
     ///
     /// # Errors
-    /// - [`Error::Io`] if there is none, with a word on folders that are not finished.
-    /// - [`Error::Shard`] if it is torn, or of another format or version.
+    /// - [`Error::Io`]: the manifest cannot be read.
+    /// - [`Error::Shard`]: `prepare` has not finished this folder, or the manifest is torn or of another format or version.
     pub fn read(folder: impl AsRef<Path>) -> Result<Self> {
         let path = folder.as_ref().join(MANIFEST);
         let bad = |reason: String| Error::Shard { path: path.clone(), reason };
@@ -224,15 +224,15 @@ impl Manifest {
         let head: Head = serde_json::from_slice(&bytes).map_err(|e| bad(format!("not a manifest: {e}")))?;
         if (head.format.as_str(), head.version) != (FORMAT, VERSION) {
             return Err(bad(format!(
-                "format {:?} version {}, of which this tallow knows {FORMAT:?} version {VERSION}",
+                "format {:?} version {}, but this tallow reads {FORMAT:?} version {VERSION}",
                 head.format, head.version
             )));
         }
         let manifest: Self = serde_json::from_slice(&bytes).map_err(|e| bad(format!("not a manifest: {e}")))?;
         if manifest.table_rows > MOST_ROWS {
-            return Err(bad(format!("{} table rows: no vocabulary is that large", manifest.table_rows)));
+            return Err(bad(format!("{} table rows: at most {MOST_ROWS} are accepted", manifest.table_rows)));
         }
-        // Names from strangers must not lead out of the folder.
+        // Names in a hostile manifest must not lead out of the folder.
         let plain = |name: &str| !name.is_empty() && !name.contains(['/', '\\', ':']) && !name.starts_with('.');
         for (split, info) in &manifest.splits {
             if let Some(name) = [split].into_iter().chain(info.shards.iter().map(|s| &s.name)).find(|name| !plain(name))
@@ -243,10 +243,10 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Opens one shard of `split`, a folder's.
+    /// Opens a shard of split `split` in `folder`.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Shard`] if the files' lengths are not what `info` says.
+    /// As [`Shard::open`].
     pub fn open(&self, folder: &Path, split: &str, info: &ShardInfo, io: Io) -> Result<Shard> {
         Shard::open(folder.join(split).join(&info.name), info, self.id_type, io)
     }
@@ -257,7 +257,7 @@ impl Manifest {
         write_whole(&folder.join(MANIFEST), &text)
     }
 
-    /// A number that changes when the checksum of any shard of `split` does: what a loader's state is tied to.
+    /// Fingerprint of split `split`. It changes with the checksum of any of its shards. A loader's state stores it.
     pub fn fingerprint(&self, split: &str) -> u64 {
         let mut fingerprint = Fingerprint::new("split");
         fingerprint.add(self.tokenizer.as_ref().map_or("", |t| &t.fingerprint).as_bytes());

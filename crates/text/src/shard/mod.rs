@@ -1,10 +1,10 @@
 //! Ids ⇄ files on disk: raw little-endian ids, and beside them Megatron-LM's `.idx`.
 //!
-//! Every byte of the format stands in `docs/format.md`. This module knows nothing of text: of the tokenizer it
-//! keeps a name, a fingerprint and a number of rows.
+//! `docs/format.md` describes every byte of the format. This module knows nothing about text. Of the tokenizer it stores the name,
+//! the fingerprint and the number of table rows.
 //!
-//! Arguments stand in one order: what is read (a folder and its split, or files), what it is, where it goes, and last who hears of
-//! the progress.
+//! All functions take their arguments in one order: the input (a folder and its split, or files), its format, the output, and last
+//! the progress callback.
 
 mod foreign;
 mod index;
@@ -27,7 +27,7 @@ pub use write::ShardWriter;
 
 pub(crate) use manifest::{FORMAT, MANIFEST, VERSION};
 
-/// How an id is stored.
+/// Type of the ids on disk. Both types are little-endian.
 ///
 /// # Example
 /// ```
@@ -40,19 +40,19 @@ pub(crate) use manifest::{FORMAT, MANIFEST, VERSION};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IdType {
-    /// Two bytes: every id is below 65536.
+    /// Two bytes, for ids below 65536.
     U16,
     /// Four bytes.
     U32,
 }
 
 impl IdType {
-    /// The smallest type that holds the ids of a table of `rows` rows.
+    /// The smallest type for the ids of a table with `rows` rows.
     pub fn for_rows(rows: usize) -> Self {
         if rows <= 1 << 16 { IdType::U16 } else { IdType::U32 }
     }
 
-    /// Bytes of an id.
+    /// Bytes per id.
     pub fn bytes(self) -> usize {
         match self {
             IdType::U16 => 2,
@@ -60,7 +60,7 @@ impl IdType {
         }
     }
 
-    /// Megatron-LM's code: it has none for u32, and reads our u32 as int32, which is the same below 2^31.
+    /// Megatron-LM's type code. It has none for u32, so u32 ids have the code of int32, which is the same below 2^31.
     fn megatron_code(self) -> u8 {
         match self {
             IdType::U16 => 8,
@@ -68,7 +68,7 @@ impl IdType {
         }
     }
 
-    /// Appends `ids` as little-endian bytes, or says which does not fit.
+    /// Appends `ids` as little-endian bytes. The error is the first id that does not fit.
     fn encode(self, ids: &[u32], out: &mut Vec<u8>) -> std::result::Result<(), u32> {
         let start = out.len();
         out.resize(start + ids.len() * self.bytes(), 0);
@@ -91,7 +91,7 @@ impl IdType {
         Ok(())
     }
 
-    /// Reads little-endian ids into `out`, which holds as many as `bytes`.
+    /// Reads the little-endian ids in `bytes` into `out`, which has their number.
     fn decode(self, bytes: &[u8], out: &mut [u32]) {
         match self {
             IdType::U16 => {

@@ -1,4 +1,4 @@
-//! Reading: a shard as a slice of ids, through a memory map or `pread`.
+//! Reading a shard as a slice of ids, through a memory map or `pread`.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -29,15 +29,15 @@ use crate::{Error, Result};
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Io {
-    /// Through a memory map: the fastest. If somebody shortens a file while it is open, the system ends the process
-    /// (SIGBUS), as with every memory map.
+    /// Through a memory map, the fastest way. If a file is shortened while it is mapped, the system kills the process (SIGBUS), as
+    /// with every memory map.
     #[default]
     Map,
-    /// With `pread`, for disks over a network: a file that shrinks is an error.
+    /// With `pread`, for network disks. A file that is shortened is an error.
     Pread,
 }
 
-/// One shard, open for reading.
+/// A shard, open for reading.
 ///
 /// # Example
 /// ```
@@ -56,7 +56,7 @@ pub struct Shard {
     documents: u64,
     /// Whether the first document began in an earlier shard.
     continues: bool,
-    /// Every id must be below it.
+    /// All ids must be below this bound.
     bound: u64,
     io: Io,
     ids: OnceLock<Ids>,
@@ -65,12 +65,12 @@ pub struct Shard {
 
 enum Ids {
     Memory(Arc<[u32]>),
-    /// The file stays open: asking it to be read ahead, not the map, keeps out of the way of page faults.
+    /// The file stays open for read-ahead: `posix_fadvise` does not block page faults of the map.
     Map(Mmap, #[cfg_attr(not(target_os = "linux"), allow(dead_code))] File),
     File(File),
 }
 
-/// Where the documents of a shard begin; [`Shard::index`] gives it.
+/// Start positions of the documents of a shard. Made by [`Shard::index`].
 ///
 /// # Example
 /// ```
@@ -91,19 +91,19 @@ pub struct Index {
 enum IndexBytes {
     Map(Mmap),
     Read(Vec<u8>),
-    /// Document starts as they are.
+    /// Document starts in memory.
     Starts(Vec<u64>),
 }
 
 impl Shard {
-    /// Opens `stem`.bin and `stem`.idx, and compares their lengths and headers with `info`. Checksums are
-    /// [`verify`](super::verify)'s.
+    /// Opens `stem`.bin and `stem`.idx, and compares their lengths and headers with `info`. It does not compare checksums; see
+    /// [`verify`](super::verify).
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Shard`] if a file is torn or is not the one that `info` describes.
+    /// [`Error::Io`]; [`Error::Shard`] if a file is torn or differs from `info`.
     ///
     /// # Cost
-    /// Two files are opened and 34 bytes read; maps are made at the first read.
+    /// Opens the index and reads its 34 bytes of header. The first read of ids opens and maps the `.bin`.
     pub fn open(stem: impl AsRef<Path>, info: &ShardInfo, id_type: IdType, io: Io) -> Result<Self> {
         let stem = stem.as_ref().to_path_buf();
         let shard = Shard {
@@ -135,7 +135,7 @@ impl Shard {
         Ok(shard)
     }
 
-    /// A shard in memory. `starts`: where documents begin, ascending; it may be empty.
+    /// A shard in memory. `starts` are the positions at which documents begin, ascending. The first document always begins at 0.
     pub fn from_ids(ids: impl Into<Arc<[u32]>>, starts: Vec<u64>) -> Self {
         let ids = ids.into();
         let tokens = ids.len() as u64;
@@ -159,36 +159,37 @@ impl Shard {
         }
     }
 
-    /// The file of its ids, `.bin`.
+    /// Path of the `.bin`.
     pub fn path(&self) -> PathBuf {
         with_suffix(&self.stem, ".bin")
     }
 
-    /// Ids in it.
+    /// Number of ids.
     pub fn tokens(&self) -> u64 {
         self.tokens
     }
 
-    /// Documents in it.
+    /// Number of documents.
     pub fn documents(&self) -> u64 {
         self.documents
     }
 
-    /// Whether the first document is the rest of one that began in an earlier shard.
+    /// Whether the first document began in an earlier shard.
     pub fn continues(&self) -> bool {
         self.continues
     }
 
-    /// Copies the ids from `start` on into `out`.
+    /// Copies `out.len()` ids from position `start` on into `out`.
     ///
     /// # Errors
-    /// - [`Error::Config`] if the shard ends before.
-    /// - [`Error::Io`]; [`Error::Shard`] if an id is larger than the manifest says, or the file became shorter.
+    /// - [`Error::Config`]: the range ends beyond the shard.
+    /// - [`Error::Shard`]: an id is larger than the manifest's largest id, or the file became shorter.
+    /// - [`Error::Io`].
     pub fn read(&self, start: u64, out: &mut [u32]) -> Result<()> {
         self.with(start, out.len(), &mut Vec::new(), |ids| out.copy_from_slice(ids))
     }
 
-    /// Calls `f` with the `count` ids from `start` on: those of the map itself where that can be, else a copy in
+    /// Calls `f` with the `count` ids from position `start` on. u32 ids in a map or in memory are not copied; others are copied to
     /// `scratch`.
     ///
     /// # Errors
@@ -196,7 +197,7 @@ impl Shard {
     pub fn with<T>(&self, start: u64, count: usize, scratch: &mut Vec<u32>, f: impl FnOnce(&[u32]) -> T) -> Result<T> {
         if start.checked_add(count as u64).is_none_or(|end| end > self.tokens) {
             return Err(Error::Config(format!(
-                "ids {start}..{start}+{count} of {}, which has {} ids",
+                "ids {start}..{start}+{count} are not in {}, which has {} ids",
                 self.stem.display(),
                 self.tokens
             )));
@@ -221,7 +222,7 @@ impl Shard {
             }
             Ids::File(file) => {
                 scratch.resize(count, 0);
-                // The raw bytes are read into the buffer of the ids; narrower ones are widened from a copy.
+                // The raw bytes are read into the buffer of the ids. u16 ids are then widened from a copy.
                 let bytes: &mut [u8] = &mut bytemuck::cast_slice_mut(scratch)[..len];
                 read_at(file, bytes, from as u64).map_err(|e| self.shrunk(e))?;
                 match self.id_type {
@@ -234,12 +235,12 @@ impl Shard {
                 &scratch[..]
             }
         };
-        // Without a branch it runs at the speed of memory. (A maximum does not: baseline x86-64 has none for u32.)
+        // This check has no branch and runs at memory speed. (A maximum would not: baseline x86-64 has none for u32.)
         let bound = u32::try_from(self.bound).unwrap_or(u32::MAX);
         if ids.iter().fold(0, |bad, id| bad | u32::from(*id >= bound)) != 0 {
             let at = ids.iter().position(|id| u64::from(*id) >= self.bound).unwrap_or(0);
             return Err(self.bad(format!(
-                "id {} at position {} is larger than every id that the manifest promises: the file was changed; \
+                "id {} at position {} is larger than the manifest's largest id: the file was changed; \
                  `shard::verify` says more",
                 ids[at],
                 start + at as u64
@@ -248,7 +249,7 @@ impl Shard {
         Ok(f(ids))
     }
 
-    /// Calls `f` with all ids, some at a time.
+    /// Calls `f` with all ids, at most 65536 at a time.
     pub(crate) fn for_each(&self, mut f: impl FnMut(&[u32])) -> Result<()> {
         let mut scratch = Vec::new();
         for at in (0..self.tokens).step_by(1 << 16) {
@@ -257,8 +258,8 @@ impl Shard {
         Ok(())
     }
 
-    /// Brings ids that will be copied next into the processor's cache, where they are mapped: windows lie anywhere, and
-    /// waiting for memory at each of them takes longer than copying it.
+    /// Prefetches mapped ids into the processor's cache. In a random order, the memory latency of a window would take longer than
+    /// its copy.
     pub fn prefetch(&self, start: u64, count: usize) {
         if let Some(Ids::Map(map, _)) = self.ids.get() {
             let width = self.id_type.bytes();
@@ -266,7 +267,7 @@ impl Shard {
         }
     }
 
-    /// Tells the system that ids will soon be read, so that a cold file is on its way. A hint: nothing fails.
+    /// Asks the system to read ids ahead from disk. It is a hint and never fails.
     pub fn advise(&self, start: u64, count: usize) {
         let width = self.id_type.bytes();
         let (from, len) = (start as usize * width, count * width);
@@ -292,10 +293,10 @@ impl Shard {
         }
     }
 
-    /// Where documents begin. The first call opens the `.idx`.
+    /// Start positions of the documents. The first call maps or reads the `.idx`.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Shard`] if it is torn, or says other numbers than the manifest.
+    /// [`Error::Io`]; [`Error::Shard`] if it is torn or differs from the manifest.
     pub fn index(&self) -> Result<&Index> {
         if self.index.get().is_none() {
             _ = self.index.set(self.map_index()?);
@@ -364,7 +365,7 @@ impl Shard {
     fn shrunk(&self, error: std::io::Error) -> Error {
         match error.kind() {
             std::io::ErrorKind::UnexpectedEof => {
-                self.bad("it became shorter while it was open: is somebody writing it?".to_string())
+                self.bad("it became shorter while it was open: is another process writing it?".to_string())
             }
             _ => Error::io(self.path(), error),
         }
@@ -372,13 +373,13 @@ impl Shard {
 }
 
 impl Index {
-    /// How many documents have ids in this shard.
+    /// Number of documents that have ids in this shard.
     pub fn documents(&self) -> u64 {
         self.documents
     }
 
-    /// Ids before document `document`; for the number of documents, all ids. What a torn index says beyond the shard
-    /// is brought back into it.
+    /// Position of the first id of document `document`. For `document >= documents()`: the number of ids. Positions beyond the shard,
+    /// which a torn index may have, are clamped to it.
     pub fn start(&self, document: u64) -> u64 {
         if document >= self.documents {
             return self.tokens;
@@ -395,7 +396,7 @@ impl Index {
         (self.number(pointers + sequence as usize * 8) / self.id_type.bytes() as u64).min(self.tokens)
     }
 
-    /// The first sequence that does not begin where the one before it ends, if there is one.
+    /// The first sequence that does not begin where the previous one ends, if there is one.
     pub(crate) fn gap(&self) -> Option<u64> {
         let mut at = 0u64;
         (0..self.sequences)
@@ -411,7 +412,7 @@ impl Index {
             .or((at != self.tokens * self.id_type.bytes() as u64).then_some(self.sequences))
     }
 
-    /// The document that holds id `at`.
+    /// The document of the id at position `at`, by binary search.
     pub fn document_of(&self, at: u64) -> u64 {
         let (mut low, mut high) = (0, self.documents);
         while high - low > 1 {
@@ -435,12 +436,12 @@ impl Index {
 }
 
 fn map(file: &File) -> std::io::Result<Mmap> {
-    // SAFETY: the map is read-only and shared as bytes and u32, for which every bit pattern is valid. That nobody changes
-    // the file meanwhile cannot be had from the system; `Io::Map` says what a file that shrinks does.
+    // SAFETY: the map is read-only and shared as bytes and u32, for which every bit pattern is valid. The system cannot prevent
+    // other processes from changing the file; `Io::Map` documents what happens when a file shrinks.
     unsafe { Mmap::map(file) }
 }
 
-/// Read-ahead of neighbors is waste in a random order; [`Shard::advise`] asks for what comes.
+/// Turns read-ahead off, which is wasted in a random order. [`Shard::advise`] asks for the ids that are needed.
 fn hint_random(map: &Mmap) {
     #[cfg(unix)]
     {

@@ -1,11 +1,11 @@
-//! What is in a folder of shards: how often each id occurs, and the longest documents.
+//! Statistics of a folder of shards: how often each id occurs, and how long documents are.
 
 use std::path::Path;
 
 use super::{Io, Manifest, SplitInfo};
 use crate::Result;
 
-/// Counts over one split.
+/// Statistics of one split.
 ///
 /// # Example
 /// ```
@@ -24,13 +24,13 @@ use crate::Result;
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Statistics {
-    /// How often each id occurs, by id: as many as the manifest's table has rows.
+    /// Number of occurrences of each id, indexed by id. Its length is the manifest's number of table rows.
     pub counts: Vec<u64>,
     /// The longest documents, longest first.
     pub longest: Vec<LongDocument>,
-    /// How many documents are how long: those of 2^(i/2) tokens and more, but fewer than 2^((i+1)/2), at place i.
+    /// Histogram of document lengths. Entry i counts documents of at least 2^(i/2) and fewer than 2^((i+1)/2) tokens.
     pub lengths: Vec<u64>,
-    /// After so many tokens of the split, so many rows of the table had occurred; some twelve points for each power of ten.
+    /// Growth of the vocabulary: (tokens read, different ids among them), about twelve points per power of ten.
     pub growth: Vec<(u64, usize)>,
 }
 
@@ -52,23 +52,23 @@ pub struct Statistics {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LongDocument {
-    /// Its ids, the separator included.
+    /// Number of ids, the separator included.
     pub tokens: u64,
-    /// The shard in which it begins, as a number from 0.
+    /// Number of the shard in which it begins, from 0.
     pub shard: usize,
     /// Number of the document in that shard, from 0.
     pub document: u64,
 }
 
 impl Statistics {
-    /// Reads all ids of split `split` of `folder`; `progress` is told how many bytes of them were read, and of how many. The
-    /// `longest` longest documents are kept.
+    /// Reads all ids of split `split` in `folder`, and keeps the `longest` longest documents. `progress` gets the number of bytes
+    /// read and the number of all bytes.
     ///
     /// # Errors
-    /// Those of [`Manifest::read`] and [`Shard::open`](super::Shard::open). A split that is not there has no ids.
+    /// Those of [`Manifest::read`] and [`Shard::open`](super::Shard::open). A missing split counts as empty.
     ///
     /// # Cost
-    /// One pass over the ids; 8 bytes a table row.
+    /// One pass over the ids. Memory: 8 bytes per table row.
     pub fn read(folder: &Path, split: &str, longest: usize, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Self> {
         let manifest = Manifest::read(folder)?;
         let mut statistics = Statistics { counts: vec![0; manifest.table_rows], ..Default::default() };
@@ -81,7 +81,7 @@ impl Statistics {
             let shard = manifest.open(folder, split, info, Io::Map)?;
             shard.for_each(|ids| {
                 for id in ids {
-                    // The manifest's largest id was compared; its rows may be a lie.
+                    // Ids are at most the manifest's largest id, but its number of rows may be wrong.
                     if let Some(count) = statistics.counts.get_mut(*id as usize) {
                         touched += usize::from(*count == 0);
                         *count += 1;
@@ -97,7 +97,7 @@ impl Statistics {
             let index = shard.index()?;
             for document in 0..index.documents() {
                 let tokens = index.start(document + 1).saturating_sub(index.start(document));
-                // A document that was cut at the end of a shard goes on as the first of the next.
+                // A document that is cut at the end of a shard continues as the first document of the next.
                 match &mut last {
                     Some(last) if document == 0 && info.continues => last.tokens += tokens,
                     _ => {
@@ -127,17 +127,17 @@ impl Statistics {
         }
     }
 
-    /// All ids.
+    /// Number of all ids.
     pub fn tokens(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// Ids that occur at all.
+    /// Number of different ids that occur.
     pub fn touched(&self) -> usize {
         self.counts.iter().filter(|count| **count > 0).count()
     }
 
-    /// The `count` most frequent ids, with how often they occur.
+    /// The `count` most frequent ids with their numbers of occurrences, most frequent first. Equal ones are sorted by id.
     pub fn most_frequent(&self, count: usize) -> Vec<(u32, u64)> {
         let mut ids: Vec<(u32, u64)> = (0..).zip(self.counts.iter().copied()).filter(|(_, count)| *count > 0).collect();
         ids.sort_by_key(|(id, count)| (std::cmp::Reverse(*count), *id));
@@ -153,7 +153,7 @@ fn half_octave(length: u64) -> usize {
     (2 * whole) as usize + usize::from(upper)
 }
 
-/// Some `count` documents spread over the shards of a split, each as its shard and its number there.
+/// At most `count` documents, spread evenly over the shards of a split. Each is (number of its shard, its number in that shard).
 ///
 /// # Example
 /// ```
@@ -167,7 +167,7 @@ pub fn sample(split: &SplitInfo, count: usize) -> Vec<(usize, u64)> {
     let mut places = Vec::new();
     for i in 0..if shards == 0 { 0 } else { count } {
         let shard = i * shards / count;
-        // So many fall into one shard: each takes another part of it.
+        // `within` documents fall into one shard. Each comes from another part of it.
         let within = (count - count.min(shards)) as u64 + 1;
         let place = (shard, (i as u64 % within) * split.shards[shard].documents / within);
         if !places.contains(&place) {
@@ -177,7 +177,7 @@ pub fn sample(split: &SplitInfo, count: usize) -> Vec<(usize, u64)> {
     places
 }
 
-/// Ids of one document, at most `limit` of them.
+/// Reads the first `limit` ids of a document. `shard` and `document` are numbers from 0.
 ///
 /// # Errors
 /// As [`Statistics::read`]; [`Error::Config`](crate::Error::Config) if there is no such document.

@@ -1,4 +1,4 @@
-//! Reads every byte of a folder again and compares it with the manifest.
+//! Verifies every byte of a folder against its manifest.
 
 use std::io::{BufReader, Read};
 use std::path::Path;
@@ -10,17 +10,20 @@ use super::{Io, Manifest, Shard, ShardInfo};
 use crate::support::files::{open_regular, regular};
 use crate::{Error, Result};
 
-/// Of the files of a shard.
+/// Endings of the files of a shard.
 const ENDINGS: [&str; 2] = [".bin", ".idx"];
 
-/// Recounts and checksums all shards of `folder`; `progress` is told how many bytes were read, and of how many. What is wrong
-/// comes back as one line a finding; no line means that all is well.
+/// Verifies all shards of `folder`. Returns one line per finding; no lines mean that everything is correct. `progress` gets the
+/// number of bytes read and the number of all bytes.
 ///
-/// Checked: that both files of each shard are there with the right length and CRC-32, ids and documents counted again,
-/// the largest id, that sequences follow one another without gaps, and that every document ends with the separator.
+/// It checks that both files of each shard exist with the right length and CRC-32, the numbers of ids and documents, the largest
+/// id, that sequences have no gaps, and that every document has its separator.
 ///
 /// # Errors
-/// Those of [`Manifest::read`]: without a manifest nothing can be compared.
+/// Those of [`Manifest::read`].
+///
+/// # Cost
+/// Reads every file twice.
 pub fn verify(folder: impl AsRef<Path>, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Vec<String>> {
     let folder = folder.as_ref();
     let manifest = Manifest::read(folder)?;
@@ -94,7 +97,7 @@ fn shard(
         let goes_on = document + 1 == index.documents() && next_continues;
         let at = if separator.before { start } else { end - 1 };
         let found = shard.with(at, 1, &mut scratch, |ids| ids[0])?;
-        // Files of other trainers are cut anywhere: their first and last documents may be parts.
+        // Files of other trainers may be cut anywhere, so their first and last documents may be incomplete.
         let edge = if separator.before { document == 0 } else { document + 1 == index.documents() };
         if found != separator.id && !goes_on && !(edge && info.text_bytes == 0) {
             return Err(bad(format!("document {document} has {found} where the separator {} should be", separator.id)));

@@ -1,4 +1,4 @@
-//! Writing: a file gets its name only when it is whole and on the disk.
+//! Writing a shard: its files get their names only when they are complete and synced to disk.
 
 use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -11,10 +11,10 @@ use super::{IdType, ShardInfo};
 use crate::support::files::{folder_of, persist, sync_folder, temporary};
 use crate::{Error, Result};
 
-/// Writes one shard: `NAME.bin` (ids) and `NAME.idx` (where documents are), both at once or not at all.
+/// Writes one shard: `NAME.bin` (ids) and `NAME.idx` (bounds of documents). No unfinished file gets one of these names.
 ///
 /// # Cost
-/// 64 KiB of buffer, whatever the size of the shard: lengths of documents go through a file of their own.
+/// Memory: some 64 KiB of buffers for any size of shard. Document lengths are collected in a temporary file.
 ///
 /// # Example
 /// ```
@@ -38,11 +38,11 @@ pub struct ShardWriter {
     index: IndexWriter,
     bytes: Vec<u8>,
     written: Written,
-    /// As it was when the document began.
+    /// State at the beginning of the current document.
     document: Written,
 }
 
-/// What was written up to some point.
+/// State of the ids written so far.
 #[derive(Clone, Default)]
 struct Written {
     tokens: u64,
@@ -51,10 +51,10 @@ struct Written {
 }
 
 impl ShardWriter {
-    /// Begins a shard that will be called `stem` with `.bin` and `.idx` appended.
+    /// Begins a shard with the files `stem`.bin and `stem`.idx.
     ///
     /// # Errors
-    /// [`Error::Io`] if no file can be made in that folder.
+    /// [`Error::Io`]: no file can be created in that folder.
     pub fn create(stem: impl AsRef<Path>, id_type: IdType) -> Result<Self> {
         let stem = stem.as_ref().to_path_buf();
         let ids = BufWriter::with_capacity(1 << 16, temporary(folder_of(&stem))?);
@@ -63,10 +63,10 @@ impl ShardWriter {
         Ok(ShardWriter { stem, id_type, ids, index, bytes: Vec::new(), written, document })
     }
 
-    /// Appends ids to the document that is being written.
+    /// Appends ids to the current document.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Shard`] if an id does not fit the type.
+    /// [`Error::Shard`]: an id does not fit the id type. [`Error::Io`].
     pub fn push(&mut self, ids: &[u32]) -> Result<()> {
         for ids in ids.chunks(1 << 14) {
             self.bytes.clear();
@@ -82,17 +82,17 @@ impl ShardWriter {
         Ok(())
     }
 
-    /// Ids written so far.
+    /// Number of ids written so far.
     pub fn tokens(&self) -> u64 {
         self.written.tokens
     }
 
-    /// Ids of the document that is being written.
+    /// Number of ids of the current document.
     pub fn document_tokens(&self) -> u64 {
         self.written.tokens - self.document.tokens
     }
 
-    /// Ends a document. One without ids leaves no trace.
+    /// Ends the current document. A document without ids is not recorded.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -102,7 +102,7 @@ impl ShardWriter {
         Ok(())
     }
 
-    /// Takes back what was written of the document that has not ended.
+    /// Removes the ids of the current document.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -114,11 +114,10 @@ impl ShardWriter {
         Ok(())
     }
 
-    /// Ends the last document, puts both files on the disk and gives them their names. A shard without ids
-    /// makes no files.
+    /// Ends the last document, syncs both files to disk and renames them. A shard without ids has no files.
     ///
     /// # Errors
-    /// [`Error::Io`]; the temporary files are then removed.
+    /// [`Error::Io`]; the temporary files are removed.
     pub fn finish(mut self) -> Result<ShardInfo> {
         if self.document_tokens() > 0 {
             self.end_document()?;
@@ -145,7 +144,7 @@ impl ShardWriter {
     }
 }
 
-/// A path with something appended to its name.
+/// Appends `suffix` to the name of a path.
 pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_os_string();
     name.push(suffix);

@@ -1,4 +1,4 @@
-//! Where the documents of a foreign file end.
+//! Ends of documents in a file of another trainer.
 
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -9,19 +9,19 @@ use crate::shard::write::with_suffix;
 use crate::support::files::open_regular;
 use crate::{Error, Result};
 
-/// What tells where a document ends.
+/// How the ends of documents are found.
 pub(super) enum Ends {
-    /// This id, which is its last.
+    /// A document ends with this id.
     After(u32),
-    /// This id, which is the first of the next.
+    /// A document ends before this id, which begins the next one.
     Before(u32),
     Index(Index),
-    /// Nothing: the file is one document.
+    /// The whole file is one document.
     Nothing,
 }
 
 impl Ends {
-    /// For the file `path` of `total` ids.
+    /// Prepares for the file `path` of `total` ids.
     pub(super) fn open(path: &Path, about: &ForeignFile, layout: &Layout, total: u64) -> Result<Self> {
         Ok(match about.separator {
             _ if layout.index => Ends::Index(Index::open(path, total)?),
@@ -31,8 +31,8 @@ impl Ends {
         })
     }
 
-    /// How many of `ids`, of which the first is id `at` of the file, belong to the document at hand, and whether it ends there.
-    /// `begins`: the document has no ids yet.
+    /// Returns how many of `ids` belong to the current document, and whether it ends with them. `at` is the position of the first of
+    /// `ids` in the file. `begins`: the document has no ids yet.
     pub(super) fn split(&mut self, ids: &[u32], at: u64, begins: bool) -> Result<(usize, bool)> {
         let found = match self {
             Ends::After(separator) => ids.iter().position(|id| id == separator).map(|found| found + 1),
@@ -47,11 +47,11 @@ impl Ends {
     }
 }
 
-/// datatrove's index: u64 ends of documents, in ids.
+/// datatrove's index: the ends of documents as u64, counted in ids.
 pub(super) struct Index {
     path: PathBuf,
     reader: BufReader<File>,
-    /// Where the document at hand ends; after the last document: as many ids as nobody has.
+    /// End of the current document. After the last document: `u64::MAX`.
     end: u64,
     total: u64,
 }
@@ -65,7 +65,7 @@ impl Index {
         Ok(index)
     }
 
-    /// How many of `count` ids from `at` on belong to the document at hand, if it ends among them.
+    /// If the current document ends within the `count` ids from `at` on: how many of them belong to it.
     fn take(&mut self, at: u64, count: usize) -> Result<Option<usize>> {
         let left = self.end - at;
         if left > count as u64 {
@@ -86,7 +86,7 @@ impl Index {
             if end < last || end > self.total {
                 return Err(bad(format!("a document runs from {last} to {end}, of {} ids", self.total)));
             }
-            // A document without ids ends where the one before it does.
+            // Documents without ids are skipped. They end where the previous one does.
             if end > last {
                 self.end = end;
                 return Ok(());

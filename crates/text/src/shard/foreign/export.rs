@@ -1,4 +1,4 @@
-//! A split of a folder → foreign files.
+//! A split of a folder → files of another trainer.
 
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -10,16 +10,16 @@ use crate::support::files::{folder_of, persist, temporary, write_whole};
 use crate::support::{belongs_to, lies_in};
 use crate::{Error, Result};
 
-/// Writes split `split` of `folder` as one file of another trainer (llm.c: as many as its 31-bit counts need), with its
-/// companions. Returns the files.
+/// Writes split `split` of `folder` as a file of another trainer, with its companion files. llm.c's counts have 31 bits, so a
+/// larger split becomes several files. Returns the paths of all files. Existing files are replaced.
 ///
-/// The separator is moved to where that trainer has it, after or before each document, and the documents stay as many. Of a
-/// folder without a separator the ids are written as they are: only datatrove's index then tells documents apart.
+/// The separator is moved to the place where that trainer expects it, after or before each document. The number of documents stays
+/// the same. Without a separator the ids are written unchanged, and only datatrove's index keeps the bounds of documents.
 ///
 /// # Errors
+/// - [`Error::Config`]: an id or `id_type` does not fit the format, or `out` is in `folder` or is one of its files.
+/// - [`Error::Shard`]: the folder has no such split, or a shard is torn.
 /// - [`Error::Io`].
-/// - [`Error::Shard`]: an id does not fit `id_type`, or the folder has no such split.
-/// - [`Error::Config`]: `out` lies in `folder`, or is one of its files by another name. Other files are replaced.
 pub fn export(folder: &Path, split: &str, format: Foreign, id_type: IdType, out: &Path) -> Result<Vec<PathBuf>> {
     with_layout(folder, split, format.layout(), id_type, out)
 }
@@ -34,7 +34,7 @@ pub(super) fn with_layout(
     let manifest = Manifest::read(folder)?;
     if lies_in(out, folder) || belongs_to(out, folder) {
         let (out, folder) = (out.display(), folder.display());
-        return Err(Error::Config(format!("{out} is part of {folder}, which is read: name a file outside")));
+        return Err(Error::Config(format!("{out} is part of {folder}, which is read: name a file outside of it")));
     }
     let Some(info) = manifest.splits.get(split) else {
         let names: Vec<&str> = manifest.splits.keys().map(String::as_str).collect();
@@ -89,20 +89,20 @@ fn too_large(id: u32) -> Error {
     let formats = NAMES.iter().filter(|(_, format)| format.layout().id_types.contains(&IdType::U32));
     let names: Vec<&str> = formats.map(|(name, _)| *name).collect();
     let names = names.join(", ");
-    Error::Config(format!("id {id} does not fit into 16 bits: only as u32, in a format that has it ({names})"))
+    Error::Config(format!("id {id} does not fit into 16 bits: write u32 ids, in a format that has them ({names})"))
 }
 
-/// The ids of a split as another trainer has them: those of the shards one after another, the separator moved from the end
-/// of each document to its beginning or back.
+/// The ids of a split as another trainer stores them: the ids of all shards, with the separator moved from the end of each document
+/// to its beginning, or back.
 struct Ids<'a> {
     shards: &'a [ShardInfo],
     open: &'a dyn Fn(&ShardInfo) -> Result<Shard>,
-    /// A separator that is written first.
+    /// A separator to write first.
     before: Option<u32>,
-    /// Ids of the shards that are written: all, but the first or last where it is the separator that was moved.
+    /// The range of ids that are written: all, except a first or last separator that is moved.
     start: u64,
     end: u64,
-    /// A separator that is written last.
+    /// A separator to write last.
     after: Option<u32>,
 }
 
@@ -138,7 +138,7 @@ impl<'a> Ids<'a> {
         u64::from(self.before.is_some()) + (self.end - self.start) + u64::from(self.after.is_some())
     }
 
-    /// Gives ids `from..to` to `each`, some at a time.
+    /// Calls `each` with the ids `from..to`, at most 16384 at a time.
     fn each(&self, from: u64, to: u64, each: &mut dyn FnMut(&[u32]) -> Result<()>) -> Result<()> {
         let shift = u64::from(self.before.is_some());
         if let Some(id) = self.before.filter(|_| from == 0 && to > 0) {
@@ -164,16 +164,16 @@ impl<'a> Ids<'a> {
         }
     }
 
-    /// Gives the end of each document to `each`, where separators end documents.
+    /// Calls `each` with the end of each document.
     fn each_end(&self, each: &mut dyn FnMut(u64) -> Result<()>) -> Result<()> {
         let mut before = 0;
         for (number, info) in self.shards.iter().enumerate() {
             let shard = (self.open)(info)?;
             let ends = shard.index()?;
-            // A document that goes on in the next shard does not end here.
+            // A document that continues in the next shard does not end here.
             let goes_on = self.shards.get(number + 1).is_some_and(|next| next.continues);
             for document in 1..=ends.documents() - u64::from(goes_on).min(ends.documents()) {
-                // A separator that stood before the next document has moved into this one.
+                // The separator before the next document has moved to the end of this one.
                 each(before + ends.start(document) - self.start + u64::from(self.after.is_some()))?;
             }
             before += info.tokens;

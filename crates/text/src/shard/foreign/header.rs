@@ -1,4 +1,4 @@
-//! llm.c's header: 256 int32, of which the first three are a magic number, a version and the number of ids.
+//! llm.c's header: 256 int32. The first three are a magic number, a version and the number of ids.
 
 use std::io::Read;
 
@@ -8,7 +8,7 @@ const BYTES: usize = 256 * 4;
 const U16: (i32, i32) = (20_240_520, 1);
 const U32: (i32, i32) = (20_240_801, 7);
 
-/// Reads a header before `bytes` bytes less its own: how ids are stored, and how many bytes they are.
+/// Reads the header of a file of `bytes` bytes. Returns the id type, and the number of bytes after the header.
 pub(super) fn read(reader: &mut impl Read, bytes: u64) -> Result<(IdType, u64), String> {
     let mut header = [0; BYTES];
     reader.read_exact(&mut header).map_err(|_| "too short for llm.c's header of 1024 bytes".to_string())?;
@@ -29,7 +29,7 @@ pub(super) fn read(reader: &mut impl Read, bytes: u64) -> Result<(IdType, u64), 
     Ok((id_type, bytes))
 }
 
-/// The header before `count` ids.
+/// The header for `count` ids.
 pub(super) fn of(id_type: IdType, count: u64) -> [u8; BYTES] {
     let (magic, version) = if id_type == IdType::U16 { U16 } else { U32 };
     let mut header = [0; BYTES];

@@ -1,4 +1,4 @@
-//! Foreign files → a split of a folder.
+//! Files of another trainer → a split of a folder.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -9,21 +9,21 @@ use crate::shard::{FORMAT, IdType, Manifest, Separator, ShardWriter, Skipped, VE
 use crate::support::files::open_regular;
 use crate::{Error, Result};
 
-/// Reads `files` as split `split` of the folder `out`, one shard a file. A folder that has other splits keeps them, so that
-/// `train.bin` and `val.bin` can follow one another. A document that a file's end cuts goes on in the next file.
+/// Imports `files` as split `split` of the folder `out`, one shard per file. Other splits of the folder are kept, so `train.bin` and
+/// `val.bin` can be imported one after the other. A document that is cut at the end of a file continues in the next file.
 ///
 /// # Errors
+/// - [`Error::Shard`]: a file is torn, contradicts its header or has an id from `table_rows` on; or the folder already has this
+///   split, or has ids of another tokenizer, type or separator.
 /// - [`Error::Io`].
-/// - [`Error::Shard`]: a file is torn, has a header that contradicts it, or an id beyond `table_rows`; or the folder has this
-///   split already, or holds ids of another kind.
 ///
 /// # Cost
-/// Reads and writes every id once; memory does not grow with the files.
+/// Reads and writes every id once. Memory does not grow with the files.
 pub fn import(files: &[PathBuf], about: &ForeignFile, split: &str, out: &Path) -> Result<Manifest> {
     let folder = out.join(split);
     let refuse = |reason: &str| Err(Error::Shard { path: out.to_path_buf(), reason: reason.to_string() });
     if split.is_empty() || split.contains(['/', '\\', ':']) || split.starts_with('.') {
-        return refuse("a split is called train, val or another plain word");
+        return refuse("the name of a split must be a plain word, like train or val");
     }
     let layout = about.format.layout();
     let before = layout.separator_before;
@@ -56,7 +56,7 @@ pub fn import(files: &[PathBuf], about: &ForeignFile, split: &str, out: &Path) -
         Err(error) => return Err(error),
     };
     std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
-    let mut last = None; // id of the file before
+    let mut last = None; // last id of the previous file
     for (number, file) in files.iter().enumerate() {
         let mut writer = ShardWriter::create(folder.join(format!("{number:06}")), id_type)?;
         let ids = read(file, about, &mut writer)?;
@@ -72,7 +72,7 @@ pub fn import(files: &[PathBuf], about: &ForeignFile, split: &str, out: &Path) -
     Ok(manifest)
 }
 
-/// Reads one file; returns its first and its last id.
+/// Reads one file. Returns its first and its last id.
 fn read(path: &Path, about: &ForeignFile, writer: &mut ShardWriter) -> Result<(u32, u32)> {
     let layout = about.format.layout();
     let io = |e| Error::io(path, e);
@@ -87,7 +87,7 @@ fn read(path: &Path, about: &ForeignFile, writer: &mut ShardWriter) -> Result<(u
     let width = id_type.bytes();
     if bytes == 0 || bytes % width as u64 != 0 {
         return Err(bad(format!(
-            "{bytes} bytes are no whole number of {width}-byte ids: say which they are (`ForeignFile::id_type`)"
+            "{bytes} bytes are no whole number of {width}-byte ids: set the right type (`ForeignFile::id_type`)"
         )));
     }
     if let Some((beginning, what)) = layout.refused

@@ -1,4 +1,4 @@
-//! Token files of other trainers ⇄ our folders.
+//! Token files of other trainers ⇄ folders of shards.
 //!
 //! Sources: nanoGPT `data/*/prepare.py`, llama2.c `tinystories.py`, llm.c `dev/data/data_common.py`, OLMo-core
 //! `data/numpy_dataset.py`, datatrove `pipeline/tokens/tokenizer.py`.
@@ -14,7 +14,7 @@ use crate::{Error, Result};
 pub use export::export;
 pub use import::import;
 
-/// A trainer's file format.
+/// File format of another trainer.
 ///
 /// # Example
 /// ```
@@ -33,19 +33,20 @@ pub use import::import;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Foreign {
-    /// nanoGPT's `train.bin`: raw u16 (GPT-2) or u32. The separator stands after each document.
+    /// nanoGPT's `train.bin`: raw u16 (GPT-2) or u32 ids. The separator is after each document.
     NanoGpt,
-    /// llama2.c's `.bin`: raw u16. BOS (id 1) stands before each document.
+    /// llama2.c's `.bin`: raw u16 ids. BOS (id 1) is before each document.
     Llama2C,
-    /// llm.c: a header of 256 int32, then u16 (magic 20240520) or u32 (20240801). The separator stands before each document.
+    /// llm.c's `.bin`: a header of 256 int32, then u16 ids (magic 20240520) or u32 ids (20240801). The separator is before each
+    /// document.
     LlmC,
-    /// OLMo-core: raw u16 or u32 in a file named `.npy`. The separator stands after each document.
+    /// OLMo-core's `.npy`: raw u16 or u32 ids without a NumPy header. The separator is after each document.
     Olmo,
-    /// datatrove's `.ds` with `.ds.index` (where documents end) beside it.
+    /// datatrove's `.ds`: raw ids, with the ends of documents in `.ds.index`.
     Datatrove,
 }
 
-/// What must be known of foreign files to read them.
+/// Description of the files to [`import`].
 ///
 /// # Example
 /// ```
@@ -61,36 +62,36 @@ pub enum Foreign {
 /// ```
 #[derive(Clone, Debug)]
 pub struct ForeignFile {
-    /// Their format.
+    /// Format of the files.
     pub format: Foreign,
-    /// How ids are stored, where the file does not say it (all but llm.c's).
+    /// Type of the ids. Ignored for llm.c, whose header tells it.
     pub id_type: IdType,
-    /// The id that separates documents; without it a file (other than datatrove's) is one document.
+    /// The id that separates documents. `None`: each file is one document. Ignored for datatrove's bounds of documents.
     pub separator: Option<u32>,
-    /// Rows of the table that the ids belong to: larger ids are an error.
+    /// Number of table rows. Ids from this number on are an error.
     pub table_rows: usize,
-    /// Who made the ids, if that is known.
+    /// The tokenizer that made the ids, if known.
     pub tokenizer: Option<TokenizerInfo>,
 }
 
-/// What tells a format from others. Reading and writing go by it alone, so that another format is another value.
+/// Properties of a format. Reading and writing depend only on them, so a new format needs only a new value.
 struct Layout {
-    /// Who reads it, for messages.
+    /// Name of the trainer, for messages.
     trainer: &'static str,
-    /// Whether the separator stands before each document, not after it.
+    /// Whether the separator is before each document instead of after it.
     separator_before: bool,
     id_types: &'static [IdType],
-    /// Whether llm.c's header stands before the ids.
+    /// Whether the file begins with llm.c's header.
     header: bool,
-    /// The most ids of a file.
+    /// The most ids per file.
     most_ids: u64,
-    /// Whether datatrove's index says where documents end.
+    /// Whether datatrove's index has the ends of documents.
     index: bool,
-    /// What a file must not begin with, and what it is if it does.
+    /// Bytes that a file must not begin with, and the message if it does.
     refused: Option<(&'static [u8], &'static str)>,
 }
 
-/// Raw ids, as nanoGPT has them.
+/// Raw ids, as in nanoGPT's files.
 const RAW: Layout = Layout {
     trainer: "nanoGPT",
     separator_before: false,
@@ -119,7 +120,7 @@ const OLMO: Layout = Layout {
 
 const DATATROVE: Layout = Layout { trainer: "datatrove", index: true, ..RAW };
 
-/// What a command line calls them.
+/// Names on the command line.
 const NAMES: [(&str, Foreign); 5] = [
     ("nanogpt", Foreign::NanoGpt),
     ("llama2c", Foreign::Llama2C),
