@@ -25,7 +25,7 @@ pub fn nothing(repo: &str, why: &str, files: &[String]) -> Error {
 pub(super) fn refused(status: StatusCode, code: Option<&str>, asked: String, hub: &Hub) -> Error {
     let login = match hub.token {
         Some(_) => {
-            "the token has no access: check that it is valid, and accept the terms on the repository's page"
+            "the token has no access: check that it is valid, and whether the repository's page asks for consent"
         }
         None => {
             "set HF_TOKEN (a token of https://huggingface.co/settings/tokens), and accept the terms on the repository's page"

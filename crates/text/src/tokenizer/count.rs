@@ -1,4 +1,4 @@
-//! How many tokens a text has, and how much of it fits into so many.
+//! Counts the tokens of a text, and cuts a text to a number of tokens.
 
 use std::ops::ControlFlow;
 
@@ -23,21 +23,21 @@ pub fn count_tokens(tokenizer: &Tokenizer, text: &str) -> Result<usize> {
     count_up_to(tokenizer, text, usize::MAX)
 }
 
-/// Number of tokens of `text`, or `limit` where it has more.
+/// Number of tokens of `text`, at most `limit`.
 ///
-/// To ask whether a text fits into `n` tokens, take `n + 1` as the limit.
+/// To find out whether a text fits into `n` tokens, use the limit `n + 1`.
 ///
 /// # Errors
 /// As [`Tokenizer::encode`].
 ///
 /// # Cost
-/// Reads some hundred bytes further than the limit, and holds no ids. With a `tokenizer.json` the text is encoded whole.
+/// Stops some hundred bytes after the limit, and stores no ids. With a `tokenizer.json` the whole text is encoded.
 ///
 /// # Example
 /// ```
 /// use tallow_text::{Tokenizer, count_up_to};
 /// let text = "one two three ".repeat(1_000_000);
-/// assert_eq!(count_up_to(&Tokenizer::cl100k(), &text, 8193)?, 8193); // too long for 8192, and known at once
+/// assert_eq!(count_up_to(&Tokenizer::cl100k(), &text, 8193)?, 8193); // more than 8192; only the beginning was read
 /// # Ok::<(), tallow_text::Error>(())
 /// ```
 pub fn count_up_to(tokenizer: &Tokenizer, text: &str, limit: usize) -> Result<usize> {
@@ -46,21 +46,20 @@ pub fn count_up_to(tokenizer: &Tokenizer, text: &str, limit: usize) -> Result<us
     Ok(count.ids.min(limit))
 }
 
-/// A prefix of `text` that has at most `max_tokens` tokens and ends between two characters.
+/// Cuts `text` to a prefix of at most `max_tokens` tokens that ends between two characters.
 ///
-/// It is the text of the first `max_tokens` tokens, less a character that the last of them begins but
-/// does not end.
+/// The prefix is the text of the first `max_tokens` tokens, without an unfinished character at its end.
 ///
 /// # Errors
 /// As [`Tokenizer::encode`].
 ///
 /// # Cost
-/// The bundled encoding and rank files read no further than the cut.
+/// The bundled encodings and rank files stop at the cut. With a `tokenizer.json` the whole text is encoded.
 ///
 /// # Example
 /// ```
 /// use tallow_text::{Tokenizer, truncate_to_tokens};
-/// assert_eq!(truncate_to_tokens(&Tokenizer::cl100k(), "小沈阳", 2)?, "小"); // 沈 is tokens 2 and 3
+/// assert_eq!(truncate_to_tokens(&Tokenizer::cl100k(), "小沈阳", 2)?, "小"); // 沈 is the tokens 2 and 3
 /// # Ok::<(), tallow_text::Error>(())
 /// ```
 pub fn truncate_to_tokens<'t>(tokenizer: &Tokenizer, text: &'t str, max_tokens: usize) -> Result<&'t str> {
@@ -68,7 +67,7 @@ pub fn truncate_to_tokens<'t>(tokenizer: &Tokenizer, text: &'t str, max_tokens: 
     loop {
         let end = text.floor_char_boundary(end_of(tokenizer, text, budget)?);
         let prefix = &text[..end];
-        // Cutting a token back to a whole character can change how its piece is merged.
+        // A cut back to a whole character can change how the last piece is merged, and so the number of tokens.
         if prefix.is_empty() || end == text.len() || count_tokens(tokenizer, prefix)? <= max_tokens {
             return Ok(prefix);
         }
@@ -76,7 +75,7 @@ pub fn truncate_to_tokens<'t>(tokenizer: &Tokenizer, text: &'t str, max_tokens: 
     }
 }
 
-/// Where the first `tokens` tokens end, perhaps within a character.
+/// Byte at which the first `tokens` tokens end. It may be within a character.
 fn end_of(tokenizer: &Tokenizer, text: &str, tokens: usize) -> Result<usize> {
     let Tokenizer { engine, specials } = tokenizer;
     let Some(ranks) = engine.by_pieces() else {

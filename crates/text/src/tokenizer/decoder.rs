@@ -1,10 +1,10 @@
-//! Ids to text one at a time, as a model gives them.
+//! Decodes ids one at a time, while a model generates them.
 
 use super::Tokenizer;
 use crate::support::take_text;
 use crate::{Error, NO_TOKEN, Result};
 
-/// The text of ids that come one at a time, made by [`Tokenizer::decoder`].
+/// Decodes ids one at a time. Made by [`Tokenizer::decoder`].
 ///
 /// # Example
 /// ```
@@ -21,38 +21,38 @@ use crate::{Error, NO_TOKEN, Result};
 /// ```
 pub struct Decoder<'t> {
     tokenizer: &'t Tokenizer,
-    /// Earlier ids, as far as the engine needs them.
+    /// The earlier ids that the engine needs.
     before: Vec<u32>,
     pushes: usize,
-    /// The beginning of a character.
+    /// The bytes of an unfinished character.
     bytes: Vec<u8>,
-    /// What the last push gave.
+    /// The result of the latest push.
     text: String,
 }
 
 impl Tokenizer {
-    /// A decoder for ids that come one at a time: text as soon as it is certain, for showing it while a model writes.
+    /// Makes a decoder for ids that arrive one at a time, to show text while a model generates it.
     pub fn decoder(&self) -> Decoder<'_> {
         Decoder { tokenizer: self, before: Vec::new(), pushes: 0, bytes: Vec::new(), text: String::new() }
     }
 }
 
 impl Decoder<'_> {
-    /// The text that `id` makes certain: nothing while a character is incomplete, never half of one.
+    /// Decodes the next id and returns the characters that it completes. The result is empty while a character is unfinished.
     ///
-    /// All pushes joined are [`Tokenizer::decode`] of the ids, up to a character that the last ones leave incomplete. U+FFFD
-    /// stands for bytes that can no longer become a character, as in `String::from_utf8_lossy`. (Byte tokens of a
-    /// `tokenizer.json` that is not byte-level: `decode` puts one U+FFFD for each byte of a run that has a wrong one, and a
-    /// stream cannot know what will follow.) Padding ([`NO_TOKEN`]) stands for no text.
+    /// The results of all pushes together equal [`Tokenizer::decode`] of the ids, without an unfinished character at the end. Bytes
+    /// that are not UTF-8 become U+FFFD, as in `String::from_utf8_lossy`. One difference: for byte tokens of a `tokenizer.json` that
+    /// is not byte-level, `decode` replaces each byte of an invalid run with a U+FFFD, which depends on the bytes that follow.
+    /// Padding ([`NO_TOKEN`]) has no text.
     ///
     /// # Errors
-    /// - [`Error::UnknownId`]; its position is the number of pushes before this one.
-    /// - [`Error::Tokenize`] if the decoder of a `tokenizer.json` changes text that it gave before.
+    /// - [`Error::UnknownId`]: no token has this id. Its position is the number of earlier pushes.
+    /// - [`Error::Tokenize`]: the decoder of a `tokenizer.json` changes text that was already returned.
     ///
-    /// After an error the next push goes on as if this one had not been.
+    /// After an error the decoder continues as if this push had not happened.
     ///
     /// # Cost
-    /// Some 30 ns. A `tokenizer.json` without bytes in its tokens (WordPiece) decodes the last few ids twice: some 10 µs.
+    /// Some 30 ns. A `tokenizer.json` whose tokens are not bytes (WordPiece) decodes the last few ids twice: some 10 µs.
     pub fn push(&mut self, id: u32) -> Result<&str> {
         self.text.clear();
         self.pushes += 1;
@@ -64,10 +64,10 @@ impl Decoder<'_> {
         Ok(&self.text)
     }
 
-    /// Checks that the ids did not end within a character.
+    /// Checks that no character is unfinished.
     ///
     /// # Errors
-    /// [`Error::HalfCharacter`] with the bytes that are left.
+    /// [`Error::HalfCharacter`] with the bytes of the unfinished character.
     pub fn finish(self) -> Result<()> {
         match self.bytes.is_empty() {
             true => Ok(()),

@@ -1,4 +1,4 @@
-//! The engine for any Hugging Face `tokenizer.json`, by the `tokenizers` crate.
+//! The engine for any Hugging Face `tokenizer.json`, based on the crate `tokenizers`.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -22,9 +22,9 @@ use crate::{Error, NO_TOKEN};
 
 pub(super) struct File {
     name: String,
-    /// The file, for saving it as it was.
+    /// The file's content, to save it unchanged.
     json: Vec<u8>,
-    /// What it holds that is not used here.
+    /// The parts of the file that are not used here.
     without_effect: Map<String, Value>,
     /// Text and id of every special token.
     specials: Vec<(String, u32)>,
@@ -34,40 +34,40 @@ pub(super) struct File {
     ordinary_rows: usize,
     /// Reads the text of a special token as text.
     plain: Tokenizer,
-    /// Reads it as the token. Made when first asked for.
+    /// Reads it as the token. Made at its first use.
     with_specials: OnceLock<Tokenizer>,
-    /// Reads only the text of tokens that were added here as tokens.
+    /// Reads only tokens of `Tokenizer::add_tokens` as tokens.
     with_added: Option<Tokenizer>,
     alphabet: Alphabet,
-    /// What encodes the text between added tokens, where it is our own encoder.
+    /// Our own encoder for the text between added tokens, if it fits this file.
     bpe: Option<Bpe>,
-    /// Finds every added token, whatever the rule.
+    /// Finds every added token, under any rule.
     added: Option<AhoCorasick>,
 }
 
-/// How many ids before it are enough to decode one, where a decoder looks at neighbors.
+/// Number of earlier ids that are kept for decoders whose text depends on neighbors.
 const NEIGHBORS: usize = 8;
 
-/// How the strings of a vocabulary stand for bytes.
+/// How the strings of a vocabulary encode bytes.
 enum Alphabet {
     /// GPT-2's: every byte is one printable character.
     ByteLevel,
-    /// SentencePiece's: `▁` is a space, `<0xNN>` a byte, all else itself.
+    /// SentencePiece's: `▁` is a space, `<0xNN>` a byte, and all other text is itself.
     ByteFallback,
     /// Each string is itself.
     Text,
 }
 
 impl File {
-    /// Reads the bytes of a file, of which `value` is what they say.
+    /// Reads a file. `json` is its content, and `value` the same content parsed.
     pub(super) fn new(name: String, json: &[u8], mut value: Value) -> Result<Self, String> {
         check_charsmaps(&value)?;
         let mut plain = contained(|| Tokenizer::from_bytes(json))?;
-        // A corpus must come through whole and unpadded: these settings serve single requests.
+        // Truncation and padding are for single requests. A corpus is encoded whole.
         plain.with_truncation(None).map_err(|e| e.to_string())?;
         plain.with_padding(None);
         plain.set_encode_special_tokens(true);
-        // Unigram keeps one locked cache for all threads (BPE's are one a thread).
+        // Unigram has one locked cache for all threads, which is turned off. (BPE has one per thread.)
         if matches!(plain.get_model(), tokenizers::ModelWrapper::Unigram(_)) {
             let mut model = plain.get_model().clone();
             model.resize_cache(0);
@@ -108,8 +108,8 @@ impl File {
         })
     }
 
-    /// The same with the `new` special tokens, of which (and of earlier ones) `found` count as added. It is what reading the file
-    /// that it would be saved as gives, truncation and padding included.
+    /// A copy with the `new` special tokens. `found` are the tokens, new or earlier, that count as added. The copy equals the result
+    /// of saving and reading it, truncation and padding included.
     fn grown(&self, new: &[&str], found: &[&str]) -> Result<Self, String> {
         let mut plain = self.plain.clone();
         contained(|| plain.add_special_tokens(new.iter().map(|token| AddedToken::from(*token, true))))?;
@@ -120,8 +120,8 @@ impl File {
         }
         let json = value.to_string();
         let mut grown = File::new(self.name.clone(), json.as_bytes(), value.clone())?;
-        // Tokens that are not special are found in text whatever the rule for special ones is. They get the same ids. One that
-        // the file has as a special token must lose that mark, which only the file's text can do.
+        // Added tokens that are not special are found in text under every rule, with the same ids. So `found` tokens are marked as
+        // not special. For those that the file marks as special, this is possible only in its JSON.
         let earlier = self.with_added.as_ref().map(|tokenizer| tokenizer.get_added_tokens_decoder());
         let earlier =
             earlier.iter().flatten().filter(|(_, token)| !token.special).map(|(_, token)| token.content.as_str());
@@ -137,7 +137,7 @@ impl File {
         with_added.set_encode_special_tokens(true);
         grown.with_added = Some(with_added);
         if new.is_empty() {
-            // The same tokens: writing the file out may have put its rules in other words.
+            // No new tokens: the original file and its fingerprint stay valid, though `tokenizers` may write them differently.
             (grown.fingerprint, grown.json) = (self.fingerprint, self.json.clone());
         }
         Ok(grown)
@@ -161,7 +161,7 @@ impl File {
         contained(|| tokenizer.encode(text, false)).map_err(|reason| self.refused(reason))
     }
 
-    /// Appends the ids of `text` by our own encoder. `tokenizers` cuts it at added tokens and normalizes it, where there is need.
+    /// Appends the ids of `text` with our own encoder. If needed, `tokenizers` first cuts it at added tokens and normalizes it.
     fn encode_by(&self, bpe: &Bpe, text: &str, specials: Specials, out: &mut Vec<u32>) -> crate::Result<()> {
         let tokenizer = self.tokenizer(specials);
         let normal = tokenizer.get_normalizer().is_none() || is_nfc_quick(text.chars()) == IsNormalized::Yes;
@@ -181,7 +181,7 @@ impl File {
         Ok(())
     }
 
-    /// Byte ranges of the tokens in `text`, if their bytes spell it.
+    /// Byte ranges of the tokens in `text`, if `text` is their bytes joined.
     fn spelled(&self, text: &str, ids: &[u32]) -> Option<Vec<Range<usize>>> {
         let mut start = 0;
         let ranges = ids.iter().map(|id| {
@@ -283,7 +283,7 @@ impl Engine for File {
         Ok((ids, offsets))
     }
 
-    /// Exact for byte-level vocabularies, otherwise what the file's decoder says.
+    /// Exact for byte-level vocabularies, else the result of the file's decoder.
     fn decode_bytes(&self, ids: &[u32]) -> crate::Result<Vec<u8>> {
         let unknown = |id: &u32| *id != NO_TOKEN && self.plain.id_to_token(*id).is_none();
         if let Some(position) = ids.iter().position(unknown) {
@@ -309,13 +309,13 @@ impl Engine for File {
         let bytes = self.token_bytes(id).ok_or_else(|| self.unknown(id, position))?;
         match self.alphabet {
             Alphabet::ByteLevel => out.extend_from_slice(&bytes),
-            // Only the first token may lose its space. A byte that is no character by itself cannot.
+            // Only the first token may lose its leading space. A token that is a part of a character has none.
             Alphabet::ByteFallback if before.is_empty() && std::str::from_utf8(&bytes).is_ok() => {
                 out.extend(self.decode_bytes(&[id])?);
                 before.push(id);
             }
             Alphabet::ByteFallback => {
-                // In text an added token is spelled as it is; its decoder makes spaces of it as of any other.
+                // The decoder replaces `▁` with a space in all tokens, added ones included.
                 match std::str::from_utf8(&bytes) {
                     Ok(text) => out.extend(text.replace('▁', " ").bytes()),
                     Err(_) => out.extend_from_slice(&bytes),
@@ -327,7 +327,7 @@ impl Engine for File {
                 let more = self.decode_bytes(&[before.as_slice(), &[id]].concat())?;
                 let new = more.strip_prefix(given.as_slice()).ok_or_else(|| {
                     self.refused(format!(
-                        "with id {id} at position {position} its decoder changes text that it gave before: decode these ids at once"
+                        "with id {id} at position {position} its decoder changes text that was returned before: decode these ids together"
                     ))
                 })?;
                 out.extend_from_slice(new);
@@ -345,19 +345,19 @@ impl Engine for File {
     }
 }
 
-/// Calls into `tokenizers`, which panics on some files that it has read without complaint.
+/// Turns panics of `tokenizers`, which some files cause, into errors.
 fn contained<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(|e| e.to_string()),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
-            Err(format!("the tokenizers crate gave up on this file: {}", text.lines().next().unwrap_or_default()))
+            Err(format!("the tokenizers crate panicked on this file: {}", text.lines().next().unwrap_or_default()))
         }
     }
 }
 
-/// A precompiled charsmap begins with the size of its table, for which `tokenizers` reserves memory unseen.
+/// Checks the table sizes of precompiled charsmaps, because `tokenizers` allocates them unchecked.
 fn check_charsmaps(value: &Value) -> Result<(), String> {
     let parts: Vec<&Value> = match value {
         Value::Object(map) => map.values().collect(),

@@ -4,7 +4,7 @@ use super::Tokenizer;
 use super::bpe::Ids;
 use crate::{Error, Result};
 
-/// The type of ids in memory: `u32`, or `u16` for tokenizers of up to 65536 ids. No other type can implement it.
+/// Type of ids in memory: `u32`, or `u16` for tokenizers with at most 65536 ids. The trait is sealed.
 ///
 /// # Example
 /// ```
@@ -46,7 +46,7 @@ impl sealed::Id for u16 {
     }
 }
 
-/// Gives the ids of `text` to `out`, as far as it wants them.
+/// Appends the ids of `text` to `out`, until `out` is full.
 pub(super) fn encode(tokenizer: &Tokenizer, text: &str, out: &mut impl Ids) -> Result<()> {
     let Tokenizer { engine, specials } = tokenizer;
     specials.refuse(text, 0)?;

@@ -1,4 +1,4 @@
-//! Which `tokenizer.json` is byte-level byte-pair encoding with a split pattern that the encoder of `bpe` knows.
+//! Recognizes a `tokenizer.json` that is byte-level byte-pair encoding with a split pattern that `bpe` supports.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,10 +10,10 @@ use super::bpe::split::Pattern;
 use super::bpe::tables::Tables;
 use super::byte_level;
 
-/// The encoder for what lies between added tokens, if it gives the ids that this file says.
+/// The encoder for text between added tokens, if its ids equal those that the file defines.
 ///
-/// Nothing is assumed of the file: its merges must be those that follow from its tokens and their ids, in the order of ids. More
-/// merges for a token are no matter, since only one pair of a token's parts ever meets (the argument stands at the tables).
+/// The file's merges must be those that follow from its tokens and their ids, in the order of ids. Additional merges for a token
+/// have no effect, because only one pair of parts is ever joined to a token (see `pairs` in `tables.rs`).
 pub(super) fn encoder(json: &Value) -> Option<Bpe> {
     let pattern = pattern(&json["pre_tokenizer"])?;
     let normalizer = &json["normalizer"];
@@ -26,7 +26,7 @@ pub(super) fn encoder(json: &Value) -> Option<Bpe> {
     {
         return None;
     }
-    // Such a token would be found by what becomes of its text, not by its text.
+    // Such a token would be searched in normalized form, and not by its text.
     let changes = |token: &Value| {
         token["normalized"] != false && token["content"].as_str().is_some_and(|content| !is_nfc(content))
     };
@@ -42,7 +42,7 @@ pub(super) fn encoder(json: &Value) -> Option<Bpe> {
         ids.insert(token, id);
         match byte_level::bytes(token) {
             Some(bytes) => tokens.push((id, bytes)),
-            // It is found in text before anything is encoded.
+            // An added token is found in text before encoding.
             None if added.contains(token.as_str()) => {}
             None => return None,
         }
@@ -68,7 +68,7 @@ pub(super) fn encoder(json: &Value) -> Option<Bpe> {
         let tokens: Vec<(u32, &[u8])> = tokens.iter().map(|(id, token)| (*id, token.as_slice())).collect();
         Tables::build(&tokens).ok()
     };
-    // Tokens that no merge makes are taken where a piece is one, or never.
+    // Without `ignore_merges`, tokens that no merge makes never occur.
     if model["ignore_merges"] != true {
         tokens.retain(|(id, token)| token.len() == 1 || made.contains(id));
     }
@@ -80,7 +80,7 @@ pub(super) fn encoder(json: &Value) -> Option<Bpe> {
     (complete && same).then(|| Bpe::new(tables, pattern))
 }
 
-/// The split pattern of a pre-tokenizer that cuts by it and then spells bytes as characters.
+/// The split pattern of a pre-tokenizer that first splits by a pattern and then maps bytes to characters.
 fn pattern(pre_tokenizer: &Value) -> Option<Pattern> {
     let spells = |value: &Value, cuts: bool| {
         value["type"] == "ByteLevel"
@@ -91,7 +91,7 @@ fn pattern(pre_tokenizer: &Value) -> Option<Pattern> {
         return Some(Pattern::Gpt2);
     }
     let [split, bytes] = pre_tokenizer["pretokenizers"].as_array()?.as_slice() else { return None };
-    // All of the text is in matches, so that what is between them may go.
+    // The pattern matches all text, so removing the text between matches has no effect.
     let isolated = split["behavior"] == "Isolated" && split["invert"] == false;
     let matches = split["behavior"] == "Removed" && split["invert"] == true;
     let cuts = pre_tokenizer["type"] == "Sequence" && split["type"] == "Split" && (isolated || matches);

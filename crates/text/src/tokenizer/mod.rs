@@ -1,4 +1,4 @@
-//! Text ⇄ ids: exact tiktoken ids offline, or any `tokenizer.json`.
+//! Text ⇄ ids: tiktoken's exact ids offline, or any `tokenizer.json`.
 //!
 //! This module knows nothing about tensors or tables.
 
@@ -37,9 +37,9 @@ pub use ids::Id;
 pub use specials::Specials;
 pub use stream::EncodeReader;
 
-/// Turns text into token ids and back.
+/// Encodes text to token ids, and decodes ids to text.
 ///
-/// Cloning is cheap, and one tokenizer can be used from many threads at once: no call waits for another.
+/// A clone is cheap. Threads can share one tokenizer; calls never wait for each other.
 ///
 /// # Example
 /// ```
@@ -66,7 +66,7 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// What turns text into ids, and so how fast it is. The ids are the same.
+/// The encoder of a [`Tokenizer`]. It decides the speed; the ids do not depend on it.
 ///
 /// # Example
 /// ```
@@ -76,17 +76,17 @@ impl std::fmt::Debug for Tokenizer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Backend {
-    /// tallow's own encoder: byte-level byte-pair encoding with a split pattern that it knows. All bundled encodings and rank
-    /// files, and a `tokenizer.json` of that kind.
+    /// tallow's own encoder, for byte-level byte-pair encoding with a known split pattern: all bundled encodings, all rank files, and
+    /// a `tokenizer.json` of that kind.
     BytePair,
-    /// The crate `tokenizers`: any other `tokenizer.json`.
+    /// The crate `tokenizers`, for any other `tokenizer.json`.
     Tokenizers,
 }
 
-/// Of a `tokenizer.json`, what serves single requests and is not used here.
+/// Keys of a `tokenizer.json` that are for single requests and not used here.
 const WITHOUT_EFFECT: [&str; 3] = ["truncation", "padding", "post_processor"];
 
-/// What a tokenizer from this file is called: the file's name, or its folder's, where it is `tokenizer.json`.
+/// Name of a tokenizer from this file: the file's name, or its folder's name for `tokenizer.json`.
 fn name_of(path: &Path) -> String {
     let name = |part: Option<&std::ffi::OsStr>| part.map(|part| part.to_string_lossy().into_owned());
     let stem = name(path.file_stem()).unwrap_or_default();
@@ -95,10 +95,10 @@ fn name_of(path: &Path) -> String {
 }
 
 impl Tokenizer {
-    /// The bundled `cl100k_base` (GPT-4's): no network, no file. Its ids are tiktoken's.
+    /// The bundled `cl100k_base` (GPT-4's). It needs no network and no file, and its ids equal tiktoken's.
     ///
     /// # Cost
-    /// Some microseconds: its tables are part of the program, and are read where they are used.
+    /// Some microseconds. The tables are part of the program and are not copied.
     pub fn cl100k() -> Self {
         Self::new(Ranks::cl100k())
     }
@@ -115,8 +115,8 @@ impl Tokenizer {
         Self::new(Ranks::gpt2())
     }
 
-    /// The bundled encoding of this name, if there is one: `cl100k`, and with their features `o200k` and `gpt2`. tiktoken's names
-    /// (`cl100k_base`, `o200k_base`, `r50k_base`) mean them, too.
+    /// The bundled encoding with this name, if there is one: `cl100k`, and with their features `o200k` and `gpt2`. tiktoken's names
+    /// (`cl100k_base`, `o200k_base`, `r50k_base`) are accepted, too.
     pub fn bundled(name: &str) -> Option<Self> {
         match name {
             "cl100k" | "cl100k_base" => Some(Self::cl100k()),
@@ -128,28 +128,30 @@ impl Tokenizer {
         }
     }
 
-    /// What turns text into ids.
+    /// The encoder of this tokenizer.
     pub fn backend(&self) -> Backend {
         self.engine.backend()
     }
 
-    /// Reads a Hugging Face `tokenizer.json`, or a `.tiktoken` rank file (told apart by what is in it). What [`save`](Self::save)
-    /// wrote gives the same tokenizer again, as fast as it was. A `tokenizer.json` that is byte-level byte-pair encoding with the split
-    /// pattern of GPT-2, Llama 3, Qwen, cl100k or o200k goes through the same encoder; [`backend`](Self::backend) tells.
+    /// Reads a Hugging Face `tokenizer.json` or a `.tiktoken` rank file. The content decides which it is. A file from
+    /// [`save`](Self::save) gives the same tokenizer with the same speed.
     ///
-    /// Of a `tokenizer.json`, truncation, padding and the post-processor (which adds tokens such as `[CLS]`)
-    /// are left out: a corpus must come through whole, with nothing added. A rank file does not hold its
-    /// split pattern: 100256, 199998, 50256 and 50280 ranks are taken for cl100k, o200k, r50k and p50k with
-    /// their special tokens; any other number is split by cl100k's pattern and has no special tokens. Where
-    /// `NAME.special_tokens.json` lies beside `NAME.tiktoken`, its special tokens (text → id) are taken instead.
+    /// `tokenizer.json`: truncation, padding and the post-processor (which adds tokens such as `[CLS]`) are ignored, so that a corpus
+    /// is encoded whole, with nothing added. Byte-level byte-pair encoding with the split pattern of GPT-2, Llama 3, Qwen, cl100k or
+    /// o200k uses tallow's own encoder; see [`backend`](Self::backend).
+    ///
+    /// Rank file: it does not hold its split pattern, so the number of ranks decides. 100256, 199998, 50256 and 50280 ranks are read
+    /// as cl100k, o200k, r50k and p50k with their special tokens. Any other number gets cl100k's pattern and no special tokens. If
+    /// `NAME.special_tokens.json` (text → id) is beside `NAME.tiktoken`, its special tokens are used instead.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be read, [`Error::TokenizerFile`] if it is neither format, is torn,
-    /// names a rank twice, or lacks one of the 256 single bytes, or if the special tokens beside it do not fit.
+    /// - [`Error::Io`]: the file cannot be read.
+    /// - [`Error::TokenizerFile`]: it has neither format, is torn, has a rank twice or lacks one of the 256 single bytes, or the
+    ///   special tokens beside it do not fit.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-        let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes); // a mark that Windows editors leave
+        let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes); // the byte order mark of Windows editors
         let bad = |reason: String| Error::tokenizer_file(path, reason);
         if bytes.trim_ascii_start().starts_with(b"{") {
             let unusable = |reason: String| bad(format!("not a usable tokenizer.json: {reason}"));
@@ -178,22 +180,20 @@ impl Tokenizer {
         self
     }
 
-    /// Adds special tokens, which are found in text from then on: "`<|user|>`" becomes one id wherever it stands. Gives the ids of
-    /// all of `tokens`.
+    /// Adds special tokens and returns the ids of all `tokens`. From then on they are found in text: every `<|user|>` becomes one id.
     ///
-    /// The ids follow the largest one; a token that is special already keeps its id, and is found in text, too. Under
-    /// [`Specials::Text`] added tokens stay text, under [`Specials::Forbid`] they are an error. To encode what a stranger wrote
-    /// without control tokens, use a clone [`with_specials`](Self::with_specials)`(Specials::Text)`.
+    /// New ids follow the largest one. A token that is special already keeps its id, and is found in text from then on, too. Under
+    /// [`Specials::Text`] added tokens stay text, and under [`Specials::Forbid`] they are an error. To encode untrusted text without
+    /// control tokens, use a clone [`with_specials`](Self::with_specials)`(Specials::Text)`.
     ///
-    /// The table must have rows for the new ids (`tallow::TokenEmbedding::add_tokens` does both), and
-    /// the [`fingerprint`](Self::fingerprint) is another one: files that carry the old one are refused. Clones made before stay as
-    /// they are.
+    /// The table needs rows for the new ids; `tallow::TokenEmbedding::add_tokens` adds both. The [`fingerprint`](Self::fingerprint)
+    /// changes, so files with the old one are refused. Earlier clones are not changed.
     ///
     /// # Errors
-    /// [`Error::TokenExists`] for an ordinary token, [`Error::Config`] for an empty one. Nothing is added then.
+    /// [`Error::TokenExists`] for an ordinary token, [`Error::Config`] for an empty one. Then nothing is added.
     ///
     /// # Cost
-    /// Little for the bundled encodings and rank files, as long as reading the file for a `tokenizer.json`.
+    /// Small for bundled encodings and rank files. For a `tokenizer.json`, as long as reading the file.
     ///
     /// # Example
     /// ```
@@ -227,7 +227,7 @@ impl Tokenizer {
         let mut ids = Vec::with_capacity(tokens.len());
         for token in tokens {
             let id = engine.special_ids().iter().find(|(text, _)| text == token).map(|(_, id)| *id);
-            let id = id.ok_or_else(|| Error::Config(format!("{} did not take {token:?}", self.name())))?;
+            let id = id.ok_or_else(|| Error::Config(format!("{} cannot add {token:?}", self.name())))?;
             ids.push(id);
             if !is_added(token, &added) {
                 added.push((token.to_string(), id));
@@ -238,21 +238,20 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The encoding's name (`cl100k_base`), or what the file is called.
+    /// Name of the encoding (`cl100k_base`), or of the file.
     pub fn name(&self) -> &str {
         self.engine.name()
     }
 
-    /// The ids of `text`.
+    /// Encodes `text` to ids.
     ///
     /// # Errors
     /// - [`Error::SpecialForbidden`] under [`Specials::Forbid`].
-    /// - [`Error::Tokenize`] if the rules of a `tokenizer.json` refuse the text. The bundled encoding and rank
-    ///   files accept every text.
+    /// - [`Error::Tokenize`]: the rules of a `tokenizer.json` refuse the text. Bundled encodings and rank files accept every text.
     ///
     /// # Cost
-    /// Linear in the text for the bundled encodings, rank files and files of their kind, whatever the text; docs/benchmarks.md has figures.
-    /// Each thread that encodes keeps 5 MiB at most of what it merged lately.
+    /// O(n) in the length of any text for bundled encodings, rank files and files with [`Backend::BytePair`]. docs/benchmarks.md has
+    /// measurements. Each thread that encodes keeps a cache of at most 5 MiB.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = Vec::with_capacity(text.len() / 3);
         advise_huge_pages(ids.spare_capacity_mut());
@@ -260,8 +259,8 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Appends the ids of `text` to `out`, which after an error is as it was before. As `u16` they take half the memory, where they
-    /// fit.
+    /// Appends the ids of `text` to `out`. After an error `out` is unchanged. `u16` ids take half the memory, for tokenizers with at most
+    /// 65536 ids.
     ///
     /// # Errors
     /// As [`encode`](Self::encode); [`Error::Config`] for `u16` and a tokenizer with ids above 65535.
@@ -281,7 +280,7 @@ impl Tokenizer {
         I::encode(self, text, out)
     }
 
-    /// The ids of each text, on all of rayon's threads. The result does not depend on their number.
+    /// Encodes each text, in parallel on rayon's threads. The result does not depend on their number.
     ///
     /// # Errors
     /// As [`encode`](Self::encode), for the first text that fails.
@@ -290,10 +289,10 @@ impl Tokenizer {
         results.into_iter().collect()
     }
 
-    /// The ids of `text`, and the byte range that each stands for.
+    /// Encodes `text`, and returns the ids and the byte range of each in `text`.
     ///
-    /// Ranges may cut a character: `沈` in cl100k is two tokens. They join without gaps, except where a
-    /// `tokenizer.json` normalises the text away; there they are what `tokenizers` reports.
+    /// Ranges may cut a character: `沈` in cl100k is two tokens. They follow each other without gaps. If a `tokenizer.json` normalizes
+    /// the text, they are the offsets that `tokenizers` reports.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
@@ -302,27 +301,27 @@ impl Tokenizer {
         self.engine.encode_with_offsets(text, &self.specials)
     }
 
-    /// The text of `ids`, for people: bytes that are not UTF-8 (half a character) become U+FFFD.
+    /// Decodes `ids` to text. Bytes that are not UTF-8 (half a character) become U+FFFD. Padding ([`NO_TOKEN`](crate::NO_TOKEN)) has no
+    /// text.
     ///
     /// # Errors
-    /// [`Error::UnknownId`]. Padding ([`NO_TOKEN`](crate::NO_TOKEN)) stands for no text.
+    /// [`Error::UnknownId`].
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         let bytes = self.decode_bytes(ids)?;
         Ok(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
     }
 
-    /// The bytes of `ids`: exactly those of the text that they were made from.
+    /// Decodes `ids` to exactly the bytes of the encoded text. Padding ([`NO_TOKEN`](crate::NO_TOKEN)) has no bytes.
     ///
-    /// A `tokenizer.json` that is not byte-level may normalise text; then these are the bytes that its decoder
-    /// gives.
+    /// A `tokenizer.json` that is not byte-level may normalize text. Then these are the bytes that its decoder returns.
     ///
     /// # Errors
-    /// [`Error::UnknownId`]. Padding ([`NO_TOKEN`](crate::NO_TOKEN)) stands for no bytes.
+    /// [`Error::UnknownId`].
     pub fn decode_bytes(&self, ids: &[u32]) -> Result<Vec<u8>> {
         self.engine.decode_bytes(ids)
     }
 
-    /// The bytes that `id` stands for, or `None` if no token has this id. They need not be UTF-8.
+    /// The bytes of the token with this id, or `None` if there is none. They need not be UTF-8.
     pub fn token_bytes(&self, id: u32) -> Option<Cow<'_, [u8]>> {
         self.engine.token_bytes(id)
     }
@@ -332,27 +331,27 @@ impl Tokenizer {
         self.engine.token_to_id(token.as_ref())
     }
 
-    /// Text and id of every special token, by id.
+    /// Text and id of every special token, sorted by id.
     pub fn special_ids(&self) -> &[(String, u32)] {
         self.engine.special_ids()
     }
 
-    /// Rows that a table needs for every id, special tokens included (largest id + 1): 100277 for cl100k. It is tiktoken's `n_vocab`, and
-    /// what a table's `vocab_size` should be.
+    /// Number of rows that a table needs for all ids, special tokens included (largest id + 1): 100277 for cl100k. It equals tiktoken's
+    /// `n_vocab`. Use it as the table's `vocab_size`.
     pub fn vocab_size(&self) -> usize {
         self.engine.rows()
     }
 
-    /// Rows that a table needs for every ordinary token (largest id + 1): 100256 for cl100k, the lesson's.
+    /// Number of rows that a table needs for all ordinary tokens (largest id + 1): 100256 for cl100k.
     pub fn ordinary_vocab_size(&self) -> usize {
         self.engine.ordinary_rows()
     }
 
-    /// The ids below `rows` that stand for no token, to be masked when a model's next id is drawn: gaps between the tokens, and
-    /// the rows of a table that has more than [`vocab_size`](Self::vocab_size).
+    /// The ids below `rows` without a token: gaps between ids, and ids from [`vocab_size`](Self::vocab_size) on. Mask them in a model's
+    /// logits before sampling.
     ///
     /// # Cost
-    /// One look-up an id.
+    /// One look-up per id.
     ///
     /// # Example
     /// ```
@@ -365,22 +364,22 @@ impl Tokenizer {
         (0..rows).filter(|id| self.engine.token_bytes(*id).is_none()).collect()
     }
 
-    /// Whether every token is a string of bytes of the text: then the bytes of parts of a sequence, joined, are
-    /// the bytes of the whole.
+    /// Whether every token stands for bytes of the text. Then the decoded bytes of parts of a sequence, joined, are the decoded bytes of
+    /// the whole.
     pub fn is_byte_level(&self) -> bool {
         self.engine.is_byte_level()
     }
 
-    /// A number that tells tokenizers apart: where it is equal, the same text gives the same ids and back.
+    /// A number that identifies the tokenizer. Tokenizers with equal fingerprints give the same ids for a text, and the same text for
+    /// ids.
     ///
-    /// It covers vocabulary, special tokens and the rules of splitting and decoding, not [`Specials`], which is a choice
-    /// of the caller; it is the same on every machine, and does not depend on the white space of a JSON file.
+    /// It covers the vocabulary, the special tokens and the rules of splitting and decoding. It does not cover [`Specials`], which the
+    /// caller chooses. It is the same on every machine, and does not depend on the white space of a JSON file.
     pub fn fingerprint(&self) -> u64 {
         self.engine.fingerprint()
     }
 
-    /// A function that names tokens for error messages, for
-    /// `tallow::TokenEmbedding::with_token_names`.
+    /// A function that returns a token's text for error messages, for `tallow::TokenEmbedding::with_token_names`.
     pub fn names(&self) -> impl Fn(u32) -> Option<String> + Send + Sync + 'static {
         let tokenizer = self.clone();
         move |id| {
@@ -392,7 +391,7 @@ impl Tokenizer {
         }
     }
 
-    /// The rule for special tokens as files name it.
+    /// Name of the rule for special tokens, as stored in files.
     pub(crate) fn rule(&self) -> &'static str {
         self.specials.name()
     }

@@ -1,4 +1,4 @@
-//! Ranks ⇄ a `.tiktoken` file, `base64-of-the-token rank` a line, with its special tokens in a JSON file beside it.
+//! Ranks ⇄ a `.tiktoken` file with one `base64-of-the-token rank` per line. A JSON file beside it has the special tokens.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -14,7 +14,7 @@ use super::ranks::{Ranks, check_specials};
 use crate::support::files::{read_regular, write_whole};
 use crate::{Error, Result};
 
-/// Reads the ranks in `text`, which is what `path` holds, and the special tokens from beside it.
+/// Reads the ranks in `text`, the content of `path`, and the special tokens in the file beside it.
 pub(super) fn read(path: &Path, text: &str) -> Result<Ranks> {
     let bad = |reason: String| Error::tokenizer_file(path, format!("not a usable .tiktoken rank file: {reason}"));
     let tables = tables(text).map_err(bad)?;
@@ -35,7 +35,7 @@ fn tables(text: &str) -> std::result::Result<Tables, String> {
     Tables::build(&tokens)
 }
 
-/// Text and id of the special tokens that lie beside a rank file, or `None` where there is no such file.
+/// Text and id of the special tokens in the file beside a rank file. `None` if there is no such file.
 fn specials_beside(path: &Path, tables: &Tables) -> Result<Option<Vec<(String, u32)>>> {
     let path = beside(path);
     let bytes = match read_regular(&path) {
@@ -69,7 +69,7 @@ pub(super) fn write(ranks: &Ranks, path: &Path) -> Result<()> {
     write_whole(path, lines.as_bytes())
 }
 
-/// Where the special tokens of a rank file lie.
+/// Path of the special tokens of a rank file.
 fn beside(path: &Path) -> PathBuf {
     path.with_extension("special_tokens.json")
 }

@@ -1,8 +1,8 @@
 //! Ranks ⇄ a Hugging Face `tokenizer.json` that gives the same ids.
 //!
-//! Byte-pair encoding there goes by merges, pairs of tokens, of which the tables have one a token. A piece that is a token
-//! is taken whole (`ignore_merges`), as tiktoken does. Special tokens stand in the vocabulary, too: `tokenizers` would give
-//! those that follow a gap in the ids another number.
+//! Byte-pair encoding in that file is a list of merges, pairs of tokens. The tables have one pair per token. A piece that is a token is
+//! not merged (`ignore_merges`), as in tiktoken. Special tokens are in the vocabulary, too, because `tokenizers` would otherwise
+//! renumber those that follow a gap in the ids.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -17,13 +17,13 @@ use super::ranks::{Ranks, check_specials};
 
 const DECODER: &str = r#"{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":false,"use_regex":false}"#;
 
-/// The file, the same bytes for the same ranks.
+/// Writes the file. The same ranks give the same bytes.
 pub(super) fn write(ranks: &Ranks) -> Result<String, String> {
     let Ranks { bpe, specials, .. } = ranks;
     let tables = &*bpe.tables;
     check_specials(tables, specials)?;
     for (text, _) in specials {
-        // A piece of text with these bytes would be spelled as the special token is.
+        // An ordinary piece of text with these bytes would have the same string as the special token.
         let bytes = byte_level::bytes(text).filter(|bytes| bytes != text.as_bytes());
         if let Some(bytes) = bytes.filter(|bytes| std::str::from_utf8(bytes).is_ok() || tables.id(bytes).is_some()) {
             let bytes = String::from_utf8_lossy(&bytes).into_owned();
@@ -80,13 +80,13 @@ pub(super) fn write(ranks: &Ranks) -> Result<String, String> {
     ))
 }
 
-/// The ranks of which [`write`] makes this JSON, if there are any. Nothing in it is believed: it is written again and compared.
-/// Truncation, padding and the post-processor may be anything, for they are left out of every `tokenizer.json`.
+/// The ranks for which [`write`] makes this JSON, if there are any. To be certain, the ranks are written again and compared.
+/// Truncation, padding and the post-processor may differ, because they are ignored in every `tokenizer.json`.
 pub(super) fn read(path: &Path, json: &Value) -> Option<Ranks> {
     let model = &json["model"];
     let regex = json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"].as_str()?;
     let pattern = Pattern::ALL.into_iter().find(|pattern| pattern.regex() == regex)?;
-    // Most files of others differ here already, before anything large is built.
+    // Most other files already differ here, before anything large is built.
     if json["normalizer"] != Value::Null || serde_json::from_str::<Value>(DECODER).ok()? != json["decoder"] {
         return None;
     }

@@ -1,4 +1,4 @@
-//! The engine for tiktoken encodings: a split pattern, ranks that drive the merging, special tokens.
+//! The engine for tiktoken encodings: a split pattern, ranks for merging, and special tokens.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -19,12 +19,12 @@ use crate::support::Fingerprint;
 pub(super) struct Ranks {
     name: String,
     pub(super) bpe: Bpe,
-    /// Text and id of every special token, by id.
+    /// Text and id of every special token, sorted by id.
     pub(super) specials: Vec<(String, u32)>,
     fingerprint: OnceLock<u64>,
 }
 
-/// What a rank file does not say about itself, told from its number of ranks.
+/// A published encoding. A rank file does not hold these facts; its number of ranks identifies it.
 #[derive(Clone, Copy)]
 struct Known {
     name: &'static str,
@@ -59,7 +59,7 @@ const KNOWN: [Known; 4] = [
 const CL100K: Known = KNOWN[0];
 #[cfg(feature = "o200k")]
 const O200K: Known = KNOWN[1];
-/// tiktoken has these ranks under two names.
+/// tiktoken has two names for these ranks.
 #[cfg(feature = "gpt2")]
 const GPT2: Known = Known { name: "gpt2", ..KNOWN[2] };
 
@@ -67,8 +67,8 @@ fn owned(specials: &[(&str, u32)]) -> Vec<(String, u32)> {
     specials.iter().map(|(text, id)| (text.to_string(), *id)).collect()
 }
 
-/// The published encoding that has so many ranks, unless the vocabulary is another one all the same: not cl100k's tokens, or a
-/// token where a special one should be.
+/// The published encoding with this number of ranks. `None` if the vocabulary differs from it: other tokens than cl100k's, or an
+/// ordinary token in place of a special one.
 fn known(tables: &Tables) -> Option<&'static Known> {
     let free = |(text, id): &(&str, u32)| tables.bytes(*id).is_none() && tables.id(text.as_bytes()).is_none();
     let known = KNOWN.iter().find(|known| known.ranks == tables.len && known.specials.iter().all(free))?;
@@ -79,8 +79,8 @@ fn known(tables: &Tables) -> Option<&'static Known> {
     (known.pattern != Pattern::Cl100k || is_cl100k()).then_some(known)
 }
 
-/// What is wrong with special tokens from a file or for one. Their ids are bounded as ranks are: a stranger must not decide how
-/// large a table is.
+/// Checks special tokens from a file, or for a file. Ids have the same bound as ranks, so that a hostile file cannot demand a huge
+/// table.
 pub(super) fn check_specials(tables: &Tables, specials: &[(String, u32)]) -> Result<(), String> {
     let largest = (tables.len + specials.len()) * 2 + 1024;
     let (mut ids, mut texts) = (HashSet::new(), HashSet::new());
@@ -105,7 +105,7 @@ pub(super) fn check_specials(tables: &Tables, specials: &[(String, u32)]) -> Res
 }
 
 impl Ranks {
-    /// The bundled cl100k, opened once a process.
+    /// The bundled cl100k, opened once per process.
     pub(super) fn cl100k() -> Arc<Ranks> {
         static OPEN: LazyLock<Arc<Ranks>> = LazyLock::new(|| Ranks::bundled(&CL100K, bundled::cl100k()));
         OPEN.clone()
@@ -127,8 +127,8 @@ impl Ranks {
         Arc::new(Ranks::new(known.name.to_string(), Bpe::new(tables, known.pattern), owned(known.specials)))
     }
 
-    /// The encoding of a vocabulary from a file. What is not given is told from the number of ranks, as tiktoken's rank files
-    /// leave it to their reader.
+    /// The encoding for a vocabulary from a file. The number of ranks decides what is not given, because tiktoken's rank files hold
+    /// neither pattern nor special tokens.
     pub(super) fn of(
         path: &Path,
         tables: Tables,
@@ -152,12 +152,12 @@ impl Ranks {
         Ranks { name, bpe, specials, fingerprint: OnceLock::new() }
     }
 
-    /// Whether the number of ranks tells the split pattern.
+    /// Whether the number of ranks identifies the split pattern.
     pub(super) fn pattern_is_told(&self) -> bool {
         known(&self.bpe.tables).map_or(Pattern::Cl100k, |known| known.pattern) == self.bpe.pattern
     }
 
-    /// Appends the ids of `text` with its special tokens, until `out` is full.
+    /// Appends the ids of `text`, special tokens included, until `out` is full.
     pub(super) fn encode(&self, text: &str, specials: &SpecialTokens, out: &mut impl Ids) {
         let mut start = 0;
         for (range, id) in specials.find(text) {
@@ -253,7 +253,7 @@ impl Engine for Ranks {
         Ok(bytes)
     }
 
-    /// New tokens get the first ids that are free.
+    /// New tokens get the ids after the largest one.
     fn with_more(self: Arc<Self>, new: &[&str], _found: &[&str]) -> crate::Result<Arc<dyn Engine>> {
         if new.is_empty() {
             return Ok(self);
