@@ -1,4 +1,4 @@
-//! Writing a tokenizer to a file that others read, too.
+//! Writes a tokenizer to a file that other libraries can read, too.
 
 use std::path::Path;
 
@@ -7,34 +7,34 @@ use crate::support::files::write_whole;
 use crate::{Error, Result};
 
 impl Tokenizer {
-    /// Writes the tokenizer to a file that [`from_file`](Self::from_file) reads: with the same ids, and the same
-    /// [`fingerprint`](Self::fingerprint), grown by [`add_tokens`](Self::add_tokens) or not.
+    /// Writes the tokenizer to a file. [`from_file`](Self::from_file) reads it back with the same ids and the same
+    /// [`fingerprint`](Self::fingerprint), also after [`add_tokens`](Self::add_tokens).
     ///
-    /// The end of the name decides what is written:
-    /// - `.json`: a Hugging Face `tokenizer.json`, which tokenizers and transformers read. A tokenizer that was read from such
-    ///   a file is written as it was, truncation and padding included.
-    /// - `.tiktoken`: a rank file, for the bundled encoding and those that came from ranks. Beside `NAME.tiktoken` lies
-    ///   `NAME.special_tokens.json`, text → id of the special tokens: tiktoken's rank files do not hold them. The two belong
-    ///   together; `tiktoken.Encoding` takes the second as its `special_tokens`.
+    /// The ending of the name decides the format:
+    /// - `.json`: a Hugging Face `tokenizer.json`, which tokenizers and transformers read. A tokenizer from such a file is written
+    ///   unchanged, truncation and padding included.
+    /// - `.tiktoken`: a rank file, for bundled encodings and tokenizers with ranks. tiktoken's rank files do not hold special tokens,
+    ///   so `NAME.special_tokens.json` (text → id) is written beside `NAME.tiktoken`. Keep both files together. `tiktoken.Encoding`
+    ///   takes the second as its `special_tokens`.
     ///
-    /// A file that is there is replaced. It is written whole or not at all; of the two files, the special tokens come first.
+    /// An existing file is replaced, completely or not at all. Of the two files, the special tokens are written first.
     ///
-    /// Neither format says which special tokens were added. After reading they are special tokens like all others, and text
-    /// that spells one stays text under the default rule. Call [`add_tokens`](Self::add_tokens) with them again, which gives
-    /// the same ids and the same fingerprint, or use [`Specials::Allow`](crate::Specials::Allow).
+    /// Neither format records which special tokens were added. After reading, all special tokens are alike, and text that spells one
+    /// stays text under the default rule. Call [`add_tokens`](Self::add_tokens) with them again, which gives the same ids and the
+    /// same fingerprint, or use [`Specials::Allow`](crate::Specials::Allow).
     ///
-    /// Two things to know of other readers: transformers' `len(tokenizer)` is the number of tokens, which is below
-    /// [`vocab_size`](Self::vocab_size) where ids have gaps, as cl100k's have; and tokenizers decodes a special token with letters
-    /// such as é to U+FFFD, while its id is right.
+    /// Other libraries differ in two points. transformers' `len(tokenizer)` is the number of tokens, which is less than
+    /// [`vocab_size`](Self::vocab_size) if ids have gaps, as in cl100k. tokenizers decodes special tokens with letters such as é to
+    /// U+FFFD, although their ids are right.
     ///
     /// # Errors
-    /// - [`Error::TokenizerFile`] for another ending, for a `.tiktoken` of a tokenizer without ranks, or with a split pattern that
-    ///   a rank file would not bring back, and for a special token that the format cannot tell from an ordinary one.
-    /// - [`Error::Io`] if the file cannot be written.
+    /// - [`Error::TokenizerFile`]: another ending; a `.tiktoken` for a tokenizer without ranks, or with a split pattern that its number
+    ///   of ranks does not identify; a special token that the format cannot distinguish from an ordinary one.
+    /// - [`Error::Io`]: the file cannot be written.
     ///
     /// # Cost
-    /// For cl100k as `.json` (3 MB) some 0.1 s, in which each token's merge is worked out; reading it takes 0.3 s, for it is compared
-    /// with what would be written. As `.tiktoken` 0.01 s and 0.02 s.
+    /// cl100k as `.json` (3 MB): some 0.1 s to write, and 0.3 s to read, because reading compares it with what would be written. As
+    /// `.tiktoken`: 0.01 s and 0.02 s.
     ///
     /// # Example
     /// ```

@@ -1,4 +1,4 @@
-//! Special tokens in text: which of them count as tokens, and where they stand.
+//! Special tokens in text: which of them become tokens, and where they are.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -20,15 +20,15 @@ use crate::{Error, Result};
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Specials {
-    /// Tokens that [`Tokenizer::add_tokens`](crate::Tokenizer::add_tokens) added become tokens; the tokenizer's own special tokens are
-    /// text (the default).
+    /// Tokens of [`Tokenizer::add_tokens`](crate::Tokenizer::add_tokens) become tokens. The tokenizer's own special tokens stay text
+    /// (the default).
     #[default]
     Added,
-    /// It is text like any other, added tokens too: nothing that a stranger wrote becomes a control token.
+    /// All special tokens stay text, added ones too. Untrusted text then never becomes a control token.
     Text,
-    /// It is an error that names the token and its byte, for added tokens too.
+    /// Every special token is an error that names the token and its byte, for added ones too.
     Forbid,
-    /// It becomes the special token.
+    /// All special tokens become tokens.
     Allow,
 }
 
@@ -54,23 +54,23 @@ impl std::str::FromStr for Specials {
 #[derive(Clone)]
 pub(super) struct SpecialTokens {
     pub(super) rule: Specials,
-    /// Finds all special tokens in text, and those that were added; none where there are none.
+    /// Finds all special tokens in text, and only the added ones. `None` if there are none.
     all: Option<Arc<Finder>>,
     added: Option<Arc<Finder>>,
 }
 
 impl SpecialTokens {
-    /// Text and id of all special tokens, and of those that were added.
+    /// `all` and `added`: text and id of all special tokens, and of the added ones.
     pub(super) fn new(rule: Specials, all: &[(String, u32)], added: Vec<(String, u32)>) -> Self {
         SpecialTokens { rule, all: Finder::new(all.to_vec()), added: Finder::new(added) }
     }
 
-    /// Text and id of those that were added.
+    /// Text and id of the added tokens.
     pub(super) fn added(&self) -> &[(String, u32)] {
         self.added.as_ref().map_or(&[], |added| &added.tokens)
     }
 
-    /// Special tokens that the text spells and that count as tokens, in order: where they stand, and their id.
+    /// The special tokens in the text that become tokens, in order: their byte ranges and ids.
     pub(super) fn find<'t>(&'t self, text: &'t str) -> impl Iterator<Item = (Range<usize>, u32)> + 't {
         self.finder().into_iter().flat_map(move |finder| {
             let found = finder.automaton.find_iter(text);
@@ -90,13 +90,13 @@ impl SpecialTokens {
         }
     }
 
-    /// How far a special token that matters can reach: nothing so near to the end of the text in sight is settled.
+    /// Bytes of the longest special token that the rule looks for. Text this close to the end of a chunk is not settled.
     pub(super) fn longest(&self) -> usize {
         let finder = if self.rule == Specials::Forbid { self.all.as_deref() } else { self.finder() };
         finder.map_or(0, |finder| finder.longest)
     }
 
-    /// The rule as files name it.
+    /// Name of the rule, as stored in files.
     pub(super) fn name(&self) -> &'static str {
         match self.rule {
             Specials::Added if self.added.is_some() => "added",
@@ -106,7 +106,7 @@ impl SpecialTokens {
         }
     }
 
-    /// What finds the special tokens that count as tokens in text.
+    /// Finds the special tokens that become tokens under the rule.
     fn finder(&self) -> Option<&Finder> {
         match self.rule {
             Specials::Added => self.added.as_deref(),
@@ -119,9 +119,9 @@ impl SpecialTokens {
 /// Finds some special tokens in text.
 struct Finder {
     automaton: AhoCorasick,
-    /// Text and id of each, by the number of its pattern.
+    /// Text and id of each, indexed by its pattern number.
     tokens: Vec<(String, u32)>,
-    /// Bytes of the longest.
+    /// Bytes of the longest token.
     longest: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Text larger than memory: the ids of a reader, in chunks, the same as those of the whole text.
+//! Encodes text larger than memory: the ids of a reader in chunks. Together they equal the ids of the whole text.
 
 use std::io::Read;
 
@@ -9,12 +9,12 @@ use super::specials::SpecialTokens;
 use crate::support::take_text;
 use crate::{Error, Result};
 
-/// Bytes read before the first ids are given; doubled while no piece of text is settled.
+/// Bytes to read for the first chunk. Doubled while no piece of text is settled.
 const CHUNK_BYTES: usize = 1 << 18;
-/// The longest run that is held, unless [`EncodeReader::with_longest_run`] says otherwise.
+/// Default of [`EncodeReader::with_longest_run`].
 const LONGEST_RUN_BYTES: usize = 64 << 20;
 
-/// Iterator over the ids of everything that a reader gives, made by [`Tokenizer::encode_reader`].
+/// Iterator over the ids of a reader's text, in chunks. Made by [`Tokenizer::encode_reader`].
 ///
 /// # Example
 /// ```
@@ -31,11 +31,11 @@ pub struct EncodeReader<'t, R> {
     tokenizer: &'t Tokenizer,
     reader: R,
     lossy: bool,
-    /// Valid text that has no ids yet.
+    /// Valid text that is not encoded yet.
     text: String,
-    /// Bytes read that are not valid text yet: the beginning of a character.
+    /// Bytes read that are not valid text yet, such as the beginning of a character.
     rest: Vec<u8>,
-    /// For messages: bytes of the source before `rest`, bytes of text before `text`.
+    /// For messages: number of bytes of the source before `rest`, and of text before `text`.
     rest_at: u64,
     text_at: u64,
     want: usize,
@@ -45,20 +45,18 @@ pub struct EncodeReader<'t, R> {
 }
 
 impl Tokenizer {
-    /// The ids of everything that `reader` gives, chunk by chunk: joined, they are those of the whole text.
+    /// Encodes all text of `reader` in chunks. The ids of all chunks, joined, are the ids of the whole text.
     ///
-    /// A chunk ends where a piece of text ends that nothing later can change. With `lossy`, bytes that are not
-    /// UTF-8 are read as U+FFFD, as `String::from_utf8_lossy` does.
-    ///
-    /// The rules of a `tokenizer.json` may look arbitrarily far, so its text is read whole, as one chunk.
+    /// With `lossy`, bytes that are not UTF-8 are read as U+FFFD, as `String::from_utf8_lossy` does. A `tokenizer.json` may have
+    /// rules that depend on any part of the text, so its text is read as one chunk.
     ///
     /// # Errors
-    /// Each item can be [`Error::InvalidUtf8`] (with the byte of the source), [`Error::SpecialForbidden`] (of the text),
-    /// [`Error::RunTooLong`], [`Error::Tokenize`], or [`Error::Io`]. Nothing follows an error.
+    /// Each item can be [`Error::InvalidUtf8`] (with the byte of the source), [`Error::SpecialForbidden`] (with the byte of the text),
+    /// [`Error::RunTooLong`], [`Error::Tokenize`], or [`Error::Io`]. The iterator ends after an error.
     ///
     /// # Cost
-    /// A few MiB, or up to ten times the longest run of characters that the split pattern keeps together: letters without white
-    /// space or punctuation, say, or zero bytes. A run above 64 MiB is an error ([`EncodeReader::with_longest_run`]).
+    /// Memory: a few MiB, or up to ten times the longest run of characters that the split pattern keeps together (letters without
+    /// white space or punctuation, zero bytes). A run above 64 MiB is an error; see [`EncodeReader::with_longest_run`].
     pub fn encode_reader<R: Read>(&self, reader: R, lossy: bool) -> EncodeReader<'_, R> {
         EncodeReader {
             tokenizer: self,
@@ -77,7 +75,7 @@ impl Tokenizer {
 }
 
 impl<R> EncodeReader<'_, R> {
-    /// Accepts runs of characters that the split pattern keeps together up to so many bytes, instead of 64 MiB.
+    /// Sets the longest accepted run of characters that the split pattern keeps together, in bytes. The default is 64 MiB.
     pub fn with_longest_run(mut self, bytes: usize) -> Self {
         self.longest_run = bytes;
         self
@@ -85,8 +83,8 @@ impl<R> EncodeReader<'_, R> {
 }
 
 impl Tokenizer {
-    /// Where a text may be cut so that its parts, encoded by themselves, give the ids of the whole: between the second and
-    /// the third of three bytes. `None` for a `tokenizer.json`, whose rules may look arbitrarily far.
+    /// Returns a function of three bytes that says whether a text may be cut between the last two of them, so that both parts together
+    /// have the ids of the whole. `None` for a `tokenizer.json`, whose rules may depend on any part of the text.
     pub(crate) fn cuts(&self) -> Option<impl Fn([u8; 3]) -> bool + Sync + '_> {
         self.engine.by_pieces().map(|ranks| |around| cuts::cuts(ranks.bpe.pattern, around))
     }
@@ -127,7 +125,7 @@ impl<R: Read> Iterator for EncodeReader<'_, R> {
 }
 
 impl<R: Read> EncodeReader<'_, R> {
-    /// Reads until `want` bytes of text are there, or the end.
+    /// Reads until `text` has `want` bytes, or to the end.
     fn fill(&mut self) -> Result<()> {
         let whole = self.tokenizer.engine.by_pieces().is_none();
         while !self.end && (whole || self.text.len() < self.want) {
@@ -154,7 +152,7 @@ impl<R: Read> EncodeReader<'_, R> {
         Ok(())
     }
 
-    /// Encodes the part of `text` whose ids nothing later can change, and drops it.
+    /// Encodes the settled part of `text`, whose ids no later text can change, and removes it.
     fn encode_settled(&mut self, ids: &mut Vec<u32>) -> Result<()> {
         let Tokenizer { engine, specials } = self.tokenizer;
         specials.refuse(&self.text, self.text_at)?;
@@ -171,7 +169,7 @@ impl<R: Read> EncodeReader<'_, R> {
     }
 }
 
-/// Appends the ids of the part of `text` whose ids nothing later can change, and returns where that part ends.
+/// Appends the ids of the settled part of `text`, whose ids no later text can change. Returns where that part ends.
 fn encode_settled(ranks: &Ranks, text: &str, specials: &SpecialTokens, ids: &mut Vec<u32>) -> usize {
     let margin = specials.longest();
     let settled = cuts::settled(text, margin);
@@ -185,7 +183,7 @@ fn encode_settled(ranks: &Ranks, text: &str, specials: &SpecialTokens, ids: &mut
         taken = range.end;
     }
     if settled <= taken {
-        return taken; // a run that has not ended is not encoded in vain
+        return taken; // the rest is an unfinished run
     }
     taken + ranks.bpe.encode_until(&text[taken..], settled - taken, ids)
 }

@@ -1,15 +1,15 @@
-//! What kind of character each byte of a text belongs to, 64 bytes at a time: a bit a byte, a word of bits a kind.
+//! Classifies the characters of a text, 64 bytes at a time. Each kind of character has a word with one bit per byte.
 //!
-//! ASCII is compared all at once, with AVX-512, AVX2 or NEON where the processor has it. Other characters are looked up one by
-//! one, and all bytes of one get its bit.
+//! ASCII is classified with AVX-512, AVX2 or NEON if the processor has it. Other characters are looked up one by one, and all bytes
+//! of a character get the same bits.
 //!
 //! # Safety
-//! The only `unsafe` code of tokenizing is here: the calls of functions that are compiled for instructions which not every
-//! processor has, and their loads of 64 bytes from arrays of 64 bytes.
+//! The tokenizer's only `unsafe` code is here: calls of functions that are compiled for instructions which not every processor has,
+//! and their loads from arrays of 64 bytes.
 
 use super::unicode::{self, CASELESS, LOWER, MARK, NUMBER, SPACE, UPPER};
 
-/// Bits of 64 bytes, by kind. Bytes after the end of the text have none.
+/// The bits of 64 bytes, indexed by kind. Bytes after the end of the text have no bits.
 pub type Block = [u64; 12];
 
 // The kinds, in this order:
@@ -21,16 +21,16 @@ pub const NUMBERS: usize = 1;
 pub const SPACES: usize = 2;
 /// `\r` and `\n`.
 pub const LINE_ENDS: usize = 3;
-/// What is none of these.
+/// Characters that are none of these.
 pub const OTHERS: usize = 4;
-// 5: the space itself. 6: `'`. 7: all bytes of a character but the first.
-/// What words begin with (Lu, Lt, Lm, Lo, M), what they go on with (Ll, Lm, Lo, M), and what is both.
+// 5: the space. 6: `'`. 7: all bytes of a character except the first.
+/// Beginnings of words (Lu, Lt, Lm, Lo, M), their continuations (`SMALLS`: Ll, Lm, Lo, M), and what is both (`BOTH`: Lm, Lo, M).
 pub const CAPITALS: usize = 8;
 pub const SMALLS: usize = 9;
 pub const BOTH: usize = 10;
 // 11: `/`
 
-/// A raw block has these, and the kinds of `unicode` before them.
+/// Kinds of a raw block, after those of `unicode`.
 const RAW_LINE_ENDS: usize = 6;
 const RAW_HIGH: usize = 7;
 const RAW_BLANKS: usize = 8;
@@ -38,7 +38,7 @@ const RAW_APOSTROPHES: usize = 9;
 const RAW_INNER: usize = 10;
 const RAW_SLASHES: usize = 11;
 
-/// A way to look at 64 bytes.
+/// The instructions that classify 64 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body {
     Plain,
@@ -51,7 +51,7 @@ pub enum Body {
 }
 
 impl Body {
-    /// Those that this processor has, the fastest first.
+    /// All that this processor supports, fastest first.
     pub fn all() -> impl Iterator<Item = Body> {
         #[cfg(target_arch = "x86_64")]
         let bodies = [
@@ -66,7 +66,7 @@ impl Body {
         bodies.into_iter().filter(|(_, has)| *has).map(|(body, _)| body)
     }
 
-    /// The blocks of `text` from `start` on, a multiple of 64; those after its end are empty.
+    /// Fills `blocks` with the blocks of `text` from byte `start` on, a multiple of 64. Blocks after the end are empty.
     pub fn classify(self, text: &str, start: usize, blocks: &mut [Block]) {
         let bytes = &text.as_bytes()[start.min(text.len())..];
         let (whole, rest) = bytes.as_chunks::<64>();
@@ -134,7 +134,8 @@ fn begun_before(text: &str, start: usize) -> Block {
     bits
 }
 
-/// The raw bits of other characters in the block that begins at `start`; `carry` has those of one that the block before began.
+/// Adds the raw bits of non-ASCII characters to the block that begins at `start`. `carry` has the bits of a character that began in
+/// the previous block.
 fn not_ascii(text: &[u8], start: usize, block: &mut Block, carry: &mut Block) {
     let mut high = block[RAW_HIGH] & !carry[RAW_HIGH];
     for (bits, rest) in block.iter_mut().zip(carry.iter_mut()) {
@@ -252,14 +253,14 @@ mod arm {
 
     use super::*;
 
-    /// The weight of each byte of a word of bits, twice.
+    /// The bit of each byte within a byte of the mask, twice.
     const WEIGHTS: [u8; 16] = [1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128];
 
     #[target_feature(enable = "neon")]
     pub fn neon(bytes: &[[u8; 64]], blocks: &mut [Block]) {
         // SAFETY: 16 bytes are read from an array of 16.
         let weights = unsafe { vld1q_u8(WEIGHTS.as_ptr()) };
-        // Bytes that are all ones or all zeros become bits: neighbors are added until eight are one byte.
+        // Turns bytes of all ones or all zeros into bits: pairwise sums, until eight bytes are one.
         let mask = |v: [uint8x16_t; 4]| {
             let [a, b, c, d] = v.map(|v| vandq_u8(v, weights));
             let sum = vpaddq_u8(vpaddq_u8(a, b), vpaddq_u8(c, d));

@@ -1,4 +1,4 @@
-//! The encodings in the library: tables as the build script made them, which cost nothing to open.
+//! The bundled encodings. The build script makes their tables; opening them copies nothing.
 
 use std::borrow::Cow;
 
@@ -6,7 +6,7 @@ use bytemuck::Pod;
 
 use super::tables::Tables;
 
-/// Bytes that lie where any number may.
+/// Bytes with an alignment that fits all types of the tables.
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 
@@ -31,7 +31,7 @@ pub fn gpt2() -> Tables {
     open!("r50k_base")
 }
 
-/// Numbers in the library are as they are on the machine that it was built for.
+/// Opens tables. The build script wrote their numbers in the byte order of the target.
 fn open(bytes: &'static [u8]) -> Tables {
     let mut rest = bytes;
     let header: Cow<'static, [u64]> = take(&mut rest, 11);

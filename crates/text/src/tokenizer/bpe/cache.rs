@@ -1,7 +1,7 @@
-//! The ids of pieces that were merged lately, one cache a thread.
+//! A cache for the ids of merged pieces, one per thread.
 //!
-//! Most pieces that are no token stood in the text before: names, endings, lines of dashes. Its size is fixed: what comes
-//! later takes the place of what came earlier.
+//! Most pieces that are no token are repeated in a text: names, endings, lines of dashes. The size of the cache is fixed, and newer
+//! entries replace older ones.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -9,24 +9,24 @@ use std::ops::Range;
 use super::tables::{hash_long, mix};
 use crate::support::{advise_huge_pages, prefetch};
 
-/// Sets of two pieces of up to 31 bytes and 7 tokens, two cache lines each: 4 MiB a thread, two huge pages.
+/// Short pieces have up to 31 bytes and 7 tokens. A set of two takes two cache lines. All sets: 4 MiB per thread, two huge pages.
 const SETS: usize = 1 << 15;
 const WORDS: usize = 8;
 const HUGE_PAGE: usize = 2 << 20;
 const MOST: usize = 7;
 pub const SHORT: usize = 31;
-/// Places for longer pieces: 1 MiB a thread at most.
+/// Entries for longer pieces, at most 1 MiB per thread.
 const PLACES: usize = 512;
 const LONG: usize = 512;
 const MOST_OF_LONG: usize = 128;
 
-/// Tables have numbers; those of which a process makes half a thousand million go without a cache.
+/// The largest number of tables that fits into an entry. Tables with a larger number use no cache.
 const LAST_OWNER: u32 = u32::MAX >> 3;
 
-/// The bytes of a short piece, their number in the last.
+/// The bytes of a short piece. The last byte is their number.
 pub type Key = [u128; 2];
 
-/// A key, then seven ids, and in the last 32 bits whose they are and their number.
+/// A key, seven ids, and in the last 32 bits the number of the tables and the number of ids.
 type Short = [u128; 4];
 
 #[derive(Clone, Default)]
@@ -36,11 +36,11 @@ struct Long {
     ids: Vec<u32>,
 }
 
-/// See the module.
+/// The cache of one thread.
 #[derive(Default)]
 pub struct Cache {
-    /// Empty until something is put there, as `long` is. Then the sets lie in it from a place on where a huge page can be: more
-    /// memory than that, of which the system gives what is touched.
+    /// The sets, from index `first` on, where a huge page can begin. Both vectors are empty until their first use. The memory before
+    /// `first` is reserved but never touched.
     short: Vec<u128>,
     first: usize,
     long: Vec<Long>,
@@ -79,14 +79,14 @@ impl Cache {
         hash as usize & (SETS - 1)
     }
 
-    /// What lies in a set.
+    /// The entries of a set.
     #[inline]
     fn at(&self, set: usize) -> Option<&[Short; 2]> {
         let words = self.short.get(self.first + set * WORDS..)?.first_chunk::<WORDS>()?;
         Some(bytemuck::cast_ref(words))
     }
 
-    /// Asks for what lies in a set.
+    /// Prefetches a set.
     #[inline]
     pub fn prefetch(&self, set: usize) {
         if let Some(set) = self.at(set) {
@@ -119,7 +119,7 @@ impl Cache {
         kept[MOST] = owner << 3 | ids.len() as u32;
         let kept: [u128; 2] = bytemuck::cast(kept);
         let words = &mut self.short[self.first + set * WORDS..][..WORDS];
-        words.copy_within(..WORDS / 2, WORDS / 2); // the newer one becomes the older one
+        words.copy_within(..WORDS / 2, WORDS / 2); // the newer entry becomes the older one
         words[..WORDS / 2].copy_from_slice(&[key[0], key[1], kept[0], kept[1]]);
     }
 

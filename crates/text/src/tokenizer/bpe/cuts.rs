@@ -1,19 +1,18 @@
-//! Where a text may be cut so that its parts, encoded by themselves, give the ids of the whole.
+//! Places where a text may be cut, so that its parts, encoded independently, have the ids of the whole.
 
 use super::split::Pattern;
 
-/// More than the bytes after a run of characters that can still decide where a piece ends (a contraction).
+/// Bytes after a run of characters that may decide where a piece ends (a contraction), with a margin.
 const LOOKAHEAD_BYTES: usize = 64;
 
-/// Whether a piece ends between the second and the third of these bytes whatever stands around them, also if the text
-/// ends there.
+/// Whether a piece ends between the second and the third of these bytes for any text around them, also if the text ends there.
 ///
-/// Every pattern ends a piece after a line feed that no white space follows, except that o200k lets a slash follow
-/// punctuation and line feeds, and that GPT-2's leaves a run of white space whole where the text ends.
+/// Every pattern ends a piece after a line feed without white space after it. There are two exceptions: in o200k a slash may follow
+/// punctuation and line feeds, and GPT-2's pattern keeps a run of white space whole at the end of the text.
 pub fn cuts(pattern: Pattern, [before, feed, after]: [u8; 3]) -> bool {
     // Lead bytes of the other characters that could be white space: U+0085, U+00A0, U+1680, U+2000, U+3000.
     let space = |byte: u8| byte.is_ascii_whitespace() || byte == 0x0B || matches!(byte, 0xC2 | 0xE1..=0xE3);
-    // What may be the last byte of such a character.
+    // A possible last byte of such a character.
     let after_space = |byte: u8| byte.is_ascii_whitespace() || byte == 0x0B || byte >= 0x80;
     let starts_character = !(0x80..0xC0).contains(&after);
     feed == b'\n'
@@ -23,12 +22,12 @@ pub fn cuts(pattern: Pattern, [before, feed, after]: [u8; 3]) -> bool {
         && !(pattern == Pattern::Gpt2 && after_space(before))
 }
 
-/// The end of the part of `text` whose pieces stay as they are whatever text follows.
+/// The end of the part of `text` whose pieces are the same for any text that follows.
 ///
-/// A piece is settled when the runs of characters of one kind that it touches have ended in sight: the patterns decide
-/// by such runs (white space keeps or gives its last character, o200k looks for capitals and small letters in a whole
-/// word), and beyond them only a few bytes (contractions). Letters, marks, numbers and all that is not known to be neither
-/// are one kind here, so that a run is never shorter than what a pattern looks at.
+/// A piece is settled when all runs of characters of one kind that it touches end within `text`. The patterns depend only on such
+/// runs (white space keeps its last character or leaves it to the next piece, o200k looks for capitals and small letters in a whole
+/// word) and on a few bytes after them (contractions). All characters other than white space and certain punctuation are one kind
+/// here, so that a run is never shorter than the one that a pattern looks at.
 pub fn settled(text: &str, margin: usize) -> usize {
     let kind = |c: char| (c.is_whitespace(), is_punctuation(c));
     let limit = text.floor_char_boundary(text.len().saturating_sub(margin.max(LOOKAHEAD_BYTES)));
@@ -42,8 +41,8 @@ pub fn settled(text: &str, margin: usize) -> usize {
     0
 }
 
-/// Characters that are certainly no letters, marks, numbers or white space: ASCII's, and those of Chinese and Japanese texts,
-/// which may have no white space at all.
+/// Characters that are not letters, marks, numbers or white space: ASCII punctuation, and that of Chinese and Japanese, whose texts may
+/// have no white space at all.
 fn is_punctuation(c: char) -> bool {
     c.is_ascii_punctuation()
         || matches!(

@@ -1,27 +1,27 @@
-//! Characters as the tokens that their bytes are merged to, so that merging need not begin with bytes.
+//! Characters as the tokens of their bytes, so that merging can begin with these tokens instead of bytes.
 //!
-//! The tables are made with this file, so it uses nothing but the standard library.
+//! The build script compiles this file, too, so it uses only the standard library.
 
 use std::collections::{HashMap, HashSet};
 
-/// A character as the tokens that its bytes alone are merged to, and whether merging may begin with them.
+/// The tokens of a character's bytes alone, and whether merging may begin with them.
 ///
 /// # When merging may begin with a character's tokens
-/// Merging joins bytes within characters and across their ends. Look at two neighbors c, d while nothing has been joined across
-/// their common end. The first join across it takes a part L that ends there and a part R that begins there. If by then all is
-/// joined within c and within d that merging them alone would join, it makes no difference whether that was done beforehand. It
-/// does where something is left to be done in d (or in c), that is, by a join with a higher rank than that of L R: then c and d
-/// must begin as bytes. There are few such pairs L R; each forbids some c before some d. Here four bits of c and
-/// four of d say so: where they have one in common, both begin as bytes (more often than needed, never less often).
+/// Merging joins bytes within characters and across their bounds. Take two neighbors c, d with no join across their common bound yet.
+/// The first join across it takes a part L that ends there and a part R that begins there. If all joins within c alone and within d
+/// alone come before it, the result is the same when they are done beforehand. If one of them comes later, because its rank is
+/// higher than that of L R, then c and d must begin as bytes. There are few such pairs L R, and each forbids some c before some d.
+/// Four bits of c and four bits of d encode this: if they have a bit in common, both begin as bytes. (They do so more often than
+/// necessary, but never less often.)
 ///
-/// This needs text that is UTF-8, or a part of it; and ids that are larger than those of their parts, so that no join with a whole
-/// character could have come before one within it.
+/// Conditions: the text is UTF-8 or a part of it, and ids are larger than those of their parts, so that no join with a whole character
+/// comes before one within it.
 ///
-/// Layout, from below: three ids of 18 bits, 2 bits for their number, 4 bits as the left neighbor, 4 as the right one.
+/// Layout, from the lowest bit: three ids of 18 bits, 2 bits for their number, 4 bits as the left neighbor, 4 as the right one.
 #[derive(Clone, Copy)]
 pub struct Folded(pub u64);
 
-/// Begins as bytes, and so do its neighbors unless nothing can go wrong.
+/// Begins as bytes. It makes neighbors begin as bytes, too, if they have any of their bits set.
 pub const NOT_FOLDED: u64 = 0xFF << 56;
 
 impl Folded {
@@ -31,7 +31,7 @@ impl Folded {
         (self.0 >> 54) as usize & 3
     }
 
-    /// Its tokens, of which the first [`len`](Self::len) count.
+    /// Its tokens. Only the first [`len`](Self::len) are valid.
     #[inline]
     pub fn ids(self) -> [u32; 3] {
         [0, 18, 36].map(|shift| (self.0 >> shift) as u32 & 0x3FFFF)
@@ -44,8 +44,8 @@ impl Folded {
     }
 }
 
-/// A part of a character while its bytes alone are merged: it lasts until the join with this rank, or is left at the end; then that
-/// is the last join of all.
+/// A part of a character while its bytes alone are merged. The join with rank `until` replaces it. For a part that remains at the end,
+/// `until` is the rank of the character's last join.
 struct Part<'c> {
     bytes: &'c [u8],
     until: u32,
@@ -54,7 +54,7 @@ struct Part<'c> {
 /// Ranks by the bytes of a part.
 type Ranks<'c> = HashMap<&'c [u8], u32>;
 
-/// What merging finds out about one character.
+/// The merges of one character.
 struct Char {
     bytes: ([u8; 3], usize),
     ids: Vec<u32>,
@@ -81,7 +81,7 @@ fn is_inner(byte: u8) -> bool {
     (0x80..0xC0).contains(&byte)
 }
 
-/// Bytes of the character that begins so.
+/// Number of bytes of a character with this first byte.
 fn char_len(first: u8) -> usize {
     match first {
         0..=0xBF => 1,
@@ -95,7 +95,7 @@ fn char_len(first: u8) -> usize {
 fn alone(byte_ids: &[u32], joined: &impl Fn(u32, u32) -> Option<u32>, c: char) -> Char {
     let mut buffer = [0; 3];
     let len = c.encode_utf8(&mut buffer).len();
-    // Length and id.
+    // Length and id of each part.
     let mut parts: Vec<(usize, u32)> = buffer[..len].iter().map(|byte| (1, byte_ids[usize::from(*byte)])).collect();
     let (mut first, mut last, mut until) = (Vec::new(), Vec::new(), None);
     loop {
@@ -118,8 +118,8 @@ fn alone(byte_ids: &[u32], joined: &impl Fn(u32, u32) -> Option<u32>, c: char) -
     Char { bytes: (buffer, len), ids: parts.iter().map(|(_, id)| *id).collect(), first, last }
 }
 
-/// [`Folded`] for all characters of up to three bytes, given the ids of single bytes, what is joined to what, and for each pair that
-/// is the bytes of both and the id that they become.
+/// Makes [`Folded`] for all characters of up to three bytes. `joined` returns the id that two ids are joined to. `pairs` has the bytes
+/// of both parts and the id of every pair.
 pub fn fold<'t>(
     byte_ids: &[u32],
     joined: impl Fn(u32, u32) -> Option<u32>,
@@ -128,7 +128,7 @@ pub fn fold<'t>(
     let char = |code| char::from_u32(code).map(|c| alone(byte_ids, &joined, c));
     let chars: Vec<Option<Char>> = (0..0x10000).map(char).collect();
 
-    // By the bytes of a part: the highest rank until which it lasts in any character.
+    // For the bytes of a part: the highest `until` in any character.
     let (mut first, mut last) = (Ranks::new(), Ranks::new());
     for c in chars.iter().flatten() {
         for part in c.first() {
@@ -141,9 +141,9 @@ pub fn fold<'t>(
         }
     }
 
-    // The pairs L R that can come too early, in three kinds; of L or R that is a part, the lowest rank of its pairs.
-    // Kind 1: a character before a part R. Kind 2: a character after a part L. Kind 3: parts on both sides, too early for the one on the
-    // right (3) or on the left (4).
+    // The pairs L R whose join can come too early, and for each L or R that is a part the lowest rank of its pairs.
+    // 1: a character before a part R. 2: a character after a part L. 3 and 4: parts on both sides, too early for the right one (3) or
+    // for the left one (4).
     let (mut before_1, mut first_1) = (HashSet::<u32>::new(), Ranks::new());
     let (mut last_2, mut after_2) = (Ranks::new(), HashSet::<u32>::new());
     let (mut before_3, mut first_3) = (HashSet::<&[u8]>::new(), Ranks::new());
@@ -178,7 +178,7 @@ pub fn fold<'t>(
                     after_4.insert(right);
                 }
             }
-            _ => {} // characters that are whole by then
+            _ => {} // both characters are complete by then
         }
     }
 
@@ -211,7 +211,7 @@ pub fn fold<'t>(
     chars.iter().enumerate().map(entry).collect()
 }
 
-/// The code of the character with these bytes.
+/// The code point of the character with these bytes.
 fn code(bytes: &[u8]) -> Option<u32> {
     std::str::from_utf8(bytes).ok()?.chars().next().map(u32::from)
 }

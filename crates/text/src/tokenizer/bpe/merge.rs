@@ -1,37 +1,36 @@
-//! The tokens of one piece of text, by the rule of `rule`, in time that is linear in its bytes.
+//! Merges one piece of text to tokens by the rule of `rule`, in linear time.
 
 use super::fold::Folded;
 use super::rule::merge_all;
 use super::tables::View;
 
-/// Bytes that are merged at a time, of a longer piece, and how far before the end of one window the next one begins, about.
+/// Bytes of a window of a long piece, and the approximate overlap of two windows.
 const WINDOW_BYTES: usize = 256;
 const OVERLAP_BYTES: usize = 32;
 
-/// Parts that are merged without asking for memory: those of most pieces, and those of a window.
+/// The most parts that are merged without an allocation: for most pieces, and for a window.
 const FEW: usize = 32;
 const MANY: usize = 512;
-/// Their ranks are looked at by so many.
+/// Ranks are compared in blocks of this size.
 const BLOCK: usize = 8;
-/// Bits of a part's number, below its rank.
+/// Bits of a part's index, below its rank.
 const AT_BITS: u32 = MANY.trailing_zeros();
 
-/// What a part that can be joined to nothing has as its rank.
+/// Rank of a part that cannot be joined.
 const NONE: i32 = i32::MAX;
 
-/// Appends the tokens of `piece`, which is a piece of UTF-8. Every single byte must be a token.
+/// Appends the tokens of `piece`, a piece of UTF-8 text. Every single byte must be a token.
 ///
-/// Cost: O(n) for n bytes, whatever they are, as long as windows meet; O(n log n) for a piece and a vocabulary that were made so
-/// that they never do. Memory for a window.
+/// Cost: O(n) for n bytes if windows meet, with memory for one window. O(n log n) for pieces and vocabularies that are constructed so
+/// that windows never meet.
 ///
 /// # Why windows give the tokens of the whole
-/// Call neighbors (s, t) settled if the bytes of s·t alone give s, t. Tokens t₁ … tₙ are those of a text if and only if all
-/// neighbors are settled. For look at the joins within tᵢ·tᵢ₊₁ while the whole text is merged: as long as none has crossed an
-/// end of a token, they are those of tᵢ·tᵢ₊₁ alone, in the same order, since the lowest of all pairs is also the lowest there.
-/// So the first join that crosses the end of tᵢ would also happen in tᵢ·tᵢ₊₁ alone: it cannot where the two are settled, and
-/// it does where they are not. Two windows that have one token in common, at the same place, are therefore put together at
-/// it: every pair of neighbors of the result is one of the first window or of the second, and all those are settled.
-/// (Source of "pairs decide": GitHub's crate `bpe`.)
+/// Call neighbors (s, t) settled if merging the bytes of s·t alone gives s, t. Claim: t₁ … tₙ are the tokens of a text if and only if
+/// all neighbors are settled. Proof: merge the whole text and look at the joins within tᵢ·tᵢ₊₁. Until a join crosses the bound of a
+/// token, they are the joins of tᵢ·tᵢ₊₁ alone, in the same order, because the lowest pair of the text is also the lowest there. So the
+/// first join that crosses the end of tᵢ also happens in tᵢ·tᵢ₊₁ alone. If the two are settled, there is no such join; if they are
+/// not, there is one. Therefore two windows with a common token at the same place can be put together at it: all neighbors of the
+/// result are neighbors in one of the windows, and these are settled. (Source of the claim: GitHub's crate `bpe`.)
 pub fn merge(tables: &View, piece: &[u8], out: &mut Vec<u32>) {
     if piece.len() <= MANY {
         return merge_window(tables, piece, out);
@@ -41,7 +40,7 @@ pub fn merge(tables: &View, piece: &[u8], out: &mut Vec<u32>) {
     let (mut tokens, mut next) = (Vec::new(), Vec::new());
     let mut end = window.min(piece.len());
     merge_window(tables, &piece[..end], &mut tokens);
-    // `tokens` are those of `piece[start..end]`, and settled but for the last ones.
+    // `tokens` are the tokens of `piece[start..end]`. All but the last ones are final.
     while end < piece.len() {
         let (mut number, mut at) = (0, start);
         while number + 1 < tokens.len() && at + len(tokens[number]) + OVERLAP_BYTES <= end {
@@ -51,7 +50,7 @@ pub fn merge(tables: &View, piece: &[u8], out: &mut Vec<u32>) {
         let next_end = (at + window).max(end + window / 2).min(piece.len());
         next.clear();
         merge_window(tables, &piece[at..next_end], &mut next);
-        // The first token that both windows have, at the same place.
+        // Find the first token that both windows have at the same place.
         let (mut there, mut other) = (at, 0);
         while number < tokens.len() && other < next.len() && (at, tokens[number]) != (there, next[other]) {
             if at <= there {
@@ -68,7 +67,7 @@ pub fn merge(tables: &View, piece: &[u8], out: &mut Vec<u32>) {
             tokens.extend_from_slice(&next[other..]);
             (start, end, window) = (at, next_end, (window / 2).max(WINDOW_BYTES));
         } else {
-            // They do not meet: a longer window from the same place, up to the whole piece.
+            // They do not meet: repeat with a longer window from the same start, up to the whole piece.
             window *= 2;
             end = (end + window).min(piece.len());
             tokens.clear();
@@ -95,7 +94,7 @@ fn merge_window(tables: &View, piece: &[u8], out: &mut Vec<u32>) {
 /// Calls `push` for the parts with which merging begins: the tokens of each character, or its bytes.
 fn begin(tables: &View, piece: &[u8], mut push: impl FnMut(u32)) {
     let mut at = 0;
-    // The character before, which waits for what follows it.
+    // The previous character. Its successor decides whether it begins as bytes.
     let (mut before, mut before_len, mut as_bytes) = (tables.folded(0), 0, false);
     loop {
         let (len, code) = match piece[at..] {
@@ -105,7 +104,7 @@ fn begin(tables: &View, piece: &[u8], mut push: impl FnMut(u32)) {
             [a @ 0xE0..=0xEF, b @ 0x80..=0xBF, c @ 0x80..=0xBF, ..] => {
                 (3, (u32::from(a) & 0xF) << 12 | (u32::from(b) & 0x3F) << 6 | u32::from(c) & 0x3F)
             }
-            _ => (1, u32::MAX), // of a longer character, or of one that a window cuts
+            _ => (1, u32::MAX), // a byte of a 4-byte character, or of one that the window cuts
         };
         let folded = tables.folded(code);
         let interferes = before_len > 0 && before.interferes(folded);
@@ -126,7 +125,7 @@ fn give(tables: &View, folded: Folded, bytes: &[u8], as_bytes: bool, push: &mut 
     }
 }
 
-/// The rule for a piece of up to `N` bytes.
+/// Merges a piece of up to `N` bytes.
 #[inline]
 fn merge_few<const N: usize>(tables: &View, piece: &[u8], out: &mut Vec<u32>) {
     let mut parts = [0; N];
@@ -142,13 +141,13 @@ fn merge_few<const N: usize>(tables: &View, piece: &[u8], out: &mut Vec<u32>) {
             len += 1;
         });
     }
-    // By part: the id that it and the next one become, above the part's number, so that the lowest is the leftmost, too.
+    // For each part, the id of its join with the next part, and below it the part's index, so that of equal ids the leftmost is lowest.
     let mut ranks = [NONE; N];
     let rank = |left: u32, right: u32, at: usize| match tables.joined(left, right) {
         Some(id) => (id << AT_BITS | at as u32) as i32,
         None => NONE,
     };
-    // The parts before and after each that lives.
+    // The previous and the next remaining part of each part.
     let (mut before, mut after) = ([0u16; N], [0u16; N]);
     for at in 0..len.min(N) {
         (before[at], after[at]) = (at.wrapping_sub(1) as u16, at as u16 + 1);
@@ -157,7 +156,7 @@ fn merge_few<const N: usize>(tables: &View, piece: &[u8], out: &mut Vec<u32>) {
         ranks[at] = rank(parts[at], parts[at + 1], at);
     }
     let lowest = |ranks: &[i32]| ranks.iter().fold(NONE, |lowest, rank| lowest.min(*rank));
-    // The lowest of each block, where there are many.
+    // The lowest of each block, if there are many parts.
     let mut minima = [NONE; MANY / BLOCK];
     let blocks = if N > FEW { len.div_ceil(BLOCK).min(MANY / BLOCK) } else { 0 };
     for (minimum, block) in minima.iter_mut().zip(ranks.as_chunks::<BLOCK>().0).take(blocks) {

@@ -1,6 +1,6 @@
-//! Byte-level byte-pair encoding with a split pattern that is known.
+//! Byte-level byte-pair encoding with a known split pattern.
 //!
-//! Text → pieces (`split`, by the bits of `blocks`) → one look-up of each piece (`tables`) → merging of what is no token (`merge`).
+//! Text → pieces (`split`, from the bits of `blocks`) → look-up of each piece (`tables`) → merges for pieces that are no token (`merge`).
 
 mod blocks;
 pub mod bundled;
@@ -27,25 +27,25 @@ use tables::{SHORT, Tables, View, key_of};
 
 use crate::support::prefetch;
 
-/// The fastest way to look at blocks on this processor.
+/// The fastest instructions of this processor for blocks.
 static BODY: LazyLock<Body> = LazyLock::new(|| Body::all().next().unwrap_or(Body::Plain));
 
-/// Bytes of text whose pieces are cut before the first is looked up, so that they wait for memory together.
+/// Bytes of text that are split before the first piece is looked up, so that the look-ups wait for memory together.
 const BATCH: usize = 256;
 const MISSING: u32 = u32::MAX;
 
-/// A piece of text on its way: half a cache line.
+/// A piece of text between splitting and output. It takes half a cache line.
 #[derive(Clone, Copy, Default)]
 struct Piece {
     key: u128,
-    /// It begins where the one before ends.
+    /// Where it ends. It begins where the previous piece ends.
     end: usize,
-    /// Of its key in the tables, then in the cache.
+    /// Place of its key in the tables, later in the cache.
     place: u32,
     id: u32,
 }
 
-/// What takes ids.
+/// A receiver of ids.
 pub trait Ids {
     fn push(&mut self, id: u32);
 
@@ -53,10 +53,10 @@ pub trait Ids {
         ids.iter().for_each(|id| self.push(*id));
     }
 
-    /// As many more are to come at least.
+    /// At least this many more ids will follow.
     fn reserve(&mut self, _ids: usize) {}
 
-    /// Whether nothing more is wanted.
+    /// Whether no more ids are needed.
     fn is_full(&self) -> bool {
         false
     }
@@ -77,7 +77,7 @@ impl Ids for Vec<u32> {
     }
 }
 
-/// For a vocabulary of at most 65536 ids.
+/// For vocabularies of at most 65536 ids.
 impl Ids for Vec<u16> {
     #[inline]
     fn push(&mut self, id: u32) {
@@ -89,7 +89,7 @@ impl Ids for Vec<u16> {
     }
 }
 
-/// Counts up to a limit, or somewhat above it.
+/// Counts ids up to a limit. The count may exceed it a little.
 pub struct Count {
     pub ids: usize,
     pub limit: usize,
@@ -110,13 +110,13 @@ impl Ids for Count {
     }
 }
 
-/// Tables, and the pattern that text is cut by.
+/// An encoder: tables and a split pattern.
 #[derive(Clone)]
 pub struct Bpe {
     pub tables: Arc<Tables>,
     pub pattern: Pattern,
     body: Body,
-    /// Of the tables, for the cache.
+    /// Number of the tables, for the cache.
     number: u32,
 }
 
@@ -127,7 +127,7 @@ impl Bpe {
         Bpe { tables: Arc::new(tables), pattern, body: *BODY, number }
     }
 
-    /// The same, looking at blocks in another way.
+    /// A copy that uses other instructions for blocks.
     #[cfg(test)]
     fn with_body(&self, body: Body) -> Self {
         Bpe { body, ..self.clone() }
@@ -138,7 +138,7 @@ impl Bpe {
         self.encode_until(text, text.len(), out);
     }
 
-    /// Appends the ids of the pieces that end at `limit` or before, until `out` is full, and returns where these pieces end.
+    /// Appends the ids of the pieces that end at `limit` or before, until `out` is full. Returns where these pieces end.
     pub fn encode_until(&self, text: &str, limit: usize, out: &mut impl Ids) -> usize {
         Cache::with(|cache| match self.pattern {
             Pattern::Cl100k => self.encode_by(text, limit, Pattern::Cl100k, cache, out),
@@ -148,7 +148,7 @@ impl Bpe {
         })
     }
 
-    /// The same, compiled for each pattern.
+    /// The same. It is inlined once per pattern.
     #[inline(always)]
     fn encode_by(&self, text: &str, limit: usize, pattern: Pattern, cache: &mut Cache, out: &mut impl Ids) -> usize {
         let tables = self.tables.view();
@@ -158,7 +158,7 @@ impl Bpe {
         let mut merged = Vec::new();
         let (mut at, mut more) = (0, true);
         while more && at < text.len() && !out.is_full() {
-            // Cut, and ask for the entries of the pieces.
+            // Split, and prefetch the table entries of the pieces.
             let first = at;
             let mut count = 0;
             while at < text.len() && at - first < BATCH {
@@ -183,7 +183,7 @@ impl Bpe {
                 at = batch[..count].last().map_or(first, |piece| piece.end);
             }
             let batch = &mut batch[..count];
-            // Look up, and ask for what was merged before.
+            // Look up, and prefetch the cache for pieces that are no token.
             let mut start = first;
             for piece in batch.iter_mut() {
                 let range = start..piece.end;
@@ -202,7 +202,7 @@ impl Bpe {
                     None => {}
                 }
             }
-            // Give the ids, and merge what is new.
+            // Output the ids, and merge the pieces that are not in the cache.
             out.reserve(count);
             start = first;
             for piece in batch.iter() {
@@ -234,7 +234,7 @@ impl Bpe {
         at
     }
 
-    /// Calls `each(end, ids)` for every piece of `text`: where it ends and its ids, until told to stop.
+    /// Calls `each(end, ids)` with the end and the ids of every piece of `text`, until `each` breaks.
     pub fn pieces(&self, text: &str, mut each: impl FnMut(usize, &[u32]) -> ControlFlow<()>) {
         let tables = self.tables.view();
         let mut pieces = Pieces::new(text, self.body);

@@ -1,8 +1,8 @@
-//! Tables in which a key is found with one look, or is not there.
+//! Hash tables in which one probe finds a key or shows that it is absent.
 
-/// A table in which each key has a place of its own: keys whose hash begins alike share a pilot, a number that is mixed into their
-/// hashes and was chosen so that none falls on another. (Source: Belazzougui, Botelho, Dietzfelbinger, "Hash, displace, and
-/// compress"; the word is that of PTHash.)
+/// A table without collisions. Keys whose hashes begin alike share a pilot, a number that is mixed into their hashes and is chosen so
+/// that no two keys have the same place. (Source: Belazzougui, Botelho, Dietzfelbinger, "Hash, displace, and compress"; the term
+/// "pilot" is from PTHash.)
 #[derive(Clone, Copy)]
 pub struct Pilots<'t, T> {
     pilots: &'t [u8],
@@ -12,7 +12,7 @@ pub struct Pilots<'t, T> {
 }
 
 impl<'t, T> Pilots<'t, T> {
-    /// Both lengths are powers of two above 1.
+    /// Both lengths must be powers of two above 1.
     #[inline]
     pub fn new(pilots: &'t [u8], entries: &'t [T]) -> Self {
         Pilots { pilots, entries, pilot_shift: shift(pilots.len()), shift: shift(entries.len()) }
@@ -35,9 +35,10 @@ fn place_of(hash: u64, pilot: u8, shift: u32) -> usize {
         as usize
 }
 
-/// Puts entries where their hashes and the pilots that it finds say: pilots and table.
+/// Searches pilots for the entries. Returns the pilots and the table.
 ///
-/// A table that is three quarters full finds its pilots, a fuller one often does not; then a larger one is made.
+/// The search succeeds for tables that are three quarters full, and often fails for fuller ones. Then it is repeated with a larger
+/// table.
 pub fn place<T: Copy + Default + PartialEq>(
     entries: &[T],
     hash: impl Fn(T) -> u64,
@@ -45,7 +46,7 @@ pub fn place<T: Copy + Default + PartialEq>(
     let len = (entries.len() + entries.len() / 4).next_power_of_two().max(2);
     let larger = (0..4).map(|doubled| len << doubled);
     let placed = larger.into_iter().find_map(|len| place_in(len, entries, &hash));
-    placed.ok_or("too many of its tokens fall together in a table".to_string())
+    placed.ok_or("too many of its tokens have the same hash".to_string())
 }
 
 fn place_in<T: Copy + Default + PartialEq>(
@@ -58,7 +59,7 @@ fn place_in<T: Copy + Default + PartialEq>(
     for entry in entries {
         by_group[(hash(*entry) >> shift(groups)) as usize].push(*entry);
     }
-    // The largest groups first, while there is room.
+    // The largest groups first, while most places are free.
     let mut order: Vec<usize> = (0..groups).collect();
     order.sort_by_key(|group| std::cmp::Reverse(by_group[*group].len()));
     let (mut pilots, mut table) = (vec![0; groups], vec![T::default(); len]);

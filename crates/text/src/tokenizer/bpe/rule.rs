@@ -1,7 +1,7 @@
-//! The merge rule, word by word.
+//! The merge rule.
 //!
-//! Again and again, of all neighbors that can be joined, the pair that becomes the lowest id is, the leftmost where ids are equal.
-//! (Source: tiktoken's `byte_pair_merge`.)
+//! Repeat: of all neighbors that can be joined, join the pair with the lowest resulting id, of equal ones the leftmost. (Source:
+//! tiktoken's `byte_pair_merge`.)
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -25,9 +25,9 @@ fn merge_a_few(joined: impl Fn(u32, u32) -> Option<u32>, parts: &mut Vec<u32>) {
     }
 }
 
-/// By a heap of candidate pairs, in which outdated entries are skipped.
+/// Uses a heap of candidate pairs. Outdated entries are skipped.
 fn merge_many(joined: impl Fn(u32, u32) -> Option<u32>, parts: &mut Vec<u32>) {
-    // Part i lives until next[i] is GONE; the part after it is next[i], the one before it previous[i].
+    // The part after part i is next[i], the one before it previous[i]. next[i] is GONE if part i was joined to another.
     let n = parts.len();
     let mut next: Vec<usize> = (1..=n).collect();
     let mut previous: Vec<usize> = (0..n).map(|i| i.wrapping_sub(1)).collect();
@@ -38,7 +38,7 @@ fn merge_many(joined: impl Fn(u32, u32) -> Option<u32>, parts: &mut Vec<u32>) {
         }
     }
     while let Some(Reverse((id, left, right))) = heap.pop() {
-        // Outdated: a part is gone, or another than it was.
+        // Outdated: one of the parts is gone or has changed.
         if next[left] != right || joined(parts[left], parts[right]) != Some(id) {
             continue;
         }

@@ -1,6 +1,6 @@
-//! Where text is cut before byte pairs are merged: the patterns of the published encodings, by hand.
+//! Splits text into pieces before byte pairs are merged: hand-written code for the patterns of the published encodings.
 //!
-//! A pattern looks at runs of characters of one kind. [`Window`] has a bit a byte for each kind, so that the end of a run is found
+//! Patterns depend on runs of characters of one kind. A [`Block`] has one bit per byte for each kind, so the end of a run is found
 //! by counting zeros.
 
 use super::blocks::{BOTH, Block, Body, CAPITALS, LETTERS, LINE_ENDS, NUMBERS, OTHERS, SMALLS, SPACES};
@@ -10,7 +10,7 @@ use super::blocks::{BOTH, Block, Body, CAPITALS, LETTERS, LINE_ENDS, NUMBERS, OT
 pub enum Pattern {
     /// tiktoken's `cl100k_base`, and Llama 3's.
     Cl100k,
-    /// The same with every digit by itself: Qwen's.
+    /// Qwen's: cl100k's, with each digit as a piece of its own.
     Qwen,
     /// tiktoken's `o200k_base`.
     O200k,
@@ -21,13 +21,12 @@ pub enum Pattern {
 impl Pattern {
     pub const ALL: [Pattern; 4] = [Pattern::Cl100k, Pattern::Qwen, Pattern::O200k, Pattern::Gpt2];
 
-    /// The pattern as a regular expression, with the look-ahead by which white space gives its last character to the word that
-    /// follows.
+    /// The pattern as a regular expression, with the look-ahead that leaves the last character of white space to the next word.
     pub fn regex(self) -> String {
         format!(r"{}|\s+(?!\S)|\s+", self.without_look_ahead().trim_end_matches(r"|\s+$"))
     }
 
-    /// What fingerprints cover.
+    /// The pattern without its look-ahead, as in fingerprints.
     pub fn without_look_ahead(self) -> &'static str {
         match self {
             Pattern::Cl100k => {
@@ -45,28 +44,29 @@ impl Pattern {
         }
     }
 
-    /// The pattern that a regular expression spells, in one of the ways that are in use and mean exactly the same.
+    /// The pattern of a regular expression, if it is one of the known equivalent spellings.
     ///
-    /// tiktoken's own spelling of cl100k does not: `\s++$` before `\s*[\r\n]` takes a line end and a space at the end of a text
-    /// together. Nor does `'[sS]`, which leaves out `ſ`. With the published tokens both give the same ids; a file may have others.
+    /// tiktoken's own spelling of cl100k is not equivalent: `\s++$` before `\s*[\r\n]` joins a line end and a space at the end of a
+    /// text. `'[sS]` is not equivalent either, because it leaves out `ſ`. With the published tokens both give the same ids, but a file
+    /// may have other tokens.
     pub fn spelled(regex: &str) -> Option<Pattern> {
-        // The order of contractions does not matter: none is the beginning of another.
+        // The order of contractions does not matter, because none is a prefix of another.
         let gpt2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
         let known = Pattern::ALL.into_iter().find(|pattern| pattern.regex() == regex);
         known.or((regex == gpt2).then_some(Pattern::Gpt2))
     }
 }
 
-/// Blocks in sight.
+/// Number of blocks in the window.
 const BLOCKS: usize = 64;
 
-/// Cuts a text into pieces.
+/// Splits a text into pieces.
 pub struct Pieces<'t> {
     text: &'t str,
     body: Body,
-    /// Where the first block begins.
+    /// Byte at which the first block begins.
     base: usize,
-    /// One more than may be asked for, so that 64 bits can be read from any place.
+    /// One block more than the window, so that 64 bits can be read from any place.
     blocks: [Block; BLOCKS + 1],
 }
 
@@ -88,7 +88,7 @@ impl<'t> Pieces<'t> {
         }
     }
 
-    /// The two blocks that have the 64 bits from a place on, and how far the first of them is shifted.
+    /// The two blocks with the 64 bits from `at` on, and the offset of `at` in the first of them.
     #[inline]
     fn around(&mut self, at: usize) -> ([&Block; 2], usize) {
         if at.wrapping_sub(self.base) >= 64 * BLOCKS {
@@ -98,7 +98,7 @@ impl<'t> Pieces<'t> {
         ([&self.blocks[block], &self.blocks[block + 1]], at % 64)
     }
 
-    /// The bits of a kind from a place on.
+    /// 64 bits of a kind, from `at` on.
     #[inline]
     fn bits(&mut self, kind: usize, at: usize) -> u64 {
         let ([low, high], shift) = self.around(at);
@@ -110,7 +110,7 @@ impl<'t> Pieces<'t> {
         self.bits(kind, at) & 1 != 0
     }
 
-    /// The end of the run of a kind that begins at `at`, or `at`.
+    /// The end of the run of a kind that begins at `at`. `at` if there is none.
     #[inline]
     fn run(&mut self, kind: usize, mut at: usize) -> usize {
         loop {
@@ -122,7 +122,7 @@ impl<'t> Pieces<'t> {
         }
     }
 
-    /// The end of the run of a kind, and of the last of its characters that are of another kind, too.
+    /// The end of the run of `kind`, and the end of its last character that is also of kind `other`.
     fn run_with(&mut self, kind: usize, other: usize, at: usize) -> (usize, Option<usize>) {
         let (mut end, mut last) = (at, None);
         loop {
@@ -143,7 +143,7 @@ impl<'t> Pieces<'t> {
         self.text.as_bytes().get(at).copied().unwrap_or(0)
     }
 
-    /// Where the character that begins at `at` ends.
+    /// The end of the character that begins at `at`.
     fn after(&self, at: usize) -> usize {
         at + match self.byte(at) {
             0..=0xBF => 1,
@@ -153,7 +153,7 @@ impl<'t> Pieces<'t> {
         }
     }
 
-    /// Where the piece that begins at `at` ends, which is before the end of the text.
+    /// The end of the piece that begins at `at`. `at` must be before the end of the text.
     #[inline]
     pub fn end(&mut self, pattern: Pattern, at: usize) -> usize {
         match pattern {
@@ -164,10 +164,9 @@ impl<'t> Pieces<'t> {
         }
     }
 
-    /// Where pieces begin within 64 bytes from `at` on, one of which begins there: a bit each, without a gap from the first to the
-    /// last, after which there may be more.
+    /// The beginnings of pieces within 64 bytes from `at` on, one bit each. A piece must begin at `at`.
     ///
-    /// What depends on more than a few neighbors is left out, and all that follows it.
+    /// The bits stop before the first piece that depends on more than a few neighbors. Up to the last bit they are complete.
     #[inline]
     pub fn starts(&mut self, pattern: Pattern, at: usize) -> u64 {
         if at + 64 > self.text.len() {
@@ -197,7 +196,7 @@ impl<'t> Pieces<'t> {
         self.rarer(at, digits)
     }
 
-    /// What is not a word after at most one character of ASCII.
+    /// Pieces other than a word after at most one ASCII character.
     fn rarer(&mut self, at: usize, digits: usize) -> usize {
         if let Some(end) = self.contraction(at) {
             return end;
@@ -245,9 +244,9 @@ impl<'t> Pieces<'t> {
         self.is(OTHERS, start).then(|| self.run(OTHERS, start))
     }
 
-    /// `\s*[\r\n]+|\s+(?!\S)|\s+`, the first of them if `to_line_end`.
+    /// `\s*[\r\n]+|\s+(?!\S)|\s+`, the first alternative only if `to_line_end`.
     ///
-    /// White space gives its last character to what follows.
+    /// White space leaves its last character to the next piece.
     fn white_space(&mut self, at: usize, to_line_end: bool) -> usize {
         let (end, line_end) = self.run_with(SPACES, LINE_ENDS, at);
         if let Some(line_end) = line_end.filter(|_| to_line_end) {
@@ -280,13 +279,13 @@ impl<'t> Pieces<'t> {
         self.white_space(at, false)
     }
 
-    /// cl100k's with words that end where a capital follows a small letter, and keep a contraction:
+    /// cl100k's, except that words end where a capital follows a small letter, and include a contraction:
     /// `[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?`, the same with
     /// `+` before `*`, and `[\r\n/]*` after punctuation.
     #[inline]
     fn o200k(&mut self, at: usize) -> usize {
         let byte = self.byte(at);
-        // The most frequent kinds: small letters, after a space or not.
+        // The most frequent pieces: small letters, with or without a space before them.
         let start = at + usize::from(byte == b' ');
         if self.bits(SMALLS, start) & !self.bits(CAPITALS, start) & 1 != 0 {
             let end = self.run(SMALLS, start);
@@ -319,9 +318,9 @@ impl<'t> Pieces<'t> {
         self.white_space(at, true)
     }
 
-    /// The end of capitals and then small letters, at least one, if they are there; and the end of the capitals.
+    /// The end of a word of capitals and then at least one small letter, if there is one; and the end of the capitals.
     ///
-    /// Characters that are both are capitals as long as a small letter follows them; where none does, the last of them is it.
+    /// Characters that are both count as capitals if a small letter follows. Else the last of them is the small letter.
     fn word(&mut self, at: usize) -> (Option<usize>, usize) {
         let (end, last_both) = self.run_with(CAPITALS, BOTH, at);
         match self.is(SMALLS, end) {
@@ -331,12 +330,12 @@ impl<'t> Pieces<'t> {
     }
 }
 
-/// The bits below one, and it.
+/// The bits up to `at`, inclusive.
 fn up_to(at: u32) -> u64 {
     u64::MAX >> (63 - at.min(63))
 }
 
-/// Where the run of `kind` begins that the lowest bit of `within` lies in; 64 if there is no such bit.
+/// The beginning of the run of `kind` with the lowest bit of `within`. 64 if `within` is 0.
 fn run_start(kind: u64, within: u64) -> u32 {
     if within == 0 {
         return 64;
@@ -345,7 +344,7 @@ fn run_start(kind: u64, within: u64) -> u32 {
     64 - (!kind & (before - 1)).leading_zeros()
 }
 
-/// Where runs of single-byte numbers are cut, after every third.
+/// The beginnings of pieces in runs of single-byte digits, every third one.
 fn threes(numbers: u64) -> u64 {
     let mut starts = numbers & !(numbers << 1);
     let mut more = starts;
@@ -358,24 +357,24 @@ fn threes(numbers: u64) -> u64 {
     }
 }
 
-/// What words and punctuation do at their beginnings, alike in cl100k and o200k: white space, letters after punctuation, numbers.
+/// The beginnings of pieces that cl100k and o200k have in common: white space, letters after punctuation, numbers.
 struct Starts {
-    /// Where pieces begin, but for capitals within words.
+    /// Beginnings of pieces, except capitals within words.
     starts: u64,
-    /// Punctuation that is one character and begins a piece: a word may follow it in the same piece.
+    /// Punctuation of one character that begins a piece. A word may follow in the same piece.
     single: u64,
-    /// Up to where nothing is left out.
+    /// The bits are complete up to here.
     limit: u32,
 }
 
-/// In words: punctuation takes the line ends after it. White space is a piece up to its last line end; what follows it up to the
-/// last character; and that, which goes with the letters after it, or as a space with the punctuation after it. Letters also go
-/// with one character of punctuation before them, unless that goes with a space.
+/// The rules: punctuation includes the line ends after it. White space up to its last line end is a piece. The rest of the white space,
+/// except its last character, is a piece. Its last character belongs to the letters after it or, if it is a space, to the punctuation
+/// after it. Letters also include one character of punctuation before them, unless that punctuation has a space before it.
 #[inline]
 fn starts_by_kind(bits: &Block, numbers: impl Fn(u64) -> u64) -> Starts {
     let [l, n, w, line_ends, o, blanks, _, inner, ..] = *bits;
     let (first_l, first_o) = (l & !(l << 1), o & !(o << 1));
-    // A sum carries through a run from its first bit on: the run's bits are 0, the one after it is 1.
+    // An addition carries through a run from its first bit on: it clears the run's bits and sets the bit after them.
     let glued = line_ends & !((o << 1 & line_ends).wrapping_add(line_ends));
     let (w_alone, line_ends) = (w & !glued, line_ends & !glued);
     let t = w & !glued & !line_ends;
@@ -397,7 +396,7 @@ fn starts_by_kind(bits: &Block, numbers: impl Fn(u64) -> u64) -> Starts {
 #[inline]
 fn starts_cl100k(bits: &Block, numbers: impl Fn(u64) -> u64) -> u64 {
     let Starts { starts, single, limit } = starts_by_kind(bits, numbers);
-    // A contraction is a piece even where letters follow it.
+    // A contraction is a piece even if letters follow it.
     let [l, _, _, _, _, _, apostrophes, ..] = *bits;
     let contractions = single & apostrophes & l >> 1 & l >> 2;
     (starts | 1) & up_to(limit.min(contractions.trailing_zeros()))
@@ -408,8 +407,8 @@ fn starts_o200k(bits: &Block) -> u64 {
     let Starts { starts, limit, .. } = starts_by_kind(bits, threes);
     let [l, _, _, line_ends, _, _, apostrophes, _, capitals, smalls, both, slashes] = *bits;
     let (upper, lower) = (capitals & !both, smalls & !both);
-    // A contraction may belong to the word before, a slash to the line ends before, a mark to anything; and where a capital
-    // follows a character that is both, it depends on what comes then.
+    // Not decided here: a contraction may belong to the previous word, a slash to the previous line ends, a mark to anything. A capital
+    // after a character that is both depends on the characters after it.
     let hard = apostrophes & l << 1 & (l >> 1 | 1 << 63) | slashes & line_ends << 1 | both & !l | upper & both << 1;
     let before = (hard >> 1 | hard & 1).trailing_zeros();
     (starts | upper & lower << 1 | 1) & up_to(limit.min(before))

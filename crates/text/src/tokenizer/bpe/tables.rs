@@ -1,7 +1,7 @@
-//! The tables of a byte-pair encoding: what is looked up, and where it lies.
+//! The look-up tables of a byte-pair encoding.
 //!
-//! The build script makes those of the bundled encodings with this file, the library those of a vocabulary from a file. So it
-//! uses nothing but the standard library.
+//! The build script uses this file for the bundled encodings, and the library for vocabularies from files. So it uses only the
+//! standard library.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,45 +11,45 @@ use super::fold::{Folded, NOT_FOLDED, fold};
 use super::pilots::{Pilots, place};
 use super::rule::merge_all;
 
-/// Ids have so many bits: the tables hold several of them in a word.
+/// Bits of an id. The tables pack several ids into a word.
 const ID_BITS: u32 = 20;
-/// A token of at most so many bytes is one word, with its length and its id.
+/// The most bytes of a short token. It is one word, together with its length and its id.
 pub const SHORT: usize = 13;
-/// So many ids of long tokens are looked at before one is found to be missing. Ordinary tables need a tenth of it.
+/// The most probes for a long token. Ordinary tables need a tenth of it.
 const LONGEST_PROBE: usize = 512;
 const EMPTY: u32 = u32::MAX;
-/// The bytes and the length in an entry for a short token.
+/// Mask of the bytes and the length in the entry of a short token.
 const KEY: u128 = (1 << 108) - 1;
 
-/// Tokens by id and by bytes, and pairs of tokens by what they are joined to.
+/// Tokens by id and by bytes, and the joins of pairs of tokens.
 #[derive(Clone)]
 pub struct Tables {
     /// The bytes of all tokens, by id.
     pub bytes: Cow<'static, [u8]>,
-    /// Where each token begins, and one number more. A token without bytes is an id without a token.
+    /// Start of each token in `bytes`, and the end of the last one. An id without a token has no bytes.
     pub starts: Cow<'static, [u32]>,
     /// The ids of the 256 single bytes.
     pub byte_ids: Cow<'static, [u32]>,
-    /// Tokens of up to 13 bytes: these, 4 bits of length, 20 of id; 0 where there is none. Where each lies its [`Pilots`] say.
+    /// Tokens of up to 13 bytes: the bytes, 4 bits of length, 20 bits of id. Empty entries are 0. [`Pilots`] give the places.
     pub short: Cow<'static, [u128]>,
     pub short_pilots: Cow<'static, [u8]>,
-    /// Ids of longer tokens: each lies at its hash or in one of the entries after it, before the first empty one.
+    /// Ids of longer tokens, by linear probing: each is at its hash, or after it and before the first empty entry.
     pub long: Cow<'static, [u32]>,
-    /// Two ids that are joined, and the id that they become, 20 bits each; 0 where there is none.
+    /// Pairs: two ids and the id of their join, 20 bits each. Empty entries are 0.
     pub pairs: Cow<'static, [u64]>,
     pub pair_pilots: Cow<'static, [u8]>,
-    /// [`Folded`] characters of up to three bytes, by their code.
+    /// [`Folded`] characters of up to three bytes, indexed by code point.
     pub chars: Cow<'static, [u64]>,
-    /// Number of tokens, and bytes of the longest.
+    /// Number of tokens, and bytes of the longest one.
     pub len: usize,
     pub longest: usize,
 }
 
 impl Tables {
-    /// Builds from `(id, bytes)` in any order. Ids may have gaps, but not many times as many as there are tokens: a rank
-    /// file from a stranger must not decide how much memory is reserved.
+    /// Builds the tables from `(id, bytes)` in any order. Ids may have gaps, but their bound is proportional to the number of tokens, so
+    /// that a hostile rank file cannot reserve much memory.
     ///
-    /// Every id is a rank: of two pairs that could be joined, the one that becomes the smaller id is.
+    /// Ids are ranks: of two pairs that can be joined, the one with the smaller id is joined first.
     pub fn build(tokens: &[(u32, &[u8])]) -> Result<Tables, String> {
         let mut sorted: Vec<(u32, &[u8])> = tokens.to_vec();
         sorted.sort_by_key(|(id, _)| *id);
@@ -96,7 +96,7 @@ impl Tables {
             len: tokens.len(),
             longest: sorted.iter().map(|(_, token)| token.len()).max().unwrap_or(0),
         };
-        // Folding is for tokens that come after what they are made of. Any others begin as bytes.
+        // Folding requires that ids are larger than those of their parts. In other vocabularies all characters begin as bytes.
         if tables.joins().all(|([left, right], id)| left < id && right < id) {
             let view = tables.view();
             let pairs = tables.joins().map(|([left, right], id)| {
@@ -113,7 +113,7 @@ impl Tables {
         self.starts.len() - 1
     }
 
-    /// The token's bytes.
+    /// The bytes of a token.
     pub fn bytes(&self, id: u32) -> Option<&[u8]> {
         self.view().bytes(id)
     }
@@ -123,14 +123,14 @@ impl Tables {
         self.view().id(bytes)
     }
 
-    /// All pairs that are joined, and the id that each becomes.
+    /// All pairs that can be joined, and the id of each join.
     pub fn joins(&self) -> impl Iterator<Item = ([u32; 2], u32)> {
         let part = |entry: u64, number: u32| (entry >> (number * ID_BITS)) as u32 & ((1 << ID_BITS) - 1);
         let pairs = self.pairs.iter().filter(|entry| **entry != 0);
         pairs.map(move |entry| ([part(*entry, 2), part(*entry, 1)], part(*entry, 0)))
     }
 
-    /// What searches them.
+    /// A view for searching.
     pub fn view(&self) -> View<'_> {
         View {
             bytes: &self.bytes,
@@ -145,7 +145,7 @@ impl Tables {
     }
 }
 
-/// [`Tables`] to be searched.
+/// A view of [`Tables`] for searching.
 #[derive(Clone, Copy)]
 pub struct View<'t> {
     bytes: &'t [u8],
@@ -181,13 +181,13 @@ impl<'t> View<'t> {
         self.short_at(self.place(key), key)
     }
 
-    /// Where [`short`](Self::short) looks for a key.
+    /// The place at which [`short`](Self::short) looks for a key.
     #[inline]
     pub fn place(&self, key: u128) -> usize {
         self.short.place(hash(key))
     }
 
-    /// What is there, to be fetched beforehand.
+    /// The entry at a place, for a prefetch.
     #[inline]
     pub fn entry(&self, place: usize) -> &[u128] {
         &self.short.entries[place..]
@@ -217,13 +217,13 @@ impl<'t> View<'t> {
         }
     }
 
-    /// The token of one byte, which there must be.
+    /// The token of one byte. It must exist.
     #[inline]
     pub fn byte(&self, byte: u8) -> u32 {
         self.byte_ids[usize::from(byte)]
     }
 
-    /// The id that two tokens are joined to.
+    /// The id of the join of two tokens.
     #[inline]
     pub fn joined(&self, left: u32, right: u32) -> Option<u32> {
         let pair = pair(left, right);
@@ -231,7 +231,7 @@ impl<'t> View<'t> {
         (entry >> ID_BITS == pair && entry != 0).then_some(entry as u32 & ((1 << ID_BITS) - 1))
     }
 
-    /// A character of up to three bytes; larger codes have no entry.
+    /// A character of up to three bytes. Larger code points have no entry.
     #[inline]
     pub fn folded(&self, code: u32) -> Folded {
         Folded(self.chars.get(code as usize).copied().unwrap_or(NOT_FOLDED))
@@ -245,33 +245,33 @@ fn long(sorted: &[(u32, &[u8])]) -> Result<Vec<u32>, String> {
     for (id, token) in long() {
         let places = (0..LONGEST_PROBE).map(|step| (hash_long(token) as usize).wrapping_add(step) & (table.len() - 1));
         let free = places.into_iter().find(|place| table[*place] == EMPTY);
-        table[free.ok_or("too many of its tokens fall together in a table")?] = *id;
+        table[free.ok_or("too many of its tokens have the same hash")?] = *id;
     }
     Ok(table)
 }
 
-/// The two tokens of which each is made.
+/// The two tokens that each token is joined from.
 ///
-/// # Why there is one pair a token
-/// A token comes to be when a last join puts two parts together to all of its bytes. Until then no join has crossed an end
-/// of these bytes, or they would not be a part. So all earlier joins in them are those of the bytes alone, in the same order:
-/// the pairs inside are the same, and the lowest of all pairs is also the lowest there. Merging the bytes alone, the last join
-/// left out, therefore ends in the two parts, or nowhere makes the token.
+/// # Why there is one pair per token
+/// The last join of a token puts two parts together to all of its bytes. No earlier join crosses a bound of these bytes, because then
+/// they would not become a token. So all earlier joins within them are those of the bytes alone, in the same order: the pairs inside
+/// are the same, and the lowest pair of the text is also the lowest there. Therefore merging the bytes alone, without the last join,
+/// ends in these two parts, or no text ever makes the token by merging.
 ///
-/// These pairs, the token's id being their rank, are a list of merges with tiktoken's result: a step of tiktoken's joins the
-/// leftmost pair of the lowest rank, which is in the list by the argument above; and the list has no pair that tiktoken
-/// would not join. A piece that is a token must be taken whole, as tiktoken does, whether merging makes it or not.
+/// These pairs, with the token's id as rank, are a list of merges with tiktoken's result. Each step of tiktoken joins the leftmost pair
+/// of the lowest rank, which is in the list by the argument above. The list has no pair that tiktoken would not join. As in tiktoken, a
+/// piece that is a token is not merged at all.
 fn pairs(sorted: &[(u32, &[u8])], byte_ids: &[u32]) -> Vec<u64> {
     let mut pairs: HashMap<u64, u32, BuildHasherDefault<PairHasher>> = Default::default();
     pairs.reserve(sorted.len());
     let mut parts: Vec<u32> = Vec::new();
-    // What a token is made of is shorter. (In published encodings its id is also lower.)
+    // Parts are shorter than their token. (In published encodings their ids are also lower.)
     let mut by_length: Vec<&(u32, &[u8])> = sorted.iter().filter(|(_, token)| token.len() > 1).collect();
     by_length.sort_by_key(|(_, token)| token.len());
     for &&(id, token) in &by_length {
         parts.clear();
         parts.extend(token.iter().map(|byte| byte_ids[usize::from(*byte)]));
-        // A token whose bytes are not all tokens is made by nothing.
+        // A token with a byte that is no token is never made by merging.
         if parts.contains(&EMPTY) {
             continue;
         }
@@ -281,11 +281,11 @@ fn pairs(sorted: &[(u32, &[u8])], byte_ids: &[u32]) -> Vec<u64> {
         }
     }
     let mut pairs: Vec<u64> = pairs.into_iter().map(|(pair, id)| pair << ID_BITS | u64::from(id)).collect();
-    pairs.sort_unstable(); // the same tables every time
+    pairs.sort_unstable(); // for deterministic tables
     pairs
 }
 
-/// The standard hash takes most of the time that finding pairs takes.
+/// A fast hash for pairs. With the standard hash, most of the time for finding pairs would be hashing.
 #[derive(Default)]
 struct PairHasher(u64);
 
@@ -303,7 +303,7 @@ impl Hasher for PairHasher {
     }
 }
 
-/// A short token as its table holds it, without its id.
+/// The table entry of a short token, without its id.
 #[inline]
 pub fn key(token: &[u8]) -> u128 {
     let mut bytes = [0; 16];
@@ -351,7 +351,7 @@ fn hash_pair(pair: u64) -> u64 {
     pair.wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
-/// Two words as one: the halves of a product, added without carry.
+/// Mixes two words: the XOR of both halves of their product.
 #[inline]
 pub fn mix(a: u64, b: u64) -> u64 {
     let product = u128::from(a ^ 0x9E37_79B9_7F4A_7C15) * u128::from(b ^ 0xD6E8_FEB8_6659_FD93);

@@ -1,4 +1,4 @@
-//! The kinds of characters that split patterns tell apart, for every Unicode scalar.
+//! The kind of every Unicode scalar, as far as split patterns distinguish them.
 
 /// Lu and Lt.
 pub const UPPER: usize = 0;
@@ -10,9 +10,9 @@ pub const CASELESS: usize = 2;
 pub const MARK: usize = 3;
 /// N.
 pub const NUMBER: usize = 4;
-/// White space. All else is 7.
+/// White space. All other characters are 7.
 pub const SPACE: usize = 5;
-/// For each 256 codes the number of a page, then the pages: a kind a code. Written by a test (`tests.rs`).
+/// A page number for every 256 code points, then the pages, with one kind per code point. Written by a test (`tests.rs`).
 pub static TABLE: &[u8] = include_bytes!("unicode.bin");
 
 const PAGES: usize = 0x11_0000 / 256;
