@@ -1,4 +1,4 @@
-//! The kinds of charts that the plots are made of. Every chart fills the area that it is given.
+//! The charts of the plots. Each chart fills its area.
 
 use std::ops::Range;
 
@@ -10,23 +10,23 @@ use super::figure::{Align, Area, BLUE, Drawn, GREY, INK, LINE, ORANGE, PALE, fil
 use super::scale::{rising, short, tick};
 use super::text::shorten;
 
-/// What stands at a chart's axes, and over it.
+/// Title and axis labels of a chart.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Labels<'a> {
     pub title: &'a str,
     pub x: &'a str,
     pub y: &'a str,
-    /// What a place on the x axis is called, where it is not its number.
+    /// The number to show for a position on the x axis. `None`: the position itself.
     pub x_of: Option<fn(f64) -> f64>,
 }
 
-/// A line through points, with its name.
+/// A named line through points.
 pub(crate) struct Line<'a> {
     pub name: &'a str,
     pub points: Vec<(f64, f64)>,
 }
 
-/// Colours of lines and of what was before and after, in this order.
+/// Colours of lines or sets, in their order.
 const COLOURS: [RGBColor; 2] = [BLUE, ORANGE];
 
 /// Height of a title.
@@ -38,7 +38,7 @@ type Context<'a, 'b, X, Y> = ChartContext<
     Cartesian2d<<X as AsRangedCoord>::CoordDescType, <Y as AsRangedCoord>::CoordDescType>,
 >;
 
-/// Title, axes and grid.
+/// Draws title, axes and grid.
 fn axes<'a, 'b, X, Y>(
     area: &'a Area<'b>,
     labels: Labels,
@@ -74,7 +74,7 @@ where
     Ok(chart)
 }
 
-/// Names of colours, in the line of the title from the right, where no curve comes.
+/// Draws a legend, right-aligned in the line of the title, where no curve is.
 fn legend(area: &Area, names: &[&str]) -> Drawn {
     let mut right = area.dim_in_pixel().0 as i32 - 28;
     for (name, colour) in names.iter().zip(COLOURS).rev() {
@@ -86,18 +86,18 @@ fn legend(area: &Area, names: &[&str]) -> Drawn {
     Ok(())
 }
 
-/// About how wide a text of this size is in pixels.
+/// Approximate width of a text in pixels.
 fn width(text: &str, size: i32) -> i32 {
     text.chars().map(|c| if c.is_ascii() { size * 6 / 10 } else { size * 11 / 10 }).sum()
 }
 
-/// From where to where an axis goes: a little beyond the largest value, and not nowhere where all are equal.
+/// Range of an axis: from `from` to a little beyond the largest value. It is never empty.
 fn spread(values: impl Iterator<Item = f64> + Clone, from: f64) -> Range<f64> {
     let end = values.filter(|value| value.is_finite()).fold(from, f64::max);
     from..if end > from { end + (end - from) * 0.04 } else { from + 1.0 }
 }
 
-/// Lines through points: x from its first to its last, y from 0.
+/// Lines through points. Both axes begin at 0.
 pub(crate) fn lines(area: &Area, labels: Labels, lines: &[Line]) -> Drawn {
     let x = || lines.iter().flat_map(|line| line.points.iter().map(|point| point.0));
     let y = || lines.iter().flat_map(|line| line.points.iter().map(|point| point.1));
@@ -108,7 +108,7 @@ pub(crate) fn lines(area: &Area, labels: Labels, lines: &[Line]) -> Drawn {
     if lines.len() > 1 { legend(area, &lines.iter().map(|line| line.name).collect::<Vec<_>>()) } else { Ok(()) }
 }
 
-/// A line over axes of powers of ten; `log_y` says whether y is one. Points that are not positive are left out.
+/// A line with a logarithmic x axis and, if `log_y`, a logarithmic y axis. Points that are not positive are left out.
 pub(crate) fn log_line(area: &Area, labels: Labels, points: &[(f64, f64)], log_y: bool) -> Drawn {
     use plotters::prelude::IntoLogRange;
     let points: Vec<(f64, f64)> = points.iter().copied().filter(|(x, y)| *x > 0.0 && *y > 0.0).collect();
@@ -133,7 +133,7 @@ pub(crate) fn bars(area: &Area, labels: Labels, edges: &[f64], heights: &[f64]) 
     Ok(())
 }
 
-/// How often values fall into each of 48 bins; a second set as an outline over the first. Values that are not finite are left out.
+/// Histogram with 48 bins. A second set is drawn as an outline over the first. Values that are not finite are left out.
 pub(crate) fn histogram(area: &Area, labels: Labels, sets: &[(&str, &[f32])]) -> Drawn {
     const BINS: usize = 48;
     let finite = || sets.iter().flat_map(|set| set.1).copied().filter(|value| value.is_finite()).map(f64::from);
@@ -165,7 +165,7 @@ pub(crate) fn histogram(area: &Area, labels: Labels, sets: &[(&str, &[f32])]) ->
     if sets.len() > 1 { legend(area, &sets.iter().map(|set| set.0).collect::<Vec<_>>()) } else { Ok(()) }
 }
 
-/// Bars from the left with a name before each and its number behind, the first at the top.
+/// Horizontal bars with a name before and a number after each, the first at the top.
 pub(crate) fn ranking(area: &Area, title: &str, entries: &[(String, f64)]) -> Drawn {
     write(area, title, (12, HEAD / 2), 17, Align::Left, INK)?;
     let (width, height) = area.dim_in_pixel();
@@ -182,7 +182,7 @@ pub(crate) fn ranking(area: &Area, title: &str, entries: &[(String, f64)]) -> Dr
     Ok(())
 }
 
-/// Cells from left to right and from top to bottom, pale where there is nothing; with a scale from 0 to the largest.
+/// A grid of coloured cells, row by row, with a scale from 0 to the largest value. Cells without a value are pale.
 pub(crate) fn cells(area: &Area, title: &str, first_and_last: [&str; 2], values: &[Option<f64>]) -> Drawn {
     write(area, title, (12, HEAD / 2), 17, Align::Left, INK)?;
     let (width, height) = area.dim_in_pixel();
@@ -214,19 +214,20 @@ pub(crate) fn cells(area: &Area, title: &str, first_and_last: [&str; 2], values:
     Ok(())
 }
 
-/// Columns of so many cells: twice as many as lines.
+/// Number of columns for a grid of `cells` cells: about twice the number of lines.
 pub(crate) fn cell_columns(cells: usize) -> usize {
     ((2 * cells) as f64).sqrt().ceil().max(1.0) as usize
 }
 
-/// A point of a map: its name, where it is, and where it was.
+/// A point of a map: its name, its position, and its position before.
 pub(crate) struct Place {
     pub name: String,
     pub at: (f64, f64),
     pub before: Option<(f64, f64)>,
 }
 
-/// Points with their names, as far as these find room: the first are named first. A line leads from where a point was.
+/// Points with their names. Earlier points get names first, and names without free space are left out. A line leads from each point's
+/// position before.
 pub(crate) fn map(area: &Area, labels: Labels, places: &[Place]) -> Drawn {
     let all = || places.iter().flat_map(|place| [Some(place.at), place.before]).flatten();
     let around = |value: fn((f64, f64)) -> f64| {
@@ -244,7 +245,7 @@ pub(crate) fn map(area: &Area, labels: Labels, places: &[Place]) -> Drawn {
     for (x, y) in &points {
         fill(area, [(x - 2, y - 2), (x + 2, y + 2)], BLUE)?;
     }
-    // A name stands right of its point, or left of it, where no other name and no point is.
+    // A name is right of its point, or left of it, if no other name and no point is there.
     let limit = area.dim_in_pixel().0 as i32 - 28;
     let mut taken: Vec<[i32; 4]> = points.iter().map(|(x, y)| [x - 3, y - 3, x + 3, y + 3]).collect();
     for (place, (x, y)) in places.iter().zip(&points) {

@@ -1,4 +1,4 @@
-//! A folder of shards as pictures: which tokens occur, how long documents are, and how much of the table a text touches.
+//! Pictures of a folder of shards: token frequencies, document lengths, and the fraction of table rows that occur.
 
 use tallow::shard::Statistics;
 
@@ -8,10 +8,10 @@ use super::table_plot::Panel;
 use super::text::Lang;
 use crate::Result;
 
-/// Tokens of this many bytes and more share a bar.
+/// Tokens of at least this many bytes share a bar.
 const LONG: usize = 16;
 
-/// What is in a split of a folder of shards.
+/// Charts of one split of a folder of shards.
 ///
 /// # Example
 /// ```
@@ -25,23 +25,24 @@ const LONG: usize = 16;
 /// # Ok::<(), tallow_view::Error>(())
 /// ```
 pub struct DatasetPlot {
-    /// How often each id occurs, the most frequent first; ids that never occur aside.
+    /// Numbers of occurrences of the ids that occur, most frequent first.
     pub frequencies: Vec<u64>,
     /// As [`Statistics::lengths`].
     pub lengths: Vec<u64>,
     /// As [`Statistics::growth`].
     pub growth: Vec<(u64, usize)>,
-    /// How many tokens of the split have how many bytes: 1 at place 0, and from 16 on all together. Empty where the tokenizer is
-    /// not known; special tokens are not counted.
+    /// Histogram of token lengths over the split. Entry i counts tokens of i + 1 bytes, the last of 16 entries those of 16 and more.
+    /// Empty if no id has a known length.
     pub token_bytes: Vec<u64>,
-    /// Bytes of a token in the mean over the split.
+    /// Mean bytes per token over the split.
     pub bytes_per_token: f64,
-    /// Rows of the table that the ids need.
+    /// Number of table rows that the ids need.
     pub table_rows: usize,
 }
 
 impl DatasetPlot {
-    /// Of counts; `bytes` says how long an id's token is.
+    /// Makes the charts' data. `bytes` returns the bytes of an id's token, or `None` for ids to leave out of the lengths, such as special
+    /// tokens.
     pub fn new(statistics: &Statistics, bytes: impl Fn(u32) -> Option<usize>) -> Self {
         let mut frequencies: Vec<u64> = statistics.counts.iter().copied().filter(|count| *count > 0).collect();
         frequencies.sort_unstable_by_key(|count| std::cmp::Reverse(*count));
@@ -136,7 +137,7 @@ impl DatasetPlot {
     }
 }
 
-/// Of a long curve over a logarithmic axis, the points that can be told apart.
+/// The points of a long curve that are distinguishable on a logarithmic axis.
 fn thinned(points: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
     let (mut next, last) = (0.0, points.len());
     let keep = |(i, point): (usize, (f64, f64))| {

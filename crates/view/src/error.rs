@@ -1,4 +1,4 @@
-//! One error type for the package.
+//! The error type of the package.
 
 use std::io;
 use std::path::PathBuf;
@@ -26,10 +26,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A figure could not be drawn, or a font not be read.
+    /// A figure could not be drawn, or a font could not be read.
     #[error("no picture: {reason}")]
     Picture {
-        /// Why not.
+        /// The reason.
         reason: String,
     },
 
@@ -38,23 +38,23 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's word.
+        /// The operating system's error.
         cause: io::Error,
     },
 
-    /// A language that no picture has.
+    /// An unknown language.
     #[error("language {name:?} is none of en, zh")]
     Language {
-        /// What was asked for.
+        /// The requested name.
         name: String,
     },
 
-    /// What was to be drawn could not be had: [`tallow`]'s error.
+    /// An error of [`tallow`] while reading the data to draw.
     #[error("{0}")]
     Tallow(tallow::Error),
 }
 
-// Causes stand in the message already: no variant has a `source` that would print them again.
+// Messages include the cause, so no variant has a `source()`.
 impl<E: Into<tallow::Error>> From<E> for Error {
     fn from(error: E) -> Self {
         Error::Tallow(error.into())

@@ -1,4 +1,4 @@
-//! Drawings as SVG (plotters), with their text outlined or painted to PNG (resvg) in a font that comes along.
+//! Drawings as SVG (plotters). resvg turns their text into outlines or renders them to PNG, with a bundled font.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -18,22 +18,22 @@ use crate::{Error, Result};
 /// Noto Sans SC: Latin, Greek, Cyrillic, kana, Chinese punctuation and GB 2312's 6763 hanzi (SIL Open Font License 1.1).
 const FONT: &[u8] = include_bytes!("../assets/font/NotoSansSC-subset.otf");
 
-/// A PNG has at most this many: 256 MiB while it is painted.
+/// The most pixels of a PNG. They take 256 MiB while it is rendered.
 const MOST_PIXELS: u64 = 1 << 26;
 
 pub(crate) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 pub(crate) type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 
-/// Text and lines; the pages' dark theme turns exactly these around.
+/// Colours of text and lines. The dark theme of the pages inverts exactly these.
 pub(crate) const INK: RGBColor = RGBColor(0, 0, 0);
 pub(crate) const GREY: RGBColor = RGBColor(90, 90, 90);
 pub(crate) const LINE: RGBColor = RGBColor(222, 225, 229);
 pub(crate) const PALE: RGBColor = RGBColor(241, 243, 246);
-/// Two colours that everyone can tell apart (Okabe and Ito).
+/// Two colours that colour-blind people can tell apart (Okabe and Ito).
 pub(crate) const BLUE: RGBColor = RGBColor(0, 114, 178);
 pub(crate) const ORANGE: RGBColor = RGBColor(213, 94, 0);
 
-/// Where a text stands to its point.
+/// Horizontal alignment of a text to its point.
 #[derive(Clone, Copy)]
 pub(crate) enum Align {
     Left,
@@ -41,7 +41,7 @@ pub(crate) enum Align {
     Right,
 }
 
-/// Writes a line of text, `size` pixels high, its middle at the height of `at`.
+/// Writes a line of text, `size` pixels high and vertically centred at `at`.
 pub(crate) fn write(area: &Area, text: &str, at: (i32, i32), size: i32, align: Align, colour: RGBColor) -> Drawn {
     let horizontal = match align {
         Align::Left => HPos::Left,
@@ -58,7 +58,7 @@ pub(crate) fn fill(area: &Area, corners: [(i32, i32); 2], colour: RGBColor) -> D
     Ok(())
 }
 
-/// Text of this size in pixels.
+/// Text style of this size in pixels.
 pub(crate) fn style(size: i32, colour: RGBColor) -> TextStyle<'static> {
     // plotters writes SVG sizes 1.24 times smaller.
     let plain = TextStyle::from(("sans-serif", f64::from(size) * 1.24).into_font());
@@ -95,7 +95,7 @@ impl Figure {
         Ok(Figure { title: title.to_string(), size, svg })
     }
 
-    /// What it shows, in a few words.
+    /// Title of the figure.
     pub fn title(&self) -> &str {
         &self.title
     }
@@ -105,30 +105,30 @@ impl Figure {
         self.size
     }
 
-    /// The SVG with its text as text: for pages, whose readers have fonts of their own.
+    /// The SVG with text elements, for HTML pages. The browser chooses the font.
     pub fn markup(&self) -> &str {
         &self.svg
     }
 
-    /// A stand-alone SVG: every character is an outline, so that it looks the same wherever it is opened. A character that
-    /// `fonts` lack is written as its number, `\u{d55c}`.
+    /// A stand-alone SVG. Text is turned into outlines, so it looks the same in every viewer. A character that is not in `fonts` is
+    /// written as its code, `\u{d55c}`.
     ///
     /// # Errors
     /// [`Error::Picture`].
     pub fn svg(&self, fonts: &Fonts) -> Result<String> {
         let options = WriteOptions { coordinates_precision: 3, transforms_precision: 4, ..Default::default() };
         let outlined = self.tree(fonts)?.to_string(&options);
-        // What a screen reader says.
+        // The title is for screen readers.
         let start = outlined.find('>').map_or(0, |end| end + 1);
         let (head, rest) = outlined.split_at(start);
         let title = maud::html! { title { (self.title) } }.into_string();
         Ok(format!("{head}\n    {title}{rest}"))
     }
 
-    /// A PNG of `scale` pixels a pixel.
+    /// A PNG with `scale` pixels per pixel of [`size`](Self::size).
     ///
     /// # Errors
-    /// [`Error::Picture`], for a scale that leaves no pixel or more than memory holds, too.
+    /// [`Error::Picture`], also for a scale that makes no pixel or more than 2^26 pixels.
     pub fn png(&self, fonts: &Fonts, scale: f32) -> Result<Vec<u8>> {
         let tree = self.tree(fonts)?;
         let pixels = |side: u32| (side as f32 * scale).ceil() as u32;
@@ -136,13 +136,15 @@ impl Figure {
         let mut image = Some((width, height))
             .filter(|(width, height)| u64::from(*width) * u64::from(*height) <= MOST_PIXELS)
             .and_then(|(width, height)| tiny_skia::Pixmap::new(width, height))
-            .ok_or_else(|| failed(format!("a scale of {scale} makes {width} x {height} pixels")))?;
+            .ok_or_else(|| {
+                failed(format!("a scale of {scale} makes {width} x {height} pixels, but 1 to {MOST_PIXELS} are possible"))
+            })?;
         render(&tree, tiny_skia::Transform::from_scale(scale, scale), &mut image.as_mut());
         image.encode_png().map_err(failed)
     }
 
     fn tree(&self, fonts: &Fonts) -> Result<Tree> {
-        // The markup itself is ASCII.
+        // Only text can have other than ASCII characters.
         let mut svg = String::with_capacity(self.svg.len());
         for c in self.svg.chars() {
             if c.is_ascii() || fonts.have(c) { svg.push(c) } else { svg.extend(c.escape_unicode()) }
@@ -152,8 +154,7 @@ impl Figure {
     }
 }
 
-/// The fonts of figures: one that comes along, and those that were added. Fonts of the system are never taken: a figure has
-/// the same bytes everywhere.
+/// The fonts of figures: the bundled one, and added ones. System fonts are not used, so a figure has the same bytes on every machine.
 ///
 /// # Example
 /// ```
@@ -167,7 +168,7 @@ pub struct Fonts {
 }
 
 impl Fonts {
-    /// Noto Sans SC with Latin, Greek, Cyrillic, kana, and the 6763 hanzi of GB 2312.
+    /// The bundled font: Noto Sans SC with Latin, Greek, Cyrillic, kana, and the 6763 hanzi of GB 2312.
     pub fn bundled() -> Self {
         let mut database = Database::new();
         database.load_font_data(FONT.to_vec());
@@ -176,10 +177,10 @@ impl Fonts {
         Fonts { database: Arc::new(database) }
     }
 
-    /// Adds a TTF, OTF or TTC file for the characters that the others lack.
+    /// Adds a TTF, OTF or TTC file for characters that the other fonts lack.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Picture`] where it is no font.
+    /// [`Error::Io`]: the file cannot be read. [`Error::Picture`]: it is not a font.
     pub fn with_file(mut self, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(|e| Error::Io { path: path.to_path_buf(), cause: e })?;

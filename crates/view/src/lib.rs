@@ -1,10 +1,11 @@
-//! Ids and rows for human eyes: figures, pages, and files for the embedding projector, of what [`tallow`] holds.
+//! Pictures of [`tallow`]'s ids, tables and shards: figures, HTML pages, and files for the embedding projector.
 //!
-//! Every picture is a function that returns a string or bytes; the same input gives the same bytes everywhere. Nothing here knows of training.
+//! Every picture is a function that returns a string or bytes. The same input gives the same bytes on every machine. Nothing here
+//! depends on training.
 //!
-//! - A sentence's look-up: [`Lookup`]. Its tokens alone: [`pieces`].
-//! - A table, before and after training: [`TablePlot`]. A folder of shards: [`DatasetPlot`]. A run's losses: [`loss_curve`].
-//! - SVG and PNG: [`Figure`]; the font: [`Fonts`]. A stranger's text made fit for one line: [`visible`], [`one_line`].
+//! - The look-up of a sentence: [`Lookup`]. Only its tokens: [`pieces`].
+//! - A table, before and after training: [`TablePlot`]. A folder of shards: [`DatasetPlot`]. The losses of a run: [`loss_curve`].
+//! - SVG and PNG: [`Figure`]. Fonts: [`Fonts`]. Untrusted text in one line: [`visible`], [`one_line`].
 
 #![warn(missing_docs)]
 

@@ -1,4 +1,4 @@
-//! A sentence's look-up: pieces → ids → rows of the table → a matrix. Here are its data and its figure; its page is in `page`.
+//! The look-up of a sentence: pieces → ids → rows of the table → a matrix. This file has its data and its figure; its page is in `page`.
 
 use candle_core::{DType, Device, Tensor};
 use plotters::prelude::{Color, PathElement, Rectangle};
@@ -10,10 +10,10 @@ use super::text::{Lang, one_line, plural, shorten};
 use super::{Piece, pieces};
 use crate::Result;
 
-/// Rows at either end of a figure's matrix, and columns at either side: what is between is left out.
+/// Rows at the top and at the bottom of a figure's matrix, and columns at the left and at the right. Those between are left out.
 const ROWS: usize = 32;
 const COLUMNS: usize = 64;
-/// Height of a row, width of the figure, and where its parts begin and end, in pixels.
+/// Height of a row, width of the figure, and positions of its parts, in pixels.
 const ROW: i32 = 24;
 const WIDTH: u32 = 1280;
 const TOP: i32 = 112;
@@ -23,7 +23,7 @@ const TABLE: [i32; 2] = [340, 440];
 const MATRIX: [i32; 2] = [550, 1174];
 const SCALE: [i32; 2] = [1192, 1208];
 
-/// What a sentence looks up in a table.
+/// The rows that a sentence looks up in a table.
 ///
 /// # Example
 /// ```
@@ -50,18 +50,18 @@ pub struct Lookup {
     pub text: String,
     /// Its tokens.
     pub pieces: Vec<Piece>,
-    /// The row of each token, C values as f32: the matrix (T, C).
+    /// The matrix (T, C): the row of each token, as f32.
     pub values: Vec<Vec<f32>>,
     /// Rows of the table, V.
     pub rows: usize,
     /// Columns of the table, C.
     pub d_model: usize,
-    /// Whose ids they are.
+    /// Name of the tokenizer.
     pub tokenizer: String,
 }
 
 impl Lookup {
-    /// Encodes `text` and fetches its rows.
+    /// Encodes `text` and looks up its rows.
     ///
     /// # Errors
     /// Those of [`Tokenizer::encode`] and [`TokenEmbedding::lookup`].
@@ -79,8 +79,8 @@ impl Lookup {
         })
     }
 
-    /// The same look-up as a drawing for slides: pieces, ids, the table with the fetched rows, and the matrix as a heat map with
-    /// its scale. Of more than 64 tokens or 128 columns the first and the last are drawn.
+    /// A figure for slides: pieces, ids, the table with the fetched rows, and the matrix as a heat map with its scale. Of more than 65
+    /// tokens or 129 columns, only the first and the last 32 tokens or 64 columns are drawn.
     ///
     /// # Errors
     /// [`Error::Picture`](crate::Error::Picture).
@@ -106,7 +106,7 @@ impl Lookup {
         let matrix = format!("context {} x d_model {}", self.pieces.len(), self.d_model);
         head(&matrix, (MATRIX[0] + MATRIX[1]) / 2, Align::Middle)?;
 
-        // The table, with lines for its grid and the numbers of its first and last row.
+        // The table with its grid, and the numbers of its first and last row.
         fill(area, [(TABLE[0], TOP), (TABLE[1], bottom)], PALE)?;
         for i in 1..10 {
             let x = TABLE[0] + (TABLE[1] - TABLE[0]) * i / 10;
@@ -131,7 +131,7 @@ impl Lookup {
         self.paint_axes(area, TOP + rows.len() as i32 * ROW, scale)
     }
 
-    /// A piece, its id, and the way over the table to its row of the matrix.
+    /// Draws a piece, its id, and the lines from the id over the table to the row of the matrix.
     fn paint_row(&self, area: &Area, piece: &Piece, y: i32, bottom: i32) -> Drawn {
         write(area, &shorten(&piece.label(), 16), (PIECES, y), 17, Align::Right, INK)?;
         write(area, &piece.id.to_string(), (IDS, y), 17, Align::Right, BLUE)?;
@@ -140,7 +140,7 @@ impl Lookup {
         let thin = BLUE.mix(0.55);
         area.draw(&PathElement::new([(IDS + 8, y), (TABLE[0], row)], thin))?;
         area.draw(&PathElement::new([(TABLE[1] + 12, row), (MATRIX[0] - 6, y)], thin))?;
-        // The row itself, pulled out of the table.
+        // The row in the table.
         fill(area, [(TABLE[0], row - 1), (TABLE[1] + 12, row + 1)], BLUE)
     }
 
@@ -156,7 +156,7 @@ impl Lookup {
         Ok(())
     }
 
-    /// Numbers of columns, and the scale of colours.
+    /// Draws the numbers of columns and the colour scale.
     fn paint_axes(&self, area: &Area, bottom: i32, scale: Diverging) -> Drawn {
         let shown = shown_columns(self.d_model, COLUMNS);
         let step = (shown.len() / 8).max(1);
@@ -182,12 +182,13 @@ impl Lookup {
     }
 }
 
-/// Where the column at a place of so many begins.
+/// Left edge of column `place` of `of` columns, in pixels.
 fn column_at(place: usize, of: usize) -> i32 {
     MATRIX[0] + ((MATRIX[1] - MATRIX[0]) as usize * place / of.max(1)) as i32
 }
 
-/// Which of `count` columns to show: all if they are few, else the first and last `ends`, with a gap (`None`).
+/// Selects the columns to show: all of `count` if they are at most `2 * ends + 1`, else the first and the last `ends` with a gap (`None`)
+/// between them.
 pub fn shown_columns(count: usize, ends: usize) -> Vec<Option<usize>> {
     if count <= 2 * ends + 1 {
         return (0..count).map(Some).collect();

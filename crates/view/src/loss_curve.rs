@@ -1,11 +1,11 @@
-//! The loss of a training run.
+//! The loss curve of a training run.
 
 use super::charts::{Labels, Line, lines};
 use super::figure::Figure;
 use super::text::Lang;
 use crate::Result;
 
-/// Draws the training and the validation loss over the steps: (step, training, validation).
+/// Draws the training and the validation loss over the steps. `curve` has (step, training loss, validation loss), in nats per token.
 ///
 /// # Errors
 /// [`Error::Picture`](crate::Error::Picture).

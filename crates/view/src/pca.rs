@@ -1,20 +1,21 @@
-//! The two directions in which points spread most.
+//! Principal component analysis to two dimensions.
 
 use nalgebra::{DMatrix, SymmetricEigen};
 
 use super::figure::failed;
 use crate::Result;
 
-/// The principal components of some points.
+/// The first two principal components of some points.
 pub(crate) struct Pca {
     mean: Vec<f64>,
     axes: [Vec<f64>; 2],
-    /// Which part of the variance each axis carries.
+    /// Fraction of the variance along each axis.
     pub shares: [f64; 2],
 }
 
 impl Pca {
-    /// Of points of one width, all finite. The largest coordinate of each axis is positive, so that a map is never mirrored.
+    /// Computes them for points of equal width with finite values. The coordinate of each axis with the largest magnitude is positive, so
+    /// the signs are determined.
     pub fn of(points: &[Vec<f32>]) -> Result<Self> {
         let (count, width) = (points.len(), points.first().map_or(0, Vec::len));
         let mean: Vec<f64> = (0..width)
@@ -24,7 +25,7 @@ impl Pca {
             return Ok(Pca { mean, axes: [Vec::new(), Vec::new()], shares: [0.0; 2] });
         }
         let centred = DMatrix::from_fn(count, width, |row, column| f64::from(points[row][column]) - mean[column]);
-        // The smaller of the two products has the same eigenvalues.
+        // Both products have the same nonzero eigenvalues, so the smaller one is used.
         let by_points = count <= width;
         let product = if by_points { &centred * centred.transpose() } else { centred.transpose() * &centred };
         let total = product.trace();
@@ -36,7 +37,7 @@ impl Pca {
         for (place, index) in order.into_iter().take(2).enumerate() {
             let value = eigen.eigenvalues[index];
             if value <= total * 1e-12 {
-                continue; // all points in one place, or on one line
+                continue; // all points are equal, or on one line
             }
             let vector = eigen.eigenvectors.column(index).into_owned();
             let axis = if by_points { centred.transpose() * vector / value.sqrt() } else { vector };
@@ -47,7 +48,7 @@ impl Pca {
         Ok(pca)
     }
 
-    /// Where a point stands on both axes.
+    /// Projects a point on both axes.
     pub fn project(&self, point: &[f32]) -> (f64, f64) {
         let on = |axis: &[f64]| point.iter().zip(&self.mean).zip(axis).map(|((x, m), a)| (f64::from(*x) - m) * a).sum();
         (on(&self.axes[0]), on(&self.axes[1]))

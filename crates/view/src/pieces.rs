@@ -1,11 +1,11 @@
-//! Text → the pieces that its tokens stand for, with the characters that are split between tokens.
+//! Text → the pieces of its tokens, with the characters that are split between tokens.
 
 use tallow::Tokenizer;
 
 use super::text::{hex, visible};
 use crate::Result;
 
-/// What one token stands for in a text.
+/// The part of a text that one token stands for.
 ///
 /// # Example
 /// ```
@@ -18,20 +18,20 @@ use crate::Result;
 pub struct Piece {
     /// The token's id.
     pub id: u32,
-    /// Its bytes: a part of the text, or the token's own where a `tokenizer.json` changes the text.
+    /// Its bytes in the text. The token's own bytes, if a `tokenizer.json` changes the text.
     pub bytes: Vec<u8>,
-    /// Its text, where it cuts no character.
+    /// Its text. `None` if it has only a part of a character.
     pub text: Option<String>,
-    /// The text that it shares with its neighbors: whole characters.
+    /// Whole characters: the text of this token and of the neighbors that share a character with it.
     pub characters: String,
-    /// Which part of them it is, from 1.
+    /// Number of this token among those, from 1.
     pub part: usize,
-    /// Into how many tokens they are split: 1 for a token that cuts no character.
+    /// How many tokens those are. 1 for a token that shares no character.
     pub of: usize,
 }
 
 impl Piece {
-    /// Its text for one line; for a part of a character, the character and which part: `沈 1/2`; else bytes in hex.
+    /// A label in one line: the text; for a part of a character, the character and the number of the part (`沈 1/2`); else bytes in hex.
     pub fn label(&self) -> String {
         match &self.text {
             Some(text) => visible(text),
@@ -41,7 +41,7 @@ impl Piece {
     }
 }
 
-/// Cuts `text` into the pieces of its tokens; neighbors that share a character are grouped.
+/// Cuts `text` into the pieces of its tokens. Neighbors that share a character are numbered.
 ///
 /// # Errors
 /// Those of [`Tokenizer::encode`].
@@ -61,7 +61,7 @@ pub fn pieces(tokenizer: &Tokenizer, text: &str) -> Result<Vec<Piece>> {
     let mut end = 0;
     let gapless = ranges.iter().all(|range| std::mem::replace(&mut end, range.end) == range.start) && end == text.len();
     if !gapless {
-        // A tokenizer.json that inserts or normalises: its tokens are not parts of this text, but have bytes of their own.
+        // A tokenizer.json that inserts or normalizes text: its tokens are not parts of this text, so their own bytes are used.
         return Ok(ids
             .into_iter()
             .map(|id| alone(id, tokenizer.token_bytes(id).unwrap_or_default().into_owned()))
@@ -69,7 +69,7 @@ pub fn pieces(tokenizer: &Tokenizer, text: &str) -> Result<Vec<Piece>> {
     }
     let mut first = 0;
     for (i, range) in ranges.iter().enumerate() {
-        // A group ends with the token that ends a character.
+        // A group ends with a token that ends at the end of a character.
         if !text.is_char_boundary(range.end) {
             continue;
         }

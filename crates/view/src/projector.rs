@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::Lookup;
 
-/// `tensors.tsv` and `metadata.tsv`, as <https://projector.tensorflow.org> loads them: a line a row, a head line over the metadata.
+/// `tensors.tsv` and `metadata.tsv` for <https://projector.tensorflow.org>: one line per row, and a header line in the metadata.
 ///
 /// # Example
 /// ```
@@ -15,14 +15,15 @@ use super::Lookup;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Projector {
-    /// Values between tabs; each reads back as the same f32.
+    /// Values separated by tabs. Each parses back to the same f32.
     pub tensors: String,
-    /// Token and id between tabs. Tabs and line ends of a token are escaped.
+    /// Token and id, separated by a tab.
     pub metadata: String,
 }
 
 impl Projector {
-    /// Of labelled rows: (token's text, id, values).
+    /// Makes the files from rows of (token's text, id, values). Texts must not have tabs or line ends;
+    /// [`one_line`](crate::one_line) escapes them.
     pub fn new<'a>(rows: impl IntoIterator<Item = (String, u32, &'a [f32])>) -> Self {
         let (mut tensors, mut metadata) = (String::new(), "token\tid\n".to_string());
         for (token, id, values) in rows {
@@ -35,7 +36,7 @@ impl Projector {
 }
 
 impl Lookup {
-    /// The matrix for the projector, one point for each different token.
+    /// The rows of the matrix for the projector, one for each different token.
     pub fn projector(&self) -> Projector {
         let mut seen = std::collections::HashSet::new();
         let rows = self.pieces.iter().zip(&self.values).filter(|(piece, _)| seen.insert(piece.id));

@@ -1,9 +1,9 @@
-//! Values → colours that colour-blind people can tell apart, by ColorBrewer and matplotlib.
+//! Colour scales of ColorBrewer and matplotlib that colour-blind people can read.
 
 use colorous::{CIVIDIS, PURPLE_ORANGE};
 use plotters::style::RGBColor;
 
-/// From purple (negative) over all but white (0) to orange (positive). Grey is no number.
+/// From purple (negative) over almost white (0) to orange (positive). NaN is grey.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Diverging {
     /// The largest absolute value.
@@ -40,7 +40,7 @@ fn painted(colour: colorous::Color) -> RGBColor {
     RGBColor(colour.r, colour.g, colour.b)
 }
 
-/// A number with three digits that count.
+/// A number with three significant digits.
 pub(crate) fn short(value: f64) -> String {
     if value == 0.0 || !value.is_finite() {
         return if value == 0.0 { "0".to_string() } else { value.to_string() };
@@ -49,7 +49,7 @@ pub(crate) fn short(value: f64) -> String {
     if (1e-4..1e6).contains(&value.abs()) { format!("{value:.*}", digits as usize) } else { format!("{value:.2e}") }
 }
 
-/// A number at an axis of this length: as short as it is round. Sums of steps miss zero by a hair.
+/// A label for an axis of length `axis`, without trailing zeros. Values close to 0 from rounding are shown as 0.
 pub(crate) fn tick(value: f64, axis: f64) -> String {
     match value.abs() {
         size if size <= axis * 1e-9 => "0".to_string(),

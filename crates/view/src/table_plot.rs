@@ -1,4 +1,4 @@
-//! A table as pictures: lengths of rows, a map of some tokens, and what training moved.
+//! Pictures of a table: norms of rows, a map of some tokens, and the rows that training moved.
 
 use candle_core::DType;
 use tallow::{PretrainedTable, RowChange, RowChanges};
@@ -10,12 +10,12 @@ use super::pca::Pca;
 use super::text::Lang;
 use crate::Result;
 
-/// Cells of the map of the table, at most; rows listed as moved farthest.
+/// The most cells of the grid of rows, and the most rows in the lists of moved and of untouched rows.
 const CELLS: usize = 2048;
 const LISTED: usize = 20;
 const UNTOUCHED: usize = 60;
 
-/// A table, perhaps with the one that it was before training.
+/// Charts of a table, optionally compared with the table before training.
 ///
 /// # Example
 /// ```
@@ -32,17 +32,17 @@ const UNTOUCHED: usize = 60;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct TablePlot {
-    /// Rows and columns.
+    /// (V, C): rows and columns.
     pub shape: (usize, usize),
     /// The L2 norm of every row.
     pub norms: Vec<f32>,
-    /// What happened to each row since `before`.
+    /// Changes of each row since the table before training. `None` without such a table.
     pub changes: Option<RowChanges>,
-    /// The rows of the map, in order of importance.
+    /// The rows of the map. Earlier ones get their names first.
     pub chosen: Vec<Token>,
-    /// The rows that moved farthest, at most 20, with their distances.
+    /// The rows that moved farthest, at most 20: (row, token, L2 distance).
     pub farthest: Vec<(u32, String, f32)>,
-    /// The first rows that were never trained, at most 60.
+    /// The first rows that were never trained, at most 60: (row, token).
     pub untouched: Vec<(u32, String)>,
 }
 
@@ -64,27 +64,27 @@ pub struct TablePlot {
 /// ```
 #[derive(Clone, Debug)]
 pub struct Token {
-    /// Its number.
+    /// Number of the row.
     pub id: u32,
-    /// Its token's text.
+    /// Text of its token.
     pub name: String,
-    /// Its values, C of them.
+    /// Its C values.
     pub values: Vec<f32>,
-    /// Its values before.
+    /// Its values before training, if known.
     pub before: Option<Vec<f32>>,
 }
 
 impl TablePlot {
-    /// Reads what the pictures need. `chosen` are the rows of the map; without any, the `top` that moved farthest, or the first
-    /// `top` where none moved. `name` says the token of a row; a row without one is called by its number.
+    /// Reads the data of the charts. `chosen` are the rows of the map. If it is empty, the map has the `top` rows that moved farthest, or
+    /// the first `top` rows if none moved. `name` returns the token of a row; without one the row's number is its name.
     ///
     /// # Errors
-    /// - [`Error::Config`](tallow::Error::Config): tables of different widths.
-    /// - [`Error::IdOutOfRange`](tallow::Error::IdOutOfRange): a chosen row that the table does not have.
-    /// - those of reading.
+    /// - [`Error::Config`](tallow::Error::Config): the tables have different widths.
+    /// - [`Error::IdOutOfRange`](tallow::Error::IdOutOfRange): the table has no such chosen row.
+    /// - [`Error::Io`](tallow::Error::Io): a table cannot be read.
     ///
     /// # Cost
-    /// One pass over each table in some 32 MiB.
+    /// One pass over each table. Memory: some 32 MiB.
     pub fn new(
         table: &PretrainedTable,
         before: Option<&PretrainedTable>,
@@ -124,7 +124,7 @@ impl TablePlot {
         })
     }
 
-    /// How many rows were trained, were only shrunk (by weight decay), and are equal.
+    /// Number of rows that were trained, that only shrank by weight decay, and that are equal. `None` without a table before training.
     pub fn counts(&self) -> Option<[usize; 3]> {
         let changes = self.changes.as_ref()?;
         Some([RowChange::Moved, RowChange::Shrunk, RowChange::Equal].map(|what| changes.count(what)))
@@ -144,7 +144,7 @@ impl TablePlot {
         Figure::panels(lang.of("A table of embeddings", "嵌入表"), &panels)
     }
 
-    /// The charts one by one: lengths, the map; and with a table before, where rows moved, and which moved farthest.
+    /// The charts: norms and the map; with a table before training also where rows moved, and which moved farthest.
     pub(crate) fn panels(&self, lang: Lang) -> Result<Vec<Panel<'_>>> {
         let mut panels: Vec<Panel> = vec![
             (
@@ -235,14 +235,14 @@ impl TablePlot {
     }
 }
 
-/// A chart's title, and how it is painted under it.
+/// Title of a chart, and the function that paints it.
 pub(crate) type Panel<'a> = (String, Box<dyn Fn(&Area, &str) -> Drawn + 'a>);
 
 /// Width and height of a panel.
 const PANEL: (u32, u32) = (640, 440);
 
 impl Figure {
-    /// Panels two by two.
+    /// Draws panels in two columns.
     pub(crate) fn panels(title: &str, panels: &[Panel]) -> Result<Self> {
         let lines = panels.len().div_ceil(2);
         Figure::draw(title, (2 * PANEL.0, PANEL.1 * lines as u32), |area| {
@@ -253,7 +253,7 @@ impl Figure {
         })
     }
 
-    /// One panel alone.
+    /// Draws a single panel.
     pub(crate) fn panel((title, paint): &Panel) -> Result<Self> {
         Figure::draw(title, PANEL, |area| paint(area, title))
     }

@@ -1,4 +1,4 @@
-//! Text and bytes of strangers, made fit for one line; and the two languages of the pictures.
+//! Untrusted text and bytes in one line, and the two languages of the pictures.
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
@@ -23,18 +23,18 @@ pub enum Lang {
 }
 
 impl Lang {
-    /// The language's code, as HTML has it.
+    /// Language code, as in HTML.
     pub fn code(self) -> &'static str {
         self.of("en", "zh-CN")
     }
 
-    /// Chinese where a text has a Chinese character, English elsewhere.
+    /// Chinese if the text has a Chinese character, else English.
     pub fn of_text(text: &str) -> Self {
         let han = |c: char| matches!(c, '\u{3400}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3ffff}');
         if text.chars().any(han) { Lang::Zh } else { Lang::En }
     }
 
-    /// Of two wordings the one of this language.
+    /// Selects the text in this language.
     pub(crate) fn of<T>(self, english: T, chinese: T) -> T {
         match self {
             Lang::En => english,
@@ -56,12 +56,12 @@ impl std::str::FromStr for Lang {
     }
 }
 
-/// Text as it can safely be shown in one line, with spaces to be seen as `␣`; see [`one_line`].
+/// As [`one_line`], with spaces shown as `␣`.
 pub fn visible(text: &str) -> String {
     text.split(' ').map(one_line).collect::<Vec<_>>().join("␣")
 }
 
-/// Text as it can safely be shown in one line: control and invisible characters escaped.
+/// Escapes control and invisible characters, so that untrusted text can be shown in one line.
 pub fn one_line(text: &str) -> String {
     let mut shown = String::new();
     for c in text.chars() {
@@ -83,12 +83,12 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(" ")
 }
 
-/// A token's bytes as [`visible`] text, or as [`hex`] where they are no whole characters.
+/// A token's bytes as [`visible`] text, or as [`hex`] if they are not UTF-8.
 pub fn token_text(bytes: &[u8]) -> String {
     std::str::from_utf8(bytes).map_or_else(|_| hex(bytes), visible)
 }
 
-/// At most `width` places of a terminal, the last an ellipsis where something is left out.
+/// Shortens a text to `width` terminal columns, with an ellipsis at the end.
 pub(crate) fn shorten(text: &str, width: usize) -> String {
     if text.width() <= width {
         return text.to_string();

@@ -1,4 +1,4 @@
-//! Writing so that a name stands for something whole: a temporary name first, then the disk, then the name. Reading at a place.
+//! Atomic writes: a file is written under a temporary name, synced to disk, and then renamed. Positioned reads and writes.
 
 use std::fs::{File, Metadata};
 use std::io::{BufWriter, Read, Write};
@@ -8,15 +8,15 @@ use tempfile::{NamedTempFile, TempDir};
 
 use crate::{Error, Result};
 
-/// What begins so is not finished; a finished folder has none.
+/// Prefix of the names of unfinished files. A finished folder has none.
 pub const TEMPORARY: &str = ".tmp-";
 
-/// The folder in which this file is.
+/// The folder of a file.
 pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// A file in `folder` that goes away unless it is given a name.
+/// A temporary file in `folder`. It is deleted when dropped, unless it is persisted.
 pub fn temporary(folder: &Path) -> Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(TEMPORARY);
@@ -25,7 +25,7 @@ pub fn temporary(folder: &Path) -> Result<NamedTempFile> {
     builder.tempfile_in(folder).map_err(|e| Error::io(folder, e))
 }
 
-/// A folder in `folder` that goes away unless it is given a name.
+/// A temporary folder in `folder`. It is deleted when dropped, unless it is renamed.
 pub fn temporary_folder(folder: &Path) -> Result<TempDir> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(TEMPORARY);
@@ -34,7 +34,7 @@ pub fn temporary_folder(folder: &Path) -> Result<TempDir> {
     builder.tempdir_in(folder).map_err(|e| Error::io(folder, e))
 }
 
-/// Puts a file on the disk, then gives it its name.
+/// Syncs a file to disk, then renames it to `path`.
 pub fn persist(file: BufWriter<NamedTempFile>, path: &Path) -> std::io::Result<()> {
     let file = file.into_inner().map_err(|e| e.into_error())?;
     file.as_file().sync_all()?;
@@ -42,14 +42,14 @@ pub fn persist(file: BufWriter<NamedTempFile>, path: &Path) -> std::io::Result<(
     Ok(())
 }
 
-/// Writes a small file as a whole: it is there with all of `bytes`, or as it was before.
+/// Writes a small file atomically: afterwards it has all of `bytes`, or its old content.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = BufWriter::new(temporary(folder_of(path))?);
     file.write_all(bytes).and_then(|()| persist(file, path)).map_err(|e| Error::io(path, e))?;
     sync_folder(folder_of(path))
 }
 
-/// Writes a small file as a whole, unless there is one already.
+/// Writes a small file atomically, unless it exists already.
 pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     if path.exists() {
         return Ok(());
@@ -62,7 +62,7 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     }
 }
 
-/// Makes new names in a folder survive a power cut.
+/// Syncs a folder to disk, so that new names survive a power cut.
 pub fn sync_folder(folder: &Path) -> Result<()> {
     if cfg!(unix) {
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(|e| Error::io(folder, e))?;
@@ -70,7 +70,7 @@ pub fn sync_folder(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes the files that killed processes left in `folder`. Folders are no work of those who call this.
+/// Removes the temporary files that killed processes left in `folder`. It does not remove folders, because no caller makes any.
 pub fn remove_temporaries(folder: &Path) -> Result<()> {
     for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
         let entry = entry.map_err(|e| Error::io(folder, e))?;
@@ -84,7 +84,7 @@ pub fn remove_temporaries(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What is known of a file, if it is a regular one.
+/// Metadata of a file. An error if it is not a regular file.
 pub fn regular(path: &Path) -> std::io::Result<Metadata> {
     let about = std::fs::metadata(path)?;
     match about.is_file() {
@@ -93,21 +93,20 @@ pub fn regular(path: &Path) -> std::io::Result<Metadata> {
     }
 }
 
-/// Opens a file from a folder that somebody else may have made. It is looked at first: who opens a pipe waits for whoever
-/// writes into it, perhaps for ever.
+/// Opens a file of an untrusted folder, if it is a regular file. (To open a pipe could block forever.)
 pub fn open_regular(path: &Path) -> std::io::Result<File> {
     regular(path)?;
     File::open(path)
 }
 
-/// Reads such a file.
+/// Reads a file of an untrusted folder.
 pub fn read_regular(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open_regular(path)?.read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Reads bytes at a place of a file, all or an error.
+/// Fills `bytes` from position `at` of a file.
 #[cfg(unix)]
 pub fn read_at(file: &File, bytes: &mut [u8], at: u64) -> std::io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, bytes, at)
@@ -124,7 +123,7 @@ pub fn read_at(file: &File, mut bytes: &mut [u8], mut at: u64) -> std::io::Resul
     Ok(())
 }
 
-/// Writes bytes at a place of a file, all or an error.
+/// Writes all of `bytes` at position `at` of a file.
 #[cfg(unix)]
 pub fn write_at(file: &File, bytes: &[u8], at: u64) -> std::io::Result<()> {
     std::os::unix::fs::FileExt::write_all_at(file, bytes, at)

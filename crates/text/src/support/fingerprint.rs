@@ -1,9 +1,9 @@
-//! A stable number that tells whether two things are the same: tokenizers, datasets.
+//! Stable fingerprints of tokenizers and datasets.
 
 use serde_json::Value;
 
-/// FNV-1a, 64 bits, over length-prefixed parts: the same on every platform and in every version of tallow.
-/// It guards against mistakes, not against malice.
+/// FNV-1a with 64 bits over length-prefixed parts. It is the same on every platform and in every version of tallow. It detects
+/// mistakes, and not deliberate collisions.
 ///
 /// Source: Fowler, Noll and Vo's published 64-bit constants.
 pub struct Fingerprint(u64);
@@ -15,13 +15,13 @@ impl Fingerprint {
         fingerprint
     }
 
-    /// Adds one part; parts cannot run into each other.
+    /// Adds one part with its length.
     pub fn add(&mut self, part: &[u8]) {
         self.write(&(part.len() as u64).to_le_bytes());
         self.write(part);
     }
 
-    /// Adds a JSON value, whatever the order of its keys and its white space were in the file.
+    /// Adds a JSON value. The order of its keys and its white space in the file do not matter.
     pub fn add_json(&mut self, value: &Value) {
         match value {
             Value::Object(map) => {

@@ -1,10 +1,10 @@
-//! Hints to the system about large buffers.
+//! Hints to the operating system about large buffers.
 
-/// Buffers from here on ask for huge pages: first touches of 4 KiB pages would cost more than filling them.
+/// The smallest buffer that uses huge pages. In larger ones, first touches of 4 KiB pages cost more than filling them.
 #[cfg(target_os = "linux")]
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
-/// Asks Linux to back a large, untouched buffer with huge pages. A hint: failure changes nothing.
+/// Asks Linux to back a large, untouched buffer with huge pages. It is a hint, and failure is ignored.
 #[cfg(target_os = "linux")]
 pub fn advise_huge_pages<T>(space: &mut [T]) {
     let bytes = size_of_val(space);

@@ -1,4 +1,4 @@
-//! What the packages of tallow share. No part of the interface: it changes without notice.
+//! Internals that the packages of tallow share. They are not part of the public interface and change without notice.
 
 pub mod files;
 mod fingerprint;

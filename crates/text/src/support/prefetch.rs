@@ -1,6 +1,6 @@
-//! A hint to the processor.
+//! Prefetching.
 
-/// Asks for the first `bytes` of what will be read soon. A hint: it reads nothing.
+/// Prefetches the first `bytes` bytes of `space` into the processor's cache. It is a hint and reads nothing.
 #[cfg(target_arch = "x86_64")]
 pub fn prefetch<T>(space: &[T], bytes: usize) {
     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

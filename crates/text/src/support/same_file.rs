@@ -1,8 +1,8 @@
-//! Which names are one file. Library and binary both compile this: it is no part of the interface.
+//! Compares paths by the file that they lead to.
 
 use std::path::{Path, PathBuf};
 
-/// Whether both names lead to one file that is there: through links, and whatever their letters.
+/// Whether both paths lead to the same existing file, also through links and on case-insensitive file systems.
 pub fn same_file(a: &Path, b: &Path) -> bool {
     #[cfg(unix)]
     let identity = |path: &Path| {
@@ -14,13 +14,13 @@ pub fn same_file(a: &Path, b: &Path) -> bool {
     matches!((identity(a), identity(b)), (Some(a), Some(b)) if a == b)
 }
 
-/// Whether a file, there already or not, has its place in `folder` or below.
+/// Whether the path of a file, existing or not, is in `folder` or below it.
 pub fn lies_in(path: &Path, folder: &Path) -> bool {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::canonicalize(parent).is_ok_and(|parent| parent.ancestors().any(|above| same_file(above, folder)))
 }
 
-/// Whether a file is one of `folder` or of a folder in it, by whatever name.
+/// Whether a file is the same as one in `folder` or in one of its folders, by any name.
 pub fn belongs_to(path: &Path, folder: &Path) -> bool {
     let entries = |folder: &Path| -> Vec<PathBuf> {
         std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()

@@ -1,9 +1,10 @@
-//! Bytes that come in parts → text in whole characters.
+//! Bytes in chunks → text in whole characters.
 
-/// Moves what is certain from `bytes` to `text`: valid text and, if `lossy`, U+FFFD for what can no longer become a character, as
-/// `String::from_utf8_lossy` gives it. The beginning of a character stays, unless this is the `end`.
+/// Moves valid UTF-8 from `bytes` to `text`. If `lossy`, invalid bytes become U+FFFD, as in `String::from_utf8_lossy`. An unfinished
+/// character stays in `bytes`, unless this is the `end`.
 ///
-/// Gives how many bytes it took. Not `lossy`, bytes that are no text are an error: they stay, and how many were taken before them.
+/// Returns the number of bytes that were consumed. Without `lossy`, invalid bytes are an error. They stay in `bytes`, and the error is
+/// the number of bytes that were consumed before them.
 pub(crate) fn take_text(bytes: &mut Vec<u8>, text: &mut String, lossy: bool, end: bool) -> Result<usize, usize> {
     let (mut taken, mut sound) = (0, true);
     while sound && taken < bytes.len() {

@@ -9,7 +9,7 @@ use super::specials::SpecialTokens;
 use crate::support::take_text;
 use crate::{Error, Result};
 
-/// Bytes to read for the first chunk. Doubled while no piece of text is settled.
+/// Bytes of text to read for a chunk. Doubled while no piece of text is settled.
 const CHUNK_BYTES: usize = 1 << 18;
 /// Default of [`EncodeReader::with_longest_run`].
 const LONGEST_RUN_BYTES: usize = 64 << 20;

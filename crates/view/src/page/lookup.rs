@@ -1,4 +1,4 @@
-//! The page of a look-up.
+//! The HTML page of a look-up.
 
 use std::collections::BTreeMap;
 
@@ -15,14 +15,14 @@ use super::super::{Lookup, Piece, shown_columns};
 use super::shell;
 use crate::Result;
 
-/// Characters and tokens of a page, and numbers in it: more would make it slow and larger than 5 MB.
+/// The most characters, tokens and numbers of a page. More would make it slow and larger than 5 MB.
 const CHARACTERS: usize = 20_000;
 const TOKENS: usize = 4000;
 const VALUES: usize = 200_000;
-/// Up to here every piece's way from the table to the matrix is drawn, and nothing scrolls.
+/// The most pieces for which lines from the table to the matrix are drawn, and nothing scrolls.
 const SHORT: usize = 64;
 
-/// What the script knows. Text is already fit for one line.
+/// Data of the script. Texts are already escaped to one line.
 #[derive(Serialize)]
 struct Data<'a> {
     pieces: Vec<PieceData>,
@@ -40,7 +40,7 @@ struct PieceData {
     bytes: String,
 }
 
-/// The shortest decimal that is this f32 again; JSON has no infinities.
+/// A value for JSON: the shortest decimal that parses back to the same f32. JSON has no infinities and no NaN, so these are strings.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Number {
@@ -49,11 +49,11 @@ enum Number {
 }
 
 impl Lookup {
-    /// One self-contained HTML page, which needs no network: the sentence, its pieces, their ids, their rows in the table, and the
-    /// matrix as a heat map; whatever is under the pointer or the keyboard lights up everywhere, with its exact values. It can be
-    /// read without a script, printed, and read aloud; it follows the reader's light or dark theme.
+    /// One self-contained HTML page without network requests. It shows the sentence, its pieces, their ids, their rows in the table, and
+    /// the matrix as a heat map. The piece under the pointer or the keyboard focus is highlighted in all parts, with its exact values.
+    /// The page also works without a script, in print and with a screen reader, and follows the light or dark theme.
     ///
-    /// Of more than 4000 tokens the first are shown, of more than 200 000 values the first and last columns; the page says so.
+    /// Only the first 4000 tokens are shown. Of more than 200 000 values, only the first and the last columns are shown. The page says so.
     ///
     /// # Errors
     /// [`Error::Picture`](crate::Error::Picture).
@@ -103,7 +103,7 @@ impl Lookup {
         Ok(shell(lang, title, body, include_str!("lookup.js")))
     }
 
-    /// The text, or what a page has room for of it.
+    /// The text, cut to the most characters of a page.
     fn sentence(&self) -> String {
         let mut start: String = self.text.chars().take(CHARACTERS).collect();
         if start.len() < self.text.len() {
@@ -140,7 +140,7 @@ impl Lookup {
         line
     }
 
-    /// Sizes, the heat map as an image with one pixel a value, and the scale's colours.
+    /// CSS variables: sizes, the heat map as an image with one pixel per value, and the colours of the scale.
     fn variables(&self, rows: &BTreeMap<u32, &[f32]>, columns: &[usize], scale: Diverging) -> Result<String> {
         let mut sprite = Pixmap::new(columns.len().max(1) as u32, rows.len().max(1) as u32)
             .ok_or_else(|| failed(format!("{} x {} values", rows.len(), columns.len())))?;
@@ -352,6 +352,6 @@ fn json(pieces: &[Piece], rows: &BTreeMap<u32, &[f32]>, columns: &[usize], lang:
             ("cell", lang.of("row {row}, column {column}: {value}", "第 {row} 行，第 {column} 列：{value}")),
         ]),
     };
-    // Inside a script element nothing may look like its end.
+    // The JSON must not contain the end tag of its script element.
     Ok(serde_json::to_string(&data).map_err(failed)?.replace('<', "\\u003c"))
 }

@@ -1,4 +1,4 @@
-//! Pages: one HTML file each, with style, script, data and pictures inside, and a policy that forbids every request.
+//! HTML pages. Each is one file with its style, script, data and pictures, and a policy that forbids all requests.
 
 mod lookup;
 mod plot;
@@ -7,7 +7,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::text::Lang;
 
-/// A whole page. `title` and `body` are escaped by maud; `script` is ours.
+/// A whole page. maud escapes `title` and `body`. `script` must be trusted.
 fn shell(lang: Lang, title: &str, body: Markup, script: &str) -> String {
     let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:";
     let page = html! {

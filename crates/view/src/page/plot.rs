@@ -1,4 +1,4 @@
-//! The pages of plots: charts with words below, and tables of what charts cannot name.
+//! The HTML pages of plots: charts, and below them text and lists of rows.
 
 use maud::{Markup, PreEscaped, html};
 
@@ -10,7 +10,7 @@ use super::shell;
 use crate::Result;
 
 impl TablePlot {
-    /// One self-contained HTML page with the charts and what moved in words. `name` is its title: a file's name.
+    /// One self-contained HTML page with the charts and lists of the rows that moved. `name` is its title, such as a file name.
     ///
     /// # Errors
     /// [`Error::Picture`](crate::Error::Picture).
@@ -45,7 +45,7 @@ impl TablePlot {
 }
 
 impl DatasetPlot {
-    /// One self-contained HTML page with the charts. `name` is its title: a folder's name.
+    /// One self-contained HTML page with the charts. `name` is its title, such as a folder name.
     ///
     /// # Errors
     /// [`Error::Picture`](crate::Error::Picture).
