@@ -91,8 +91,8 @@ pub enum Error {
 
     /// A run of characters without a place to cut, longer than a stream accepts.
     #[error(
-        "from byte {byte} of the text on more than {bytes} bytes follow without a place to cut, and all of them would have to be \
-         held in memory: break the text with white space or line feeds (is it text at all?)"
+        "from byte {byte} of the text on more than {bytes} bytes follow without a place to cut, and all of them would \
+         have to be held in memory: break the text with white space or line feeds (is it text at all?)"
     )]
     RunTooLong {
         /// Byte offset in the text at which the run begins.

@@ -137,7 +137,7 @@ impl Figure {
             .filter(|(width, height)| u64::from(*width) * u64::from(*height) <= MOST_PIXELS)
             .and_then(|(width, height)| tiny_skia::Pixmap::new(width, height))
             .ok_or_else(|| {
-                failed(format!("a scale of {scale} makes {width} x {height} pixels, but 1 to {MOST_PIXELS} are possible"))
+                failed(format!("a scale of {scale} makes {width} x {height} pixels, not 1 to {MOST_PIXELS}"))
             })?;
         render(&tree, tiny_skia::Transform::from_scale(scale, scale), &mut image.as_mut());
         image.encode_png().map_err(failed)

@@ -49,8 +49,8 @@ pub(crate) fn find(inputs: &[PathBuf], format: Option<Format>, out: &Path) -> Re
             0 => {
                 let named: Vec<String> = inputs.iter().map(|input| input.display().to_string()).collect();
                 format!(
-                    "there is no file to read in {}: `prepare` reads files that end in {ENDINGS}, and no hidden ones; put \
-                     some there, or name other files or folders",
+                    "there is no file to read in {}: `prepare` reads files that end in {ENDINGS}, and no hidden ones; \
+                     put some there, or name other files or folders",
                     named.join(", ")
                 )
             }

@@ -13,7 +13,7 @@ use super::{End, Flaw, Stop};
 /// Deepest nesting of objects and arrays, the line's own object included. Python's limit is its stack.
 const DEEPEST: usize = 1000;
 
-/// Why a line gives no text.
+/// Why the text of a line cannot be read.
 pub(super) enum Fault {
     /// The line is not valid.
     Line(Flaw),

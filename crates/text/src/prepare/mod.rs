@@ -294,7 +294,7 @@ pub fn prepare(
         Some(Error::Io { path, cause }) if is_full(&cause) => {
             let done = plan.units.len() - missing(&plan, &cfg.out, Rank::default()).len();
             let reason = format!(
-                "the disk is full ({done} of {} units are finished and kept): free some space and run the same command again",
+                "the disk is full ({done} of {} units are finished and kept): free space and run the same command again",
                 plan.units.len()
             );
             Err(Error::Folder { path, reason })
@@ -334,7 +334,7 @@ pub fn finish(out: &Path) -> Result<Manifest> {
     Err(Error::Folder {
         path: out.to_path_buf(),
         reason: format!(
-            "{count} of {} units are not done ({shown}{more}): run the ranks that have them, or run all of it as one rank",
+            "{count} of {} units are not done ({shown}{more}): run their ranks, or all of it as one rank",
             plan.units.len()
         ),
     })

@@ -143,8 +143,8 @@ impl Plan {
         Err(Error::Folder {
             path: out.to_path_buf(),
             reason: format!(
-                "this folder was begun with other settings or input: {}. Run the command that began it on the unchanged files, or give \
-                 another folder",
+                "this folder was begun with other settings or input: {}. Run the command that began it on the \
+                 unchanged files, or give another folder",
                 differs.join(", ")
             ),
         })

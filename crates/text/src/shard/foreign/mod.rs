@@ -46,7 +46,7 @@ pub enum Foreign {
     Datatrove,
 }
 
-/// Description of the files to [`import`].
+/// Description of the files to [`import()`].
 ///
 /// # Example
 /// ```
