@@ -37,7 +37,7 @@ const HEAD_BYTES: usize = 1 << 16;
 /// # Example
 /// ```
 /// use tallow_text::prepare::{Format, PrepareConfig};
-/// let cfg = PrepareConfig { format: Some("jsonl".parse()?), ..Default::default() }; // whatever the files are called
+/// let cfg = PrepareConfig { format: Some("jsonl".parse()?), ..Default::default() }; // for any file names
 /// assert_eq!(cfg.format, Some(Format::Jsonl));
 /// assert!("csv".parse::<Format>().is_err());
 /// # Ok::<(), tallow_text::Error>(())

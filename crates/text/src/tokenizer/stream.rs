@@ -262,7 +262,7 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(300))]
-        /// Wherever `cuts` allows it, a text may be cut.
+        /// A text may be cut at every place that `cuts` allows.
         #[test]
         fn cuts_change_no_ids(picks in prop::collection::vec(0usize..40, 0..60), which in 0usize..3) {
             let text: String = picks.iter().map(|i| PIECES[*i]).collect();

@@ -157,7 +157,7 @@ mod tests {
     use super::*;
     use crate::shard::verify;
 
-    /// llm.c counts with 31 bits. Here with 2, so that a test can have several files.
+    /// llm.c's counts have 31 bits. This test uses smaller limits, to get several files.
     #[test]
     fn parts_hold_what_the_whole_does() {
         let folder = tempfile::tempdir().unwrap();
@@ -169,7 +169,7 @@ mod tests {
             table_rows: 100,
             tokenizer: None,
         };
-        // nanoGPT's has the separator after each document, llm.c's before.
+        // nanoGPT's separator is after each document, llm.c's before it.
         let raw: Vec<u8> = [5u16, 6, 7, 8, 0, 0, 9, 0, 1, 2, 0].iter().flat_map(|id| id.to_le_bytes()).collect();
         std::fs::write(path("nanogpt.bin"), &raw).unwrap();
         let nanogpt = ForeignFile { format: Foreign::NanoGpt, ..about.clone() };

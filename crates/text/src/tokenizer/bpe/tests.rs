@@ -1,4 +1,4 @@
-//! The encoder against regular expressions, the merge rule from bytes on, and two other encoders.
+//! Compares the encoder with regular expressions, with the plain merge rule, and with two other encoders.
 
 use std::sync::LazyLock;
 
@@ -12,7 +12,7 @@ use super::tables::Tables;
 use super::*;
 use crate::Tokenizer;
 
-/// Characters that patterns treat differently, or that lie at the edge of a kind.
+/// Characters that patterns treat differently, or at the bounds of a kind.
 const NASTY: [&str; 24] = [
     "a", "B", "s", "l", "1", " ", "\t", "\n", "\r", "!", "/", "'", "é", "É", "中", "ʰ", "\u{301}", "\u{3000}",
     "\u{A0}", "😀", "ſ", "ǅ", "٣", "𝟘",
@@ -28,7 +28,7 @@ fn pick<'a, T: ?Sized>(from: &[&'a T], state: &mut u64) -> &'a T {
     from[random(state) as usize % from.len()]
 }
 
-/// Text of many kinds, of some `bytes`.
+/// Text of many kinds, of about `bytes` bytes.
 fn text(bytes: usize, state: &mut u64) -> String {
     const WORDS: [&str; 20] = [
         "the",
@@ -71,8 +71,8 @@ fn text(bytes: usize, state: &mut u64) -> String {
     text
 }
 
-/// An automaton has no look-ahead, so each pattern becomes three, tried in order: everything else and white space at the end of the
-/// text; white space plus one more, which is given back; single white space.
+/// Splits by a regular expression. Automata have no look-ahead, so each pattern becomes three, tried in order: all but white space, and
+/// white space at the end of the text; white space plus one more character, which is not used; a single white space.
 fn by_regex(regex: &Regex, text: &str) -> Vec<usize> {
     let (mut ends, mut start) = (Vec::new(), 0);
     while start < text.len() {
@@ -90,7 +90,7 @@ fn by_regex(regex: &Regex, text: &str) -> Vec<usize> {
     ends
 }
 
-/// Ends of pieces as the encoder finds them, and one by one.
+/// Ends of pieces by `starts` (and by `end` where it stops), and by `end` alone.
 fn by_hand(pattern: Pattern, body: Body, text: &str) -> [Vec<usize>; 2] {
     let (mut fast, mut slow, mut at) = (Vec::new(), Vec::new(), 0);
     let mut pieces = Pieces::new(text, body);
@@ -159,7 +159,7 @@ fn short_strings_are_cut_as_the_patterns_say() {
         strings.push_str(&string);
         strings.push('x');
     }
-    // Once more as neighbors of one another, and of a long text.
+    // Again as neighbors of one another, and at the beginning of a long text.
     check_split(&(strings + &tail));
     let mut state = 5;
     for _ in 0..4000 {
@@ -202,7 +202,7 @@ fn all_bodies_see_the_same_kinds() {
     }
 }
 
-/// The kinds of characters. With `TALLOW_WRITE_UNICODE=1` it writes `unicode.bin`: after a new version of regex-syntax.
+/// Compares the kinds of characters. With `TALLOW_WRITE_UNICODE=1` it writes `unicode.bin`, for a new version of regex-syntax.
 #[test]
 fn kinds_are_those_of_the_patterns() {
     let kinds = [r"[\p{Lu}\p{Lt}]", r"\p{Ll}", r"[\p{Lm}\p{Lo}]", r"\p{M}", r"\p{N}", r"\s"];
@@ -251,14 +251,14 @@ fn the_library_holds_what_the_rank_files_say() {
     }
 }
 
-/// Merging from the bytes on, all at once.
+/// Merges the bytes of the whole piece at once.
 fn by_rule(tables: &View, piece: &[u8]) -> Vec<u32> {
     let mut parts: Vec<u32> = piece.iter().map(|byte| tables.byte(*byte)).collect();
     rule::merge_all(|left, right| tables.joined(left, right), &mut parts);
     parts
 }
 
-/// The rule word by word: find the lowest pair, join it, start again.
+/// The rule, literally: find the lowest pair, join it, repeat.
 fn naive(tables: &View, piece: &[u8]) -> Vec<u32> {
     let mut parts: Vec<&[u8]> = piece.chunks(1).collect();
     loop {
@@ -292,7 +292,7 @@ fn merging_is_the_rule() {
     }
 }
 
-/// Characters that begin as tokens, next to one another.
+/// Compares merging from folded characters with merging from bytes, for neighboring characters.
 #[test]
 fn folded_characters_give_what_bytes_give() {
     let o200k = tables(bpe_openai::o200k_base(), 199_998);
@@ -305,7 +305,7 @@ fn folded_characters_give_what_bytes_give() {
             assert_eq!(merged, by_rule(&view, piece.as_bytes()), "{piece:?}");
         };
         let chars: Vec<char> = (0x20..0x11_0000).filter_map(char::from_u32).collect();
-        // What tokens that cross the end of a character are made of is where it can go wrong: let all of these meet.
+        // Faults are possible at the parts of tokens that cross the bound of a character, so all of these parts are tested as neighbors.
         let crossing = tables.joins().filter_map(|([left, right], _)| {
             let (left, right) = (view.bytes(left)?, view.bytes(right)?);
             let whole = std::str::from_utf8(left).is_ok() && std::str::from_utf8(right).is_ok();
@@ -314,7 +314,7 @@ fn folded_characters_give_what_bytes_give() {
         let crossing: Vec<Vec<u8>> = crossing.collect();
         assert!(crossing.len() > 100);
         for bytes in &crossing {
-            // Any character that begins so after any that ends so.
+            // Random characters with the right part's first bytes, after random ones with the left part's last bytes.
             for _ in 0..30 {
                 let mut inner = || 0x80 + (random(&mut state) % 64) as u8;
                 let begun = bytes.iter().take_while(|byte| (0x80..0xC0).contains(*byte)).count();
@@ -346,7 +346,7 @@ fn folded_characters_give_what_bytes_give() {
     }
 }
 
-/// Windows, their meeting and their not meeting, against the whole merged at once.
+/// Compares windows, whether they meet or not, with the whole piece merged at once.
 #[test]
 fn windows_give_the_tokens_of_the_whole() {
     let bundled = bundled::cl100k();
@@ -369,7 +369,7 @@ fn windows_give_the_tokens_of_the_whole() {
             assert!(by_rule(&bundled.view(), piece) == windows, "{:?}… of {length} bytes", &piece[..8]);
         }
     }
-    // A vocabulary in which one token is far longer than the overlap, so that windows inside of it do not meet at once.
+    // A vocabulary with tokens that are far longer than the overlap, so that windows within them do not meet at first.
     let mut words: Vec<Vec<u8>> = (0..=255u8).map(|byte| vec![byte]).collect();
     words.extend((1..=14).map(|exponent| vec![b'x'; 1 << exponent]));
     let words: Vec<(u32, &[u8])> = (0..).zip(words.iter().map(Vec::as_slice)).collect();
@@ -390,7 +390,7 @@ fn what_cannot_be_a_table_is_refused() {
     assert_eq!(build(&[(5000, b"a")]), "rank 5000 is above 1026, the largest accepted for so few tokens");
 }
 
-/// Every size finds its pilots, those just below a power of two, too.
+/// Pilots are found for every size, also just below a power of two.
 #[test]
 fn tables_of_every_size_are_made() {
     for size in (0..60).map(|i| i * 7).chain([3640, 7280, 14_560, 28_000, 29_000, 54_000, 58_250, 104_857, 116_000]) {
@@ -406,8 +406,8 @@ fn tables_of_every_size_are_made() {
     }
 }
 
-/// Megabytes of text of many kinds against GitHub's encoder and tiktoken-rs: whole, as a stream, and cut into documents, by every
-/// body. `TALLOW_FUZZ_MB=1000 TALLOW_FUZZ_SEED=7 cargo test --release -p tallow-text --features full fuzz -- --nocapture`.
+/// Compares megabytes of text of many kinds with GitHub's encoder and tiktoken-rs: whole, cut, and as a stream, with every body.
+/// `TALLOW_FUZZ_MB=1000 TALLOW_FUZZ_SEED=7 cargo test --release -p tallow-text --features full fuzz -- --nocapture`.
 #[test]
 fn fuzz() {
     let number = |name: &str, default: u64| std::env::var(name).map_or(default, |value| value.parse().unwrap());
@@ -417,7 +417,7 @@ fn fuzz() {
         Pattern::Gpt2 => tiktoken_rs::r50k_base_singleton().encode_ordinary(text),
         _ => bpe_openai::cl100k_base().encode(text),
     };
-    // Those that are in this build.
+    // The encodings of this build.
     let tokenizers: Vec<Tokenizer> = ["cl100k", "o200k", "gpt2"].into_iter().filter_map(Tokenizer::bundled).collect();
     let bodies: Vec<Body> = Body::all().collect();
     let (mut done, mut rounds) = (0, 0);
@@ -435,7 +435,7 @@ fn fuzz() {
                 let near = &text.as_bytes()[before.saturating_sub(30)..text.len().min(before + 60)];
                 panic!("{body:?} {:?} at {before}: {:?}", bpe.pattern, String::from_utf8_lossy(near));
             }
-            // Up to a place within a piece, and the text that ends there.
+            // Up to a random cut, and the text up to it.
             let cut = text.floor_char_boundary(random(&mut state) as usize % text.len());
             let (mut first, mut last, mut number) = (Vec::<u32>::new(), 0, 0);
             bpe.pieces(&text, |end, ids| match end <= cut {
@@ -452,7 +452,7 @@ fn fuzz() {
             bpe.with_body(body).encode(&text[..cut], &mut ids);
             bpe.encode(&text[..cut], &mut count);
             assert!(ids == want && count.ids == want.len());
-            // As a stream that the reader cuts.
+            // As a stream.
             let streamed: Result<Vec<Vec<u32>>, _> = tokenizer.encode_reader(&text.as_bytes()[..cut], false).collect();
             assert!(streamed.unwrap().concat() == want);
         }
@@ -461,7 +461,7 @@ fn fuzz() {
     println!("{done} bytes in {rounds} texts, {} encodings", tokenizers.len());
 }
 
-/// Short texts, each for itself.
+/// Short texts, one by one.
 #[test]
 fn every_character_in_company_has_the_ids_of_others() {
     let tokenizer = Tokenizer::cl100k();
