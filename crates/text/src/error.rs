@@ -187,9 +187,7 @@ pub enum Error {
 fn why_unknown(id: u32, largest: u32) -> String {
     match id > largest {
         true => format!(", whose largest id is {largest}"),
-        false => format!(
-            ": this id has no token, though ids go up to {largest}; mask such ids before sampling"
-        ),
+        false => format!(": this id has no token, though ids go up to {largest}; mask such ids before sampling"),
     }
 }
 

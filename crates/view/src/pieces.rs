@@ -20,7 +20,7 @@ pub struct Piece {
     pub id: u32,
     /// Its bytes in the text. The token's own bytes, if a `tokenizer.json` changes the text.
     pub bytes: Vec<u8>,
-    /// Its text. `None` if it has only a part of a character.
+    /// Its text. `None` if it cuts a character.
     pub text: Option<String>,
     /// Whole characters: the text of this token and of the neighbors that share a character with it.
     pub characters: String,
