@@ -14,15 +14,15 @@ use crate::flags::in_flags;
 use crate::model;
 use crate::plain::say;
 
-/// For --help: what a tokenizer can be.
+/// The help of --tokenizer.
 const TOKENIZER: &str = match cfg!(feature = "hub") {
     true => {
-        "A tokenizer.json or .tiktoken file, a folder with one, a repository on the Hub, or cl100k, o200k, gpt2 [default: the \
-         model's own where there is a model, else cl100k]"
+        "A tokenizer.json or .tiktoken file, a folder with one, a repository on the Hub (owner/name), or cl100k, o200k or gpt2 \
+         [default: the tokenizer of the model, or cl100k where no model is given]"
     }
     false => {
-        "A tokenizer.json or .tiktoken file, a folder with one, or cl100k, o200k, gpt2 [default: the model's own where there is a \
-         model, else cl100k]"
+        "A tokenizer.json or .tiktoken file, a folder with one, or cl100k, o200k or gpt2 (a repository on the Hub needs a build \
+         with --features hub) [default: the tokenizer of the model, or cl100k where no model is given]"
     }
 };
 

@@ -1,6 +1,7 @@
-//! The library speaks of its items; here are the flags that stand for them.
+//! Replaces the names of library items in messages by the flags of the command line.
 
-/// What a message of the library names, in backticks, and what the command line calls it. (A user's own words have no such names in backticks.)
+/// Pairs: a phrase of the library's messages, and the phrase of the command line that replaces it. The phrases name items in
+/// backticks, so that a user's own text is not changed.
 const FLAGS: [(&str, &str); 24] = [
     ("`Specials::Text`", "--specials text"),
     ("`Specials::Allow`", "--specials allow"),
@@ -13,9 +14,9 @@ const FLAGS: [(&str, &str); 24] = [
     ("(`SeparatorChoice::Token`)", "(--separator)"),
     ("`SeparatorChoice::None`", "--separator none"),
     ("`ForeignFile::id_type`", "--dtype"),
-    ("`ForeignFile::table_rows`", "--rows (or --tokenizer)"),
+    ("`ForeignFile::table_rows`", "--vocab-size (or --tokenizer)"),
     ("take another name for it, or another folder", "give another --split or folder"),
-    ("(`TokenEmbeddingConfig::vocab_size`; `Tokenizer::vocab_size` says how many its ids need)", "(--rows)"),
+    ("(`TokenEmbeddingConfig::vocab_size`; `Tokenizer::vocab_size` says how many its ids need)", "(--vocab-size)"),
     ("choose one (`tensor`) of", "choose one (--tensor NAME) of"),
     ("there is no such branch, tag or commit", "there is no such branch, tag or commit (--revision)"),
     ("take the table's own tokenizer", "give its own tokenizer (--tokenizer)"),
@@ -28,7 +29,7 @@ const FLAGS: [(&str, &str); 24] = [
     ("`prepare`", "`tallow prepare`"),
 ];
 
-/// A message of the library in the words of the command line.
+/// The message, with flags in place of library items.
 pub fn in_flags(message: &str) -> String {
     FLAGS.iter().fold(message.to_string(), |message, (item, flag)| message.replace(item, flag))
 }
@@ -41,7 +42,7 @@ mod tests {
 
     use super::*;
 
-    /// What `prepare` says of a file with this content.
+    /// The error of `prepare` for a file with this content.
     fn refused(content: &[u8]) -> tallow::Error {
         let folder = tempfile::tempdir().unwrap();
         let input = folder.path().join("a.jsonl");
@@ -61,7 +62,7 @@ mod tests {
             (refused(b"{}"), &["--field names", "--on-error skip"]),
             (
                 tallow::Error::IdOutOfRange { id: 9, position: vec![0], rows: 4, token: None },
-                &["at least 10 rows (--rows)"],
+                &["at least 10 rows (--vocab-size)"],
             ),
         ];
         for (error, flags) in errors {
@@ -78,7 +79,7 @@ mod tests {
                 false if path.extension().is_some_and(|end| end == "rs") => {
                     let source = std::fs::read_to_string(path).unwrap();
                     let code = source.lines().filter(|line| !line.trim_start().starts_with("//"));
-                    // A sentence may be broken over lines.
+                    // Joins string literals that continue on the next line.
                     *text += &code.map(|line| line.trim().trim_end_matches('\\')).collect::<String>();
                 }
                 false => (),
@@ -86,7 +87,7 @@ mod tests {
         }
     }
 
-    /// No entry is of a sentence that the libraries do not say any more, and what tallow-text names is here.
+    /// Every entry occurs in the source of a library, and every item that a message of tallow-text names has an entry.
     #[test]
     fn every_entry_is_said_and_every_item_is_here() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
@@ -94,7 +95,7 @@ mod tests {
         read(&root.join("src"), &mut all);
         read(&root.join("crates/text/src"), &mut text);
         all += &text;
-        all += &tallow_text::Error::not_here("").to_string(); // a sentence that is put together
+        all += &tallow_text::Error::not_here("").to_string(); // this message is composed at run time
         let without: Vec<&str> = FLAGS.iter().map(|(item, _)| *item).filter(|item| !all.contains(item)).collect();
         assert!(without.is_empty(), "{without:?}");
         for name in text.split('`').skip(1).step_by(2) {

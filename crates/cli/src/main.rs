@@ -1,4 +1,4 @@
-//! The command `tallow`: flags → calls of the library. One file a command (`commands`); beside them what several share.
+//! The command `tallow`: reads flags and calls the library. `commands` has one file per command; the other modules are shared.
 
 mod args;
 mod closed;
@@ -32,7 +32,8 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     tallow::keep_pages();
-    let matches = help::with_tasks(Cli::command()).try_get_matches();
+    // Helps are errors of clap. They are composed only then, and the line is parsed again.
+    let matches = Cli::command().try_get_matches().or_else(|_| help::with_tasks(Cli::command()).try_get_matches());
     let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         // --help, --version
@@ -43,14 +44,16 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
         Err(error) => {
-            // clap's first paragraph, as one line.
+            // clap's first paragraph and its tips, as one line.
             let text = error.to_string();
             let lines: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
-            say(format!("{} (try --help)", lines.join(" ")));
+            let tips = text.lines().filter_map(|line| line.trim_start().strip_prefix("tip: "));
+            let tips: String = tips.map(|tip| format!("; {tip}")).collect();
+            say(format!("{}{tips} (try --help)", lines.join(" ")));
             return ExitCode::from(2);
         }
     };
-    // Panics of the tokenizers crate are caught and become errors; what they would print is not for the user.
+    // Panics of the tokenizers crate are caught and become errors. The hook keeps their message off standard error.
     let last_panic = Arc::new(Mutex::new(String::new()));
     let seen = last_panic.clone();
     panic::set_hook(Box::new(move |info| {
@@ -68,11 +71,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// What the shell is told. Output that nobody could take is an error.
+/// The exit code. Output that could not be written is an error.
 fn code(result: anyhow::Result<()>) -> ExitCode {
     match result.and_then(|()| Ok(std::io::stdout().flush()?)) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever read our output has seen enough: `tallow show … | head`.
+        // The reader closed the pipe: `tallow show … | head`.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             interrupt::give_way();

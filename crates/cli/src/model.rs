@@ -2,19 +2,21 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tallow::PretrainedTable;
 
-/// For --help: what a model can be.
+/// The help of the argument MODEL.
 pub const MODEL: &str = match cfg!(feature = "hub") {
     true => "A safetensors, GGUF or PyTorch file, a folder with a model, or a repository on the Hub (owner/name)",
-    false => "A safetensors, GGUF or PyTorch file, or a folder with a model",
+    false => {
+        "A safetensors, GGUF or PyTorch file, or a folder with a model (a repository on the Hub needs a build with --features hub)"
+    }
 };
 
-/// Endings of names that are files' and not repositories'.
+/// Endings of file names. A repository has none of them.
 const FILES: [&str; 7] = [".safetensors", ".gguf", ".bin", ".pth", ".pt", ".json", ".tiktoken"];
 
-/// Whether a name that is nothing here can be a repository's: `owner/name`, and not that of a missing file.
+/// Whether this names a repository on the Hub: `owner/name`, not the name of a file that is missing, and nothing on this disk.
 pub fn is_repository(path: &Path) -> bool {
     let plain = |part: &str| {
         !part.is_empty()
@@ -26,15 +28,23 @@ pub fn is_repository(path: &Path) -> bool {
     !path.exists() && parts.is_some_and(|(owner, name)| plain(owner) && plain(name) && !file(name))
 }
 
-/// The table of a file, of a folder or of a repository.
+/// Opens the table of a file, a folder or a repository.
 pub fn open(model: &Path, tensor: Option<&str>) -> Result<PretrainedTable> {
     match model.to_str().filter(|_| is_repository(model)) {
         Some(repository) => Ok(PretrainedTable::from_pretrained(repository, None, tensor)?),
-        None => Ok(PretrainedTable::open(model, tensor)?),
+        None => {
+            let missing = matches!(model.try_exists(), Ok(false));
+            ensure!(
+                !missing,
+                "{}: No such file or folder (a repository on the Hub is named owner/name)",
+                model.display()
+            );
+            Ok(PretrainedTable::open(model, tensor)?)
+        }
     }
 }
 
-/// The folder in which a model's other files are.
+/// The folder that holds the model's other files.
 pub fn folder(model: &Path) -> PathBuf {
     match model.is_dir() {
         true => model.to_path_buf(),
@@ -42,7 +52,7 @@ pub fn folder(model: &Path) -> PathBuf {
     }
 }
 
-/// Every file of a model: that of its table, and what lies beside it or beside the name that was given.
+/// The files that are read of a model: those of its table, its tokenizer and its config.
 pub fn files(model: &Path, table: &PretrainedTable) -> Vec<PathBuf> {
     let mut files = table.files();
     match model.is_dir() {

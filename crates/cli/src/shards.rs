@@ -1,20 +1,20 @@
-//! What several commands say of a folder of shards.
+//! What several commands print about a folder of shards.
 
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use tallow::Tokenizer;
 use tallow::shard::{Manifest, SplitInfo};
 
 use crate::plain::plain;
 use crate::progress::plural;
 
-/// What a folder holds, in a few lines.
+/// Prints the splits, the tokenizer, the separator and the skipped documents.
 pub fn describe(out: &mut impl Write, manifest: &Manifest) -> Result<()> {
     for (name, split) in &manifest.splits {
         if split.tokens == 0 && name == "val" && manifest.val == 0.0 {
-            continue; // nobody asked for one
+            continue; // --val was not given
         }
         let text = match split.text_bytes {
             0 => String::new(),
@@ -57,17 +57,18 @@ pub fn describe(out: &mut impl Write, manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-/// A split that has tokens.
+/// The split of this name. It is an error if the folder has no such split, or if the split has no ids.
 pub fn split_of<'a>(manifest: &'a Manifest, name: &str, folder: &Path) -> Result<&'a SplitInfo> {
-    let Some(split) = manifest.splits.get(name).filter(|split| split.tokens > 0) else {
-        let with = manifest.splits.iter().filter(|(_, split)| split.tokens > 0);
-        let with: Vec<&str> = with.map(|(name, _)| name.as_str()).collect();
-        bail!("{} has no tokens in a split {name:?}, only in: {}", folder.display(), with.join(", "));
+    let folder = folder.display();
+    let Some(split) = manifest.splits.get(name) else {
+        let names: Vec<&str> = manifest.splits.keys().map(String::as_str).collect();
+        bail!("{folder} has no split {name:?}; its splits are {}", names.join(", "));
     };
+    ensure!(split.tokens > 0, "{folder}: the split {name:?} has no ids");
     Ok(split)
 }
 
-/// The folder's tokenizer, if it is the one that was given.
+/// It is an error if the folder was made by another tokenizer.
 pub fn matching(manifest: &Manifest, tokenizer: &Tokenizer, folder: &Path) -> Result<()> {
     let fingerprint = format!("{:016x}", tokenizer.fingerprint());
     match &manifest.tokenizer {

@@ -1,4 +1,4 @@
-//! `tallow convert`: token files of other trainers ⇄ a folder of shards.
+//! `tallow convert`: token files of other trainers to a folder of shards, and back.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::args::{TokenizerArgs, by_name};
 use crate::interrupt;
 use crate::io::{Kind, Outputs};
 use crate::plain::plain;
-use crate::shards::describe;
+use crate::shards::{describe, split_of};
 use tallow_text::support::lies_in;
 
 #[derive(Args)]
@@ -29,18 +29,18 @@ pub struct Convert {
     /// The folder (with --from) or file (with --to) that is written
     #[arg(short, long)]
     out: PathBuf,
-    /// Which split of the folder
+    /// The split that is written (with --from) or read (with --to)
     #[arg(long, default_value = "train")]
     split: String,
-    /// How ids are stored in the foreign file [default: u16 where the table has at most 65536 rows, else u32]
+    /// Type of the ids in the token file [default: u16 for a table of at most 65536 rows, else u32]
     #[arg(long = "dtype", value_name = "DTYPE", value_parser = by_name::<IdType>(["u16", "u32"]))]
     id_type: Option<IdType>,
-    /// The id that separates documents in files that are read
+    /// The id that separates documents in the token files (with --from)
     #[arg(long, value_name = "ID")]
     separator: Option<u32>,
-    /// Rows of the table that the ids belong to, where the tokenizer is not known
+    /// How many rows the table of these ids has, if the tokenizer is not known (with --from)
     #[arg(long)]
-    rows: Option<usize>,
+    vocab_size: Option<usize>,
     #[command(flatten)]
     outputs: Outputs,
     #[command(flatten)]
@@ -61,8 +61,9 @@ impl Convert {
     pub fn run(mut self) -> Result<()> {
         let mut out = std::io::stdout().lock();
         if let Some(format) = self.to {
-            let [folder] = self.inputs.as_slice() else { bail!("--to writes one folder of shards: give one") };
+            let [folder] = self.inputs.as_slice() else { bail!("--to reads one folder of shards: give one") };
             let manifest = Manifest::read(folder)?;
+            split_of(&manifest, &self.split, folder)?;
             let fits = match format {
                 Foreign::Llama2C => IdType::U16,
                 _ => manifest.id_type,
@@ -80,14 +81,16 @@ impl Convert {
         let Some(format) = self.from else {
             bail!("give --from FORMAT (token files -> shards) or --to FORMAT (shards -> a token file)")
         };
-        let (table_rows, tokenizer) = match (self.rows, &self.tokenizer.tokenizer) {
+        let (table_rows, tokenizer) = match (self.vocab_size, &self.tokenizer.tokenizer) {
             (Some(rows), None) => (rows, None),
             (rows, Some(_)) => {
                 let tokenizer = self.tokenizer.open()?;
                 let info = TokenizerInfo::new(tokenizer.name(), tokenizer.fingerprint());
                 (rows.unwrap_or(tokenizer.vocab_size()), Some(info))
             }
-            (None, None) => bail!("whose ids are these? Give --tokenizer FILE (or cl100k), or only --rows N"),
+            (None, None) => {
+                bail!("give the tokenizer of these ids (--tokenizer FILE or cl100k), or only --vocab-size N")
+            }
         };
         let about = ForeignFile {
             format,
@@ -98,14 +101,14 @@ impl Convert {
         };
         let folder = self.out.join(&self.split);
         if let Some(input) = self.inputs.iter().find(|input| lies_in(input, &folder)) {
-            bail!("{} lies in the folder that is written: give another --out", input.display());
+            bail!("{} is in the folder that is written: give another --out", input.display());
         }
         interrupt::temporaries_in(self.out.clone());
         interrupt::temporaries_in(folder);
         let manifest = import(&self.inputs, &about, &self.split, &self.out)?;
         describe(&mut out, &manifest)?;
         if manifest.separator.is_none() && about.format != Foreign::Datatrove {
-            writeln!(out, "note       each file is one document: --separator ID tells them apart")?;
+            writeln!(out, "note       each file is one document: give --separator ID to split it into documents")?;
         }
         Ok(())
     }

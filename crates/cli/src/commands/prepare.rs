@@ -99,6 +99,11 @@ fn on_error() -> [PossibleValue; 3] {
 
 impl Prepare {
     pub fn run(self) -> Result<()> {
+        let finished = self.out.join("manifest.json").exists();
+        if self.finish && finished {
+            self.say_finished();
+            return self.report(&Manifest::read(&self.out)?);
+        }
         if self.finish {
             return self.report(&finish(&self.out)?);
         }
@@ -138,7 +143,6 @@ impl Prepare {
             }
             _ => (),
         };
-        let finished = self.out.join("manifest.json").exists();
         let outcome = prepare(&tokenizer, &cfg, &watch);
         progress.finish_and_clear();
         let manifest = outcome.map_err(|error| match error {
@@ -158,7 +162,7 @@ impl Prepare {
         match manifest {
             Some(manifest) => {
                 if finished {
-                    say(format!("note: {} is complete already: nothing was done", self.out.display()));
+                    self.say_finished();
                 }
                 self.report(&manifest)
             }
@@ -170,6 +174,10 @@ impl Prepare {
                 cfg.rank.world_size
             )?),
         }
+    }
+
+    fn say_finished(&self) {
+        say(format!("note: {} is complete already: nothing was done", self.out.display()));
     }
 
     fn config(&self) -> Result<PrepareConfig> {

@@ -1,4 +1,4 @@
-//! `tallow pull`: the table of a model, and nothing else of it.
+//! `tallow pull`: writes the table of a model to a file, without its other tensors.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -18,18 +18,18 @@ pub struct Pull {
     /// A branch, tag or commit of a repository [default: main]
     #[arg(long, hide = !cfg!(feature = "hub"))]
     revision: Option<String>,
-    /// Which tensor is the table [default: the one that has a name that tables have]
+    /// The name of the tensor [default: found by the names that tables have]
     #[arg(long)]
     tensor: Option<String>,
-    /// Which rows: ranges like 0..3,999..1002, the end not included [default: all]
+    /// Which rows to write: numbers and ranges, such as 0..3,999..1002; the end is excluded [default: all]
     #[arg(long)]
     rows: Option<String>,
-    /// Where the rows go: a safetensors file
+    /// The safetensors file to write
     #[arg(short, long, value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
     outputs: Outputs,
-    /// Ask the Hub whether the branch has moved, even if the cache has the table
+    /// Ask the Hub for the newest commit of the branch, even if the table is in the cache
     #[arg(long, hide = !cfg!(feature = "hub"))]
     #[cfg_attr(not(feature = "hub"), allow(dead_code))]
     refresh: bool,
@@ -52,11 +52,11 @@ impl Pull {
         Ok(writeln!(std::io::stdout(), "{out}: {rows} rows x {} columns of {name}, {dtype}", table.d_model())?)
     }
 
-    /// A file or folder here; anything else is looked for on the Hub.
+    /// As [`model::open`], with a revision and a progress bar.
     fn open(&self) -> Result<PretrainedTable> {
-        match self.model.to_str() {
-            Some(repository) if !self.model.exists() => self.open_repository(repository),
-            _ => Ok(PretrainedTable::open(&self.model, self.tensor.as_deref())?),
+        match self.model.to_str().filter(|_| model::is_repository(&self.model)) {
+            Some(repository) => self.open_repository(repository),
+            None => model::open(&self.model, self.tensor.as_deref()),
         }
     }
 

@@ -25,20 +25,20 @@ use crate::rows::save;
 const ENDS: usize = 32;
 
 const TRAINED: &str = match cfg!(feature = "hub") {
-    true => {
-        "Take the rows of a trained table instead of fresh ones: a file or folder with a model, or a repository on the Hub"
+    true => "Use the rows of a trained table: a file or folder with a model, or a repository on the Hub (owner/name)",
+    false => {
+        "Use the rows of a trained table: a file or folder with a model (a repository on the Hub needs a build with --features hub)"
     }
-    false => "Take the rows of a trained table instead of fresh ones: a file or folder with a model",
 };
 
 #[derive(Args)]
 pub struct Show {
     /// The text, or - for standard input
     text: OsString,
-    /// Rows of the table [default: as many as the tokenizer has tokens, special ones only with --specials allow]
-    #[arg(long, visible_alias = "vocab-size")]
-    rows: Option<usize>,
-    #[arg(long = "table", value_name = "FILE", help = TRAINED, conflicts_with_all = ["rows", "d_model", "seed", "init", "dtype"])]
+    /// How many rows the table has [default: the tokenizer's ordinary tokens, with --specials allow also the special ones]
+    #[arg(long)]
+    vocab_size: Option<usize>,
+    #[arg(long = "table", value_name = "FILE", help = TRAINED, conflicts_with_all = ["vocab_size", "d_model", "seed", "init", "dtype"])]
     trained: Option<PathBuf>,
     #[command(flatten)]
     table: TableArgs,
@@ -157,7 +157,7 @@ impl Show {
     fn open(&mut self) -> Result<(TokenEmbedding, String, Tokenizer)> {
         let Some(path) = &self.trained else {
             let tokenizer = self.specials.apply(self.tokenizer.open()?);
-            let rows = self.rows.unwrap_or_else(|| self.specials.rows(&tokenizer));
+            let rows = self.vocab_size.unwrap_or_else(|| self.specials.rows(&tokenizer));
             return Ok((self.table.open(rows, &tokenizer)?, self.table.origin(), tokenizer));
         };
         let device = self.table.device()?;

@@ -45,6 +45,8 @@ pub fn refusal(args: &[&str], stdin: &[u8]) -> String {
     stderr
 }
 
+const SIMILAR: &str = "error: unrecognized subcommand 'shwo'; a similar subcommand exists: 'show' (try --help)\n";
+
 #[test]
 fn show_draws_the_lesson() {
     let shown = stdout(&["show", LESSON], b"");
@@ -240,17 +242,22 @@ fn bad_input_is_one_clear_line() {
         (&["show", "x", "--seed", "-1"], b"", "-1"),
         (&["decode", "--format", "u32", "-o", out], b"12345", "inside an id"),
         (&["show", "x", "--d-model", "0"], b"", "holds nothing"),
-        (&["show", "x", "--rows", "10"], b"", "id 87 (\"x\" of cl100k_base) at position [0, 0]"),
+        (&["show", "x", "--vocab-size", "10"], b"", "id 87 (\"x\" of cl100k_base) at position [0, 0]"),
         (&["show", "x", "--d-model", "99999999999999"], b"", "memory"),
         (&["show", "x", "--device", "tpu"], b"", "tpu"),
         (&["show", "x", "--out", "/none/x"], b"", "/none/x"),
-        (&["show", "<|endoftext|>", "--specials", "allow", "--rows", "100256"], b"", "id 100257 (\"<|endoftext|>\""),
+        (
+            &["show", "<|endoftext|>", "--specials", "allow", "--vocab-size", "100256"],
+            b"",
+            "id 100257 (\"<|endoftext|>\"",
+        ),
     ] {
         let line = refusal(args, stdin);
         assert!(line.starts_with("error: ") && line.contains(reason), "{args:?}: {line}");
     }
     assert!(!Path::new(out).exists(), "half an output");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "something was left");
+    assert_eq!(refusal(&["shwo"], b""), SIMILAR);
     assert_eq!(tallow(&["show"], b"").status.code(), Some(2));
     assert_eq!(tallow(&["show", "x", "--init", "nonsense"], b"").status.code(), Some(2));
 }
@@ -390,12 +397,13 @@ fn rows_are_pulled_out_of_a_model() {
     assert!(refusal(&["pull", &model, "-o", "/nowhere/x"], b"").contains("/nowhere"));
 }
 
-/// The helps promise what this build has, and a repository's name says what it lacks.
+/// A build without the Hub says in its helps, and in the error about a repository, which feature it needs.
 #[test]
 fn a_build_without_the_hub_says_so() {
     let hub = cfg!(feature = "hub");
     for command in ["pull", "neighbors", "plot", "show", "encode"] {
-        assert_eq!(stdout(&[command, "--help"], b"").contains("Hub"), hub, "{command}");
+        let help = stdout(&[command, "--help"], b"");
+        assert!(help.contains("Hub") && help.contains("--features hub") != hub, "{command}: {help}");
     }
     let help = stdout(&["prepare", "--help"], b"");
     assert_eq!(help.to_lowercase().contains("parquet"), cfg!(feature = "parquet"), "{help}");
@@ -411,6 +419,11 @@ fn a_build_without_the_hub_says_so() {
         ] {
             assert!(refusal(args, b"").contains("--features hub"), "{args:?}");
         }
+    }
+    // A name without an owner is no repository's.
+    for args in [&["pull", "my-model", "-o", "x"][..], &["neighbors", "my-model", "x"], &["plot", "my-model"]] {
+        let missing = refusal(args, b"");
+        assert!(missing.contains("my-model: No such file or folder (a repository on the Hub is named"), "{missing}");
     }
     // A file that is missing is no repository.
     let missing = refusal(&["encode", "--tokenizer", "nowhere/tokenizer.json"], b"");
@@ -437,7 +450,7 @@ fn a_trained_table_brings_its_tokenizer() {
     assert_eq!(said, format!("note: no tokenizer.json is beside {model}: cl100k is taken (--tokenizer)\n"));
     let (code, _, said) = shown(&["show", "<|endoftext|>", "--specials", "allow", "--table", &model]);
     assert!(code == Some(2) && said.contains("id 100257") && said.contains("--specials text"), "{said}");
-    assert!(!said.contains("--rows") && !said.contains("vocab_size"), "{said}");
+    assert!(!said.contains("--vocab-size") && !said.contains("vocab_size"), "{said}");
     // One beside it.
     save(400, "model.safetensors");
     std::fs::copy(golden("byte_level.json"), path("tokenizer.json")).unwrap();

@@ -187,8 +187,8 @@ fn shards_are_converted_to_a_place_of_their_own() {
     std::fs::create_dir_all(raw.parent().unwrap()).unwrap();
     std::fs::copy(folder.path().join("hard"), &raw).unwrap();
     let new = folder.path().join("new");
-    let said = refusal(&["convert", text(&raw), "--from", "nanogpt", "--rows", "100277", "-o", text(&new)], b"");
-    assert!(said.contains("lies in the folder that is written"), "{said}");
+    let said = refusal(&["convert", text(&raw), "--from", "nanogpt", "--vocab-size", "100277", "-o", text(&new)], b"");
+    assert!(said.contains("is in the folder that is written"), "{said}");
 }
 
 #[cfg(unix)]

@@ -43,10 +43,12 @@ fn from_files_to_batches_by_commands() {
     let most: u64 = report["frequent"][0]["count"].as_u64().unwrap();
     assert!(most >= report["frequent"][1]["count"].as_u64().unwrap() && most > 100);
     assert_eq!(report["samples"].as_array().unwrap().len(), 3);
-    assert!(
-        refusal(&["inspect", out, "--split", "test"], b"")
-            .contains("has no tokens in a split \"test\", only in: train")
-    );
+    for (command, more) in [("convert", &["--to", "nanogpt", "-o", "x.bin"][..]), ("inspect", &[]), ("plot", &[])] {
+        let of = |split: &str| refusal(&[&[command, out, "--split", split][..], more].concat(), b"");
+        assert!(of("test").contains("has no split \"test\"; its splits are train, val"), "{}", of("test"));
+        assert!(of("val").contains("the split \"val\" has no ids"), "{}", of("val"));
+    }
+    assert!(!Path::new("x.bin").exists());
     // Another tokenizer: counts, but no texts.
     let other = golden("byte_level.json");
     let blind = stdout(&["inspect", out, "--tokenizer", text(&other)], b"");
@@ -99,7 +101,7 @@ fn prepare_reads_standard_input_and_warns() {
     // Ids that nothing separates are one document, which is said.
     let raw = folder.path().join("raw.bin");
     std::fs::write(&raw, [1, 0, 2, 0]).unwrap();
-    let command = ["convert", text(&raw), "--from", "nanogpt", "--rows", "300", "--out"];
+    let command = ["convert", text(&raw), "--from", "nanogpt", "--vocab-size", "300", "--out"];
     let said = |extra: &[&str], to: &str| {
         stdout(&[&command[..], &[text(&folder.path().join(to))], extra].concat(), b"").contains("--separator ID")
     };
@@ -127,8 +129,8 @@ fn wrong_commands_say_what_to_do_in_one_line() {
             vec!["convert", input, "-o", out],
             "give --from FORMAT (token files -> shards) or --to FORMAT (shards -> a token file)",
         ),
-        (vec!["convert", input, "--from", "nanogpt", "-o", out], "whose ids are these?"),
-        (vec!["convert", input, "--from", "llmc", "-o", fresh, "--rows", "50257"], "not an llm.c file"),
+        (vec!["convert", input, "--from", "nanogpt", "-o", out], "give the tokenizer of these ids"),
+        (vec!["convert", input, "--from", "llmc", "-o", fresh, "--vocab-size", "50257"], "not an llm.c file"),
     ] {
         let said = refusal(&args, b"");
         assert!(said.contains(expected), "{args:?}: {said}");
@@ -151,6 +153,8 @@ fn a_finished_folder_is_nothing_to_do() {
         format!("note: {} is complete already: nothing was done\n", text(&out))
     );
     assert_eq!((again.status.code(), String::from_utf8(again.stdout).unwrap()), (Some(0), first));
+    let finish = tallow(&["prepare", "--finish", "--out", text(&out)], b"");
+    assert!(finish.status.success() && String::from_utf8(finish.stderr).unwrap().contains("nothing was done"));
     let other = refusal(&[&args[..], &["--val", "0.5"]].concat(), b"");
     assert!(other.contains("begun with other settings or input: val"), "{other}");
 }
