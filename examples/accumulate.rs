@@ -1,6 +1,6 @@
-//! A batch in parts and one step: the gradients of a row-sparse table and of a dense head add up in one `GradStore`.
+//! Gradient accumulation: the gradients of a row-sparse table and of a dense head add up in one `GradStore`.
 //!
-//!     cargo run --release --example accumulate
+//!     cargo run --example accumulate
 //!
 //! prints:
 //!
@@ -18,7 +18,7 @@ use candle_nn::{Init, Optimizer, VarBuilder, VarMap};
 use tallow::optim::Sgd;
 use tallow::{Gradient, Head, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 
-/// Each token's row, and a head over 256 classes: the next token's id, modulo.
+/// A table and a head. Each token predicts the id of the next one modulo 256.
 struct Model {
     wte: TokenEmbedding,
     out: Tensor,
@@ -33,11 +33,11 @@ impl Model {
         let cfg = TokenEmbeddingConfig { gradient: Gradient::RowSparse, ..Default::default() };
         let wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
         let out = vb.get_with_hints((256, cfg.d_model), "head.weight", Init::Const(0.0))?;
-        let opt = Sgd::new(varmap.all_vars(), 5.0)?; // (AdamW makes large steps of gradients that are nearly zero)
+        let opt = Sgd::new(varmap.all_vars(), 5.0)?; // (AdamW turns rounding errors of tiny gradients into large steps)
         Ok(Model { wte, head: Head::new(&out, None)?, out, opt })
     }
 
-    /// Gradients of `ids`, of which each predicts the next, with their share of a batch of 64; and that share of the loss.
+    /// Gradients and loss of `ids`, where each id predicts the next. Both are weighted by their share of a batch of 64.
     fn part(&self, ids: &[u32]) -> Result<(GradStore, f32)> {
         let x = self.wte.forward(&Tensor::new(&ids[..ids.len() - 1], &Device::Cpu)?)?;
         let targets = Tensor::new(ids[1..].iter().map(|id| id % 256).collect::<Vec<_>>(), &Device::Cpu)?;
@@ -58,7 +58,7 @@ fn main() -> Result<()> {
         let (mut total, mut sum) = parts.part(&batch[..17])?;
         for from in [16, 32, 48] {
             let (grads, loss) = parts.part(&batch[from..from + 17])?;
-            total.extend(grads)?; // candle adds dense gradients, and with them the row gradients count
+            total.extend(grads)?; // adds the dense gradients and the row gradients
             sum += loss;
         }
         parts.opt.step(&total)?;
@@ -71,7 +71,7 @@ fn main() -> Result<()> {
     }
     println!("4 parts of 16:     loss {:.4} -> {:.4}, all weights within 1e-6", losses[0].1, losses[39].1);
 
-    // What would train the table on four parts and the head on the last alone is an error.
+    // A step with the last part alone is an error: it lacks the row gradients of the other three.
     let [.., last] = [0, 16, 32, 48].map(|from| parts.part(&ids[from..from + 17]));
     let refused = parts.opt.step(&last?.0).err().map_or(String::new(), |error| error.to_string());
     println!("the last part alone: {}", refused.split(':').next().unwrap_or_default());

@@ -1,6 +1,6 @@
-//! Two new special tokens on trained rows, and only they are trained.
+//! Adds two special tokens to a table, and trains only their rows.
 //!
-//!     cargo run --release --example add_tokens
+//!     cargo run --example add_tokens
 //!
 //! ```text
 //! <|user|> is 100277, <|bot|> is 100278; the table grew from 100277 to 100279 rows
@@ -17,7 +17,7 @@ use tallow::optim::AdamW;
 use tallow::{Fill, Gradient, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 
 fn main() -> Result<()> {
-    // Any trained table (see pretrained_rows) with its tokenizer; here the bundled one, with fresh rows.
+    // Fresh rows for the bundled tokenizer. A trained table and its tokenizer (see pretrained_rows) work the same way.
     let mut tokenizer = Tokenizer::cl100k();
     let varmap = VarMap::new();
     let device = args::device("cpu")?;
@@ -27,7 +27,7 @@ fn main() -> Result<()> {
     let mut wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
     let old = wte.flushed_weight()?.copy()?;
 
-    // Both grow, or neither does. The tokenizer finds the new tokens in text, and its fingerprint is another one from now on.
+    // An error leaves table and tokenizer unchanged. The tokenizer finds the new tokens in text, and its fingerprint changes.
     let new = wte.add_tokens(None, &varmap, &mut tokenizer, &["<|user|>", "<|bot|>"], Fill::Mean)?;
     wte.freeze_except(&new)?;
     let (before, rows) = (old.dims()[0], wte.vocab_size());

@@ -1,6 +1,6 @@
-//! Texts of different lengths in one batch: padding is zeros and trains nothing.
+//! Texts of different lengths in one batch: padding gives zeros and trains nothing.
 //!
-//!     cargo run --release --example batch_of_texts
+//!     cargo run --example batch_of_texts
 //!
 //! prints:
 //!

@@ -1,6 +1,6 @@
-//! Two new tokens for a trained model: rows at both ends, trained alone, merged into a new folder, and spoken from there.
+//! Adds two tokens to a trained model, trains only their rows in table and head, writes a new folder, and generates from it.
 //!
-//!     cargo run --release --example finetune [MODEL-FOLDER NEW-FOLDER]
+//!     cargo run --example finetune [MODEL-FOLDER NEW-FOLDER]
 //!
 //! ```text
 //! the new ids are [640, 641]: table and head have 642 rows now
@@ -8,7 +8,7 @@
 //! "<|user|>What is in the table? <|bot|>\"Yes,\" said Maren.<|bot|>\"You thusandood,\" said Maren.<|bot|>\"You were wrong"
 //! ```
 //!
-//! Without arguments the model is assets/tiny-llama, and the new folder a temporary one. transformers loads it as it loaded the old one.
+//! Without arguments the model is assets/tiny-llama, and the new folder is temporary. transformers loads the new folder, too.
 
 mod args;
 mod llama;
@@ -37,7 +37,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Adds `<|user|>` and `<|bot|>` to the model and its tokenizer, teaches them, and writes all of it into the folder `grown`.
+/// Adds `<|user|>` and `<|bot|>` to the model and its tokenizer, trains their rows, and writes the folder `grown`.
 pub fn finetune(model: &Path, grown: &Path, story: &str, device: &Device) -> Result<()> {
     let (varmap, mut tokenizer) = (VarMap::new(), Tokenizer::from_file(model.join("tokenizer.json"))?);
     let (mut model, table) = Llama::load(model, &varmap, device)?;
@@ -47,7 +47,7 @@ pub fn finetune(model: &Path, grown: &Path, story: &str, device: &Device) -> Res
     model.wte.freeze_except(&new)?;
     model.head.freeze_except(&new)?;
 
-    // The story as a dialogue: two speakers have a sentence each in turn.
+    // The story as a dialogue: two speakers say its sentences in turn.
     let sentences: Vec<&str> = story.split_inclusive(". ").flat_map(str::lines).filter(|s| !s.is_empty()).collect();
     let mut opt = AdamW::from_varmap(&varmap, ParamsAdamW { lr: 3e-2, weight_decay: 0.0, ..Default::default() })?;
     let mut losses = Vec::new();
@@ -65,7 +65,7 @@ pub fn finetune(model: &Path, grown: &Path, story: &str, device: &Device) -> Res
     Ok(table.merge_into(grown, &varmap, &tokenizer)?)
 }
 
-/// What the model in a folder says to a prompt: the likeliest token again and again.
+/// Continues a prompt with the model in a folder, with the likeliest token at each position.
 pub fn speak(folder: &Path, prompt: &str, tokens: usize, device: &Device) -> Result<(Tokenizer, Vec<u32>)> {
     let tokenizer = Tokenizer::from_file(folder.join("tokenizer.json"))?.with_specials(Specials::Allow);
     let (model, _) = Llama::load(folder, &VarMap::new(), device)?;

@@ -1,9 +1,9 @@
 //! The same layer on a GPU: ids are checked on the host, rows are fetched on the device.
 //!
-//!     cargo run --release --features cuda --example gpu                  # or metal
-//!     cargo run --release --example gpu -- --device cpu                  # auto, cpu, cuda, cuda:N, metal, metal:N
+//!     cargo run --features cuda --example gpu                  # or metal
+//!     cargo run --example gpu -- --device cpu                  # auto, cpu, cuda, cuda:N, metal, metal:N
 //!
-//! prints, on a build without GPU features (with a warning on standard error that the CPU is used):
+//! prints, in a build without GPU features (and a warning on standard error that the CPU is used):
 //!
 //! ```text
 //! device  Cpu
@@ -35,7 +35,7 @@ fn main() -> Result<()> {
     ensure!(row == Init::GPT2.rows(1337, 31809, 1, 64), "the device gave other bits than the host drew");
     println!("row     [{:.4}, {:.4}, {:.4}, …] equal to the bits drawn on the host", row[0], row[1], row[2]);
 
-    // On a bare GPU this would end the process or give a wrong row; here it is an error like any other.
+    // Without the check a GPU would end the process or give a wrong row. Here it is an ordinary error.
     let bad = Tensor::new(&[[7u32, 100_257]], &device)?;
     let message = wte.forward(&bad).expect_err("100257 has no row").to_string();
     println!("refused {}", message.split(':').next().unwrap_or_default());

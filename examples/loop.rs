@@ -1,6 +1,6 @@
 //! A training loop, piece by piece: groups, schedule, accumulation, clipping, evaluation, checkpoint, generation.
 //!
-//!     cargo run --release --example loop
+//!     cargo run --release --example loop         # --release: 400 steps of training
 //!
 //! ```text
 //! step 100: lr 0.0028, norm 0.9, validation 4.52, 3.00 bits a byte
@@ -49,7 +49,7 @@ fn main() -> Result<()> {
     let part = |loader: &mut DataLoader| -> Result<_> {
         let batch = loader.next().context("it has no end")??;
         let loss = gpt.head.loss(&gpt.forward(&batch.inputs)?, &batch.targets, &Default::default())?;
-        Ok(tallow::backward(&(loss / 2.0)?)?) // its share of two parts
+        Ok(tallow::backward(&(loss / 2.0)?)?) // the mean over two parts
     };
     for step in 1..=schedule.total_steps {
         let mut grads = part(&mut loader)?;
@@ -72,7 +72,7 @@ fn main() -> Result<()> {
     for _ in 0..20 {
         let last = frozen.forward(&Tensor::new(vec![ids.clone()], &Device::Cpu)?)?.narrow(1, ids.len() - 1, 1)?;
         ids.push(sampler.sample(&frozen.head.logits(&last)?)?);
-        text += decoder.push(ids[ids.len() - 1])?; // print it at once: never half a character
+        text += decoder.push(ids[ids.len() - 1])?; // whole characters only, so it can be printed at once
     }
     println!("{text:?}");
     Ok(())

@@ -1,6 +1,6 @@
-//! How much does a text surprise a model? Loss per token and perplexity under a small table that was saved before.
+//! Loss per token and perplexity of a text, under a small model that was saved before.
 //!
-//!     cargo run --release --example perplexity [TABLE.safetensors TEXT.txt]
+//!     cargo run --example perplexity [TABLE.safetensors TEXT.txt]
 //!
 //! Without arguments it first trains a bigram model (each token's row predicts the next token) on a verse, and saves it:
 //!
@@ -9,7 +9,7 @@
 //! Rain fell on the harbour; nobo   11 tokens  loss 14.244  perplexity  1535306.8
 //! ```
 //!
-//! (Guessing evenly would be a perplexity of 100277: trained on one verse, the model is sure and wrong about others.)
+//! (A uniform guess has perplexity 100277. The model has seen one verse, so it is confident and wrong about others.)
 
 mod args;
 use anyhow::{Context, Result};
@@ -22,7 +22,7 @@ const VERSE: &str = "The table has a row for every word, and every word a row; t
                      and what they know, they grow.";
 const OTHER: &str = "Rain fell on the harbour; nobody had brought a coat.";
 
-/// The table and the output layer out of a file, or new ones in a VarMap.
+/// The table and the output layer over the weights of `vb`.
 fn model(vb: VarBuilder) -> Result<(TokenEmbedding, Head)> {
     let (vocab_size, d_model) = (Tokenizer::cl100k().vocab_size(), 32);
     let cfg = TokenEmbeddingConfig { vocab_size, d_model, gradient: Gradient::RowSparse, ..Default::default() };
@@ -31,7 +31,7 @@ fn model(vb: VarBuilder) -> Result<(TokenEmbedding, Head)> {
     Ok((wte, Head::new(&weight, None)?))
 }
 
-/// All ids but the last, and all but the first: what goes in, and what should come out.
+/// The inputs (all ids but the last) and the targets (all ids but the first).
 fn pairs(text: &str) -> Result<(Tensor, Tensor)> {
     let ids = Tokenizer::cl100k().encode(text)?;
     let last = ids.len().checked_sub(1).filter(|last| *last > 0).context("a text of two tokens or more is needed")?;

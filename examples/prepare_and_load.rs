@@ -1,6 +1,6 @@
 //! From text files to batches: shards on disk, then (B, T) inputs and targets, then rows of the table.
 //!
-//!     cargo run --release --example prepare_and_load
+//!     cargo run --example prepare_and_load
 //!
 //! prints:
 //!
@@ -27,7 +27,7 @@ fn main() -> Result<()> {
     let poems = "床前明月光，疑是地上霜。\n举头望明月，低头思故乡。\n---\nTyger Tyger, burning bright,\nIn the forests of the night;\n";
     std::fs::write(folder.path().join("poems.txt"), poems.repeat(20).replace("night;\n床", "night;\n---\n床"))?;
 
-    // Once: `tallow prepare poems.txt --out tokens --split-at ---` does the same.
+    // Before training, once: `tallow prepare poems.txt --out tokens --split-at ---` does the same.
     let tokenizer = Tokenizer::cl100k();
     let cfg = PrepareConfig {
         inputs: vec![folder.path().join("poems.txt")],
@@ -54,7 +54,7 @@ fn main() -> Result<()> {
     let documents = batch.documents.context("they were asked for")?;
     println!("positions that restart with each document {:?}", documents.positions.get(2)?.to_vec1::<u32>()?);
 
-    // The table holds every id of the shards, the separator too: no check is needed again.
+    // The table has a row for every id of the shards, so the look-up needs no check.
     let varmap = VarMap::new();
     let device = args::device("cpu")?;
     let vb = VarBuilder::from_varmap(&varmap, DType::F32, &device);
@@ -62,7 +62,7 @@ fn main() -> Result<()> {
     let wte = TokenEmbedding::new(&cfg_table, vb.pp("wte"))?;
     println!("matrix {:?}", wte.lookup_below(&batch.inputs, batch.id_bound)?.dims());
 
-    // Whole documents in rows, the rest padded.
+    // Rows of whole documents, padded at the end.
     let packed = DataLoaderConfig { order: Order::Packed, context_length: 64, ..cfg };
     println!("packed: {} rows of 64 hold all of them", DataLoader::new(&split, packed)?.samples_per_epoch());
     Ok(())

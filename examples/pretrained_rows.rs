@@ -1,9 +1,9 @@
-//! Somebody's trained rows: found, read one by one, put into a layer, trained.
+//! Opens a trained table, reads single rows, makes a layer of it, and trains it.
 //!
-//!     cargo run --release --example pretrained_rows [-- MODEL]
+//!     cargo run --example pretrained_rows [-- MODEL]
 //!
 //! MODEL is a file or folder of weights (safetensors, GGUF, PyTorch), or with `--features hub` a repository such as Qwen/Qwen3-0.6B, of
-//! which the table alone is fetched. Without it, a tiny model that transformers wrote:
+//! which only the table is downloaded. Without MODEL, a tiny model that transformers wrote:
 //!
 //! ```text
 //! model.embed_tokens.weight: 64 rows x 8 columns, bf16, with a head of its own
@@ -28,7 +28,7 @@ fn main() -> Result<()> {
     let head = if table.tied() { "tied" } else { "with a head of its own" };
     println!("{}: {rows} rows x {columns} columns, {dtype}, {head}", table.name());
 
-    // Nothing but the header was read so far; single rows cost a read each.
+    // So far only the header was read. Each row costs one read.
     let row = table.rows(&[7])?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     println!("row 7 begins {:.4} {:.4} {:.4}", row[0], row[1], row[2]);
     let near: Vec<String> =

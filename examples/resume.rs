@@ -1,6 +1,6 @@
-//! A training run that is killed goes on at the exact batch, also on another number of ranks.
+//! Resumes a killed training run at the exact batch, also with another number of ranks.
 //!
-//!     cargo run --release --example resume
+//!     cargo run --example resume
 //!
 //! prints:
 //!

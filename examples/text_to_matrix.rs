@@ -1,6 +1,6 @@
 //! The lesson with the library alone: a sentence becomes 16 ids, 16 ids become a 16 x 64 matrix.
 //!
-//!     cargo run --release --example text_to_matrix
+//!     cargo run --example text_to_matrix
 //!
 //! prints:
 //!

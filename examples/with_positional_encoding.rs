@@ -1,6 +1,6 @@
-//! The next stage: sinusoidal positions, added to the rows that the layer gives.
+//! Adds sinusoidal positions to the rows that the layer gives.
 //!
-//!     cargo run --release --example with_positional_encoding
+//!     cargo run --example with_positional_encoding
 //!
 //! prints:
 //!
@@ -49,7 +49,7 @@ fn main() -> Result<()> {
     println!("positions {:?}     length of every row {:.3}", positions.dims(), mean_length(&positions)?);
     println!("sum       {:?}", x.dims());
 
-    // Positions are far longer than freshly drawn rows: that is why the first Transformer scales the look-up.
+    // Positions are much longer than new rows. Therefore the first Transformer scales the look-up.
     let cfg = TokenEmbeddingConfig { scale: Scale::SqrtDModel, ..Default::default() };
     let scaled = TokenEmbedding::new(&cfg, vb.pp("wte"))?.forward(&batch.ids)?;
     println!("scaled by sqrt({d_model}): mean length of a token's row {:.3}", mean_length(&scaled)?);

@@ -1,4 +1,4 @@
-//! A Llama between tallow's two ends, on candle's operations that have a backward (docs/training.md lists those that have none).
+//! A Llama: tallow's embedding and head, and blocks of candle operations that have a backward (docs/training.md lists those without).
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ struct Layer {
 }
 
 impl Llama {
-    /// Takes the weights between the ends from `vb`, or draws them there.
+    /// Takes the weights of the blocks from `vb`, or draws them there.
     pub fn new(wte: TokenEmbedding, head: Head, layers: usize, heads: usize, vb: VarBuilder) -> Result<Self> {
         let c = wte.d_model();
         let norm = |name: &str, vb: &VarBuilder| rms_norm(c, 1e-6, vb.pp(name));
@@ -46,9 +46,9 @@ impl Llama {
         Ok(Llama { wte, head, layers, norm: norm("model.norm", &vb)? })
     }
 
-    #[allow(dead_code)] // not by every example
+    #[allow(dead_code)] // some examples do not call it
     /// Reads a folder as transformers writes it. Table and head become variables of `varmap` under the model's names, so that they can be
-    /// merged back; the rest does not train.
+    /// merged back; the other weights are not trained.
     pub fn load(folder: &Path, varmap: &VarMap, device: &Device) -> Result<(Self, PretrainedTable)> {
         let (table, vb) = (PretrainedTable::open(folder, None)?, VarBuilder::from_varmap(varmap, DType::F32, device));
         let cfg = TokenEmbeddingConfig { gradient: Gradient::RowSparse, ..table.config() };

@@ -2,7 +2,7 @@
 //!
 //!     cargo run --release --example train_gpt -- [--preset lesson] [--data FILE|DIR] [--checkpoint DIR --resume] [--help]
 //!
-//! Killed at any moment, the same command with `--resume` goes on from the last checkpoint, and gives the same bits.
+//! --release: training takes minutes. After a kill the same command with `--resume` goes on from the last checkpoint, to the same bits.
 
 mod model;
 
@@ -28,7 +28,7 @@ struct Args {
     preset: String,
     #[command(flatten)]
     model: Config,
-    /// A text file, or a folder made by `tallow prepare`; without it, a story that comes along
+    /// A text file, or a folder made by `tallow prepare` [default: the included story]
     #[arg(long)]
     data: Option<PathBuf>,
     /// A tokenizer.json or .tiktoken file instead of cl100k
@@ -37,10 +37,10 @@ struct Args {
     /// auto, cpu, cuda, cuda:N, metal or metal:N
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Give memory of a GPU back to the system whenever it is not in use: slower
+    /// Return unused GPU memory to the system: slower
     #[arg(long)]
     release_memory: bool,
-    /// f32, bf16, f16; the halves are slow on a CPU
+    /// f32, bf16 or f16; bf16 and f16 are slow on a CPU
     #[arg(long, default_value = "f32")]
     dtype: DType,
     #[arg(long, default_value_t = 5000)]
@@ -48,29 +48,29 @@ struct Args {
     /// Steps between evaluations, on the first 20 batches of the validation split
     #[arg(long, default_value_t = 250)]
     eval_every: u64,
-    /// Where checkpoints go
+    /// Folder of the checkpoints
     #[arg(long)]
     checkpoint: Option<PathBuf>,
     #[arg(long, default_value_t = 500)]
     save_every: u64,
-    /// How many checkpoints stay; 0: all
+    /// How many checkpoints to keep; 0: all
     #[arg(long, default_value_t = 2)]
     keep: usize,
     /// Go on from the newest checkpoint, if there is one
     #[arg(long, requires = "checkpoint")]
     resume: bool,
-    /// One line of JSON an evaluation, on standard output
+    /// Print one line of JSON per evaluation
     #[arg(long)]
     json: bool,
-    /// What the sample of 100 tokens at the end begins with
+    /// The prompt of the sample of 100 tokens at the end
     #[arg(long, default_value = "The table")]
     prompt: String,
-    /// Where the loss curve goes (SVG)
+    /// SVG file of the loss curve
     #[arg(long, default_value = "loss.svg")]
     curve: PathBuf,
 }
 
-/// What a checkpoint of this program holds beside weights, moments and the loader's place.
+/// What a checkpoint of this program holds besides weights, optimizer state and loader state.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Record {
     config: Config,
@@ -101,11 +101,11 @@ fn main() -> Result<()> {
     let (train, val) = (data.split("train")?, data.split("val")?);
     ensure!(val.tokens() > 0, "no document is for validation: `tallow prepare --val 0.1` takes every tenth or so");
     let &Config { batch: batch_size, context: context_length, seed, .. } = &cfg;
-    // Ids stay on the host: the layer checks them there, and sends them.
+    // Ids stay on the host: the layer checks them there and copies them to the device.
     let loading = DataLoaderConfig { batch_size, context_length, seed, epochs: None, ..Default::default() };
     let mut loader = DataLoader::new(&train, loading.clone())?;
 
-    // The model, and once more over the same weights without gradients, for evaluation and the sample.
+    // The model, and a second one over the same weights without gradients, for evaluation and the sample.
     let varmap = VarMap::new();
     let model = Gpt::new(&cfg, VarBuilder::from_varmap(&varmap, args.dtype, device))?;
     let frozen = Gpt::new(&cfg, tallow::no_grad(&varmap, args.dtype, device))?;
@@ -136,7 +136,7 @@ fn main() -> Result<()> {
     let bar = bar.with_position(start);
     bar.set_style(ProgressStyle::with_template("{pos}/{len} {wide_bar} loss {msg}, {eta} left")?);
     bar.reset_eta();
-    draw(&record.curve, &args.curve)?; // now and not in an hour: may the file be written?
+    draw(&record.curve, &args.curve)?; // fails now, not after the training, if the file cannot be written
     let began = Instant::now();
     for step in start + 1..=args.steps {
         let batch = loader.next().context("the loader has no end")??;
@@ -179,12 +179,12 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Goes on from a prompt: of the 40 best tokens, one at random by their probabilities.
+/// Continues a prompt. Each token is sampled from the 40 most likely ones.
 fn sample(model: &Gpt, cfg: &Config, tokenizer: &Tokenizer, prompt: &str) -> Result<String> {
     let mut ids = tokenizer.encode(prompt)?;
     ensure!(!ids.is_empty(), "--prompt needs a token at least");
     let mut sampler = Sampler::new(SamplerConfig { top_k: Some(40), seed: cfg.seed, ..Default::default() })?;
-    sampler.mask(tokenizer.ids_without_token(cfg.vocab_size)); // cl100k leaves numbers out
+    sampler.mask(tokenizer.ids_without_token(cfg.vocab_size)); // ids of cl100k without a token
     for _ in 0..100 {
         let seen = &ids[ids.len().saturating_sub(cfg.context)..];
         let hidden = model.hidden(&Tensor::new(seen, &Device::Cpu)?.unsqueeze(0)?, None)?;

@@ -9,7 +9,7 @@ use candle_nn::{LayerNorm, Linear, Module, VarBuilder, layer_norm_no_bias, ops};
 use rayon::prelude::*;
 use tallow::{Batch, Gradient, Head, Init, Scale, TokenEmbedding, TokenEmbeddingConfig};
 
-/// Every setting that decides about the numbers of a run; the defaults are the lesson's.
+/// Every setting that the weights of a run depend on. The defaults are the lesson's.
 #[derive(Clone, Debug, PartialEq, clap::Args, serde::Serialize, serde::Deserialize)]
 pub struct Config {
     #[arg(skip)]
@@ -43,10 +43,10 @@ pub struct Gpt {
 }
 
 impl Gpt {
-    /// Takes weights from `vb`, or draws them. Over detached tensors instead of variables it is a model without gradients.
+    /// Takes weights from `vb`, or draws them. With detached tensors instead of variables the model has no gradients.
     pub fn new(cfg: &Config, vb: VarBuilder) -> Result<Self> {
         let &Config { vocab_size, d_model, seed, .. } = cfg;
-        // Scaled as in the first Transformer: freshly drawn rows would be lost beside positions of length sqrt(C / 2).
+        // Scaled as in the first Transformer: new rows are short, and positions have length sqrt(C / 2).
         let (scale, gradient) = (Scale::SqrtDModel, Gradient::RowSparse);
         let table = TokenEmbeddingConfig { vocab_size, d_model, seed, scale, gradient, ..Default::default() };
         let wte = TokenEmbedding::new(&table, vb.pp("wte"))?;
@@ -60,7 +60,7 @@ impl Gpt {
         Ok(Gpt { wte, body: Body::new(cfg, vb)?, head })
     }
 
-    /// Ids (B, T) → (B, T, C), for the head. `noise`: what dropout draws from, a number of the step; none for evaluation.
+    /// Ids (B, T) → (B, T, C), for the head. `noise` is the seed of dropout, from the step; `None` for evaluation.
     pub fn hidden(&self, ids: &Tensor, noise: Option<u64>) -> Result<Tensor> {
         self.body.forward(&self.wte.lookup(ids)?, noise)
     }
@@ -72,7 +72,7 @@ impl Gpt {
     }
 }
 
-/// What lies between rows and head: (B, T, C) → (B, T, C).
+/// The blocks between table and head: (B, T, C) → (B, T, C).
 pub struct Body {
     positions: Tensor,
     mask: Tensor,
@@ -119,7 +119,7 @@ struct Block {
     down: Linear,
     heads: usize,
     dropout: f32,
-    site: u64, // of dropout: no two drop the same
+    site: u64, // of dropout; each site drops other values
 }
 
 impl Block {
@@ -159,8 +159,8 @@ impl Block {
     }
 }
 
-/// Zeroes a share of the values, from a counter: the same for a step and a site, whatever was drawn before. (candle's
-/// dropout draws from a generator that cannot be seeded on the CPU, nor saved.)
+/// Dropout whose values depend only on the step and the site. (The generator of candle's dropout cannot be seeded on the CPU,
+/// nor saved.)
 pub fn dropout(x: Tensor, share: f32, noise: Option<u64>, site: u64) -> Result<Tensor> {
     let Some(noise) = noise.filter(|_| share > 0.0) else { return Ok(x) };
     let (key, keep) = (mix(noise ^ mix(site)), 1.0 / (1.0 - share));
@@ -169,7 +169,7 @@ pub fn dropout(x: Tensor, share: f32, noise: Option<u64>, site: u64) -> Result<T
     Ok((&x * Tensor::from_vec(mask, x.shape(), &Device::Cpu)?.to_device(x.device())?.to_dtype(x.dtype())?)?)
 }
 
-/// SplitMix64's finaliser: a number → one that looks random.
+/// SplitMix64's finaliser: mixes the bits of a number.
 pub fn mix(x: u64) -> u64 {
     let x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
