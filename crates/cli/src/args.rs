@@ -33,23 +33,23 @@ pub struct TokenizerArgs {
     pub tokenizer: Option<PathBuf>,
 }
 
-/// What it does with special tokens.
+/// How text that spells a special token is encoded.
 #[derive(Args)]
 pub struct SpecialsArgs {
-    /// What text that spells a special token (<|endoftext|>) is
+    /// How to encode text that spells a special token, such as <|endoftext|>
     #[arg(long, default_value = "text", value_parser = by_name::<Specials>(specials()))]
     pub specials: Specials,
 }
 
 fn specials() -> [PossibleValue; 3] {
     [
-        PossibleValue::new("text").help("Ordinary text"),
-        PossibleValue::new("forbid").help("An error"),
-        PossibleValue::new("allow").help("The special token"),
+        PossibleValue::new("text").help("As ordinary text"),
+        PossibleValue::new("forbid").help("Stop with an error"),
+        PossibleValue::new("allow").help("As the special token"),
     ]
 }
 
-/// Reads a value by its name in the library. --help lists the names that are given here.
+/// Parses a value by its name in the library. --help lists `names`.
 pub fn by_name<T>(names: impl IntoIterator<Item = impl Into<PossibleValue>>) -> impl TypedValueParser<Value = T>
 where
     T: FromStr<Err: std::error::Error + Send + Sync> + Clone + Send + Sync + 'static,
@@ -62,7 +62,7 @@ impl SpecialsArgs {
         tokenizer.with_specials(self.specials)
     }
 
-    /// Rows that a table for these ids has.
+    /// How many rows a table for these ids needs.
     pub fn rows(&self, tokenizer: &Tokenizer) -> usize {
         match self.specials {
             Specials::Allow => tokenizer.vocab_size(),
@@ -72,12 +72,13 @@ impl SpecialsArgs {
 }
 
 impl TokenizerArgs {
-    /// The tokenizer, if one was chosen: another model's ids are not the bundled one's.
+    /// The tokenizer of --tokenizer. It has no default here, because ids of a model are those of its own tokenizer.
     pub fn chosen(&self) -> Result<Option<Tokenizer>> {
         self.tokenizer.is_some().then(|| self.open()).transpose()
     }
 
-    /// The one that was chosen, or the model's own: beside its file, or in its repository. It must fit the model's table.
+    /// The tokenizer of --tokenizer, or else the model's own: `tokenizer.json` beside its file, or the one of its repository. It is an
+    /// error if the tokenizer does not fit the table.
     pub fn of_model(&self, model: &Path, table: &PretrainedTable) -> Result<Option<Tokenizer>> {
         let beside = model::folder(model).join("tokenizer.json");
         let found = match (self.chosen()?, model.to_str().filter(|_| model::is_repository(model))) {
@@ -101,36 +102,36 @@ impl TokenizerArgs {
         }
     }
 
-    /// The file that is read, if one was named.
+    /// The file of --tokenizer, if it is given.
     pub fn files(&self) -> impl Iterator<Item = PathBuf> {
         self.tokenizer.iter().map(|path| if path.is_dir() { path.join("tokenizer.json") } else { path.clone() })
     }
 }
 
-/// Which table.
+/// Shape, values and device of a new table.
 #[derive(Args)]
 pub struct TableArgs {
-    /// Columns of the table
+    /// How many columns the table has
     #[arg(long, default_value_t = 64)]
     pub d_model: usize,
-    /// What its values are drawn from
+    /// Seed of the random values
     #[arg(long, default_value_t = 1337)]
     pub seed: u64,
-    /// How they are drawn: gpt2, candle, keras, fan-in, normal:STD, uniform:LOW:HIGH or constant:VALUE
+    /// Distribution of the values: gpt2, candle, keras, fan-in, normal:STD, uniform:LOW:HIGH or constant:VALUE
     #[arg(long, default_value = "gpt2")]
     pub init: Init,
-    /// f32, bf16 or f16
+    /// Type of the values: f32, bf16 or f16
     #[arg(long, default_value = "f32", value_parser = dtype)]
     pub dtype: DType,
-    #[cfg_attr(feature = "cuda", doc = "auto, cpu, cuda or cuda:N")]
-    #[cfg_attr(feature = "metal", doc = "auto, cpu, metal or metal:N")]
+    #[cfg_attr(feature = "cuda", doc = "Device of the table: auto, cpu, cuda or cuda:N")]
+    #[cfg_attr(feature = "metal", doc = "Device of the table: auto, cpu, metal or metal:N")]
     #[cfg_attr(
         not(any(feature = "cuda", feature = "metal")),
-        doc = "cpu, or auto, which is cpu in a build without GPUs"
+        doc = "Device of the table: cpu, or auto, which is cpu in a build without GPUs"
     )]
     #[arg(long, default_value = "cpu")]
     pub device: String,
-    /// Give memory of a GPU back to the system whenever it is not in use: slower, and leaves it to other processes
+    /// Return unused GPU memory to the system, for other processes; slower
     #[arg(long)]
     pub release_memory: bool,
 }
@@ -153,7 +154,7 @@ impl TableArgs {
         Ok(device)
     }
 
-    /// The table with so many rows.
+    /// Makes a table with this many rows.
     pub fn open(&self, rows: usize, tokenizer: &Tokenizer) -> Result<TokenEmbedding> {
         let device = self.device()?;
         let cfg = TokenEmbeddingConfig {
@@ -168,13 +169,13 @@ impl TableArgs {
         Ok(TokenEmbedding::new(&cfg, vb.pp("wte"))?.with_token_names(tokenizer.names()))
     }
 
-    /// What the values were drawn from.
+    /// The distribution and the seed of the values.
     pub fn origin(&self) -> String {
         format!("{}, seed {}", self.init, self.seed)
     }
 }
 
-/// One line about a table whose values have this origin.
+/// One line about a table: shape, dtype, device, origin and size.
 pub fn describe(table: &TokenEmbedding, origin: &str) -> tallow::Result<String> {
     let weight = table.flushed_weight()?;
     let (rows, columns) = (table.vocab_size(), table.d_model());

@@ -1,5 +1,5 @@
 //! Whether the program was started without a standard output (`>&-`). Rust's runtime opens /dev/null in its place before `main`,
-//! so it is asked earlier.
+//! so the check runs earlier.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,13 +13,13 @@ pub fn stdout_was_closed() -> bool {
 mod before_main {
     use super::{CLOSED, Ordering};
 
-    // SAFETY: the C library calls each function of this section once, on the only thread that there is.
+    // SAFETY: the C library calls each function of this section once, while there is only one thread.
     #[used]
     #[unsafe(link_section = ".init_array")]
     static ASK: extern "C" fn() = ask;
 
     extern "C" fn ask() {
-        // SAFETY: a question about a number; it changes nothing.
+        // SAFETY: F_GETFD changes nothing. For a closed descriptor it returns -1.
         CLOSED.store(unsafe { libc::fcntl(libc::STDOUT_FILENO, libc::F_GETFD) } == -1, Ordering::Relaxed);
     }
 }

@@ -22,7 +22,7 @@ const FLAGS: [(&str, &str); 24] = [
     ("take the table's own tokenizer", "give its own tokenizer (--tokenizer)"),
     ("`shard::verify` says", "`tallow verify` says"),
     ("fetch one (`Hub::fetch`) and open it", "download one, and give its path"),
-    ("the Hugging Face Hub needs the feature `hub`", "to look on the Hugging Face Hub build with `--features hub`"),
+    ("the Hugging Face Hub needs the feature `hub`", "the Hugging Face Hub needs a build with `--features hub`"),
     ("Parquet needs the feature `parquet`", "Parquet needs a build with `--features parquet`"),
     ("it needs the feature `cuda`", "build with `--features cuda`"),
     ("it needs the feature `metal`", "build with `--features metal`"),

@@ -1,25 +1,25 @@
-//! Tables whose columns line up on a terminal, whatever the script.
+//! Tables with aligned columns on a terminal, for any script.
 
 use std::io::{self, Write};
 
 use anstyle::Style;
 use unicode_width::UnicodeWidthStr;
 
-/// On which side of its column a cell stands.
+/// The alignment of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
-    /// Text.
+    /// For text.
     Left,
-    /// Numbers.
+    /// For numbers.
     Right,
 }
 
 /// The head of a column.
 #[derive(Clone, Debug)]
 pub struct Column {
-    /// What stands above it.
+    /// The text above the column.
     pub title: String,
-    /// How its cells stand.
+    /// The alignment of its cells.
     pub align: Align,
 }
 
@@ -33,9 +33,9 @@ impl Column {
 /// One cell of a grid.
 #[derive(Clone, Debug, Default)]
 pub struct Cell {
-    /// What is printed.
+    /// The text of the cell.
     pub text: String,
-    /// In which colours, on a terminal that has them.
+    /// Its style on a terminal with colours.
     pub style: Style,
 }
 
@@ -56,8 +56,8 @@ impl Cell {
     }
 }
 
-/// Writes a head line and rows, every column as wide as its widest cell. Widths are those of a terminal:
-/// a Chinese character takes two places.
+/// Writes a head line and rows, every column as wide as its widest cell. Widths are counted in columns
+/// of the terminal: a Chinese character takes two.
 ///
 /// # Errors
 /// Those of `out`.

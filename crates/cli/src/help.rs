@@ -1,8 +1,8 @@
-//! What `--help` says of all commands together, and the examples of each.
+//! The help of `tallow`, which lists the commands by task, and the examples in the help of each command.
 
 use clap::Command;
 
-/// A task: its name, the names of its commands, and calls of each.
+/// A task: its name, the names of its commands, and examples of each.
 pub type Task = (&'static str, &'static [(&'static str, &'static [&'static str])]);
 
 pub const TASKS: [Task; 5] = [
@@ -93,7 +93,7 @@ pub const TASKS: [Task; 5] = [
     ),
 ];
 
-/// The command line with all that.
+/// Adds the tasks and the examples to the helps.
 pub fn with_tasks(mut command: Command) -> Command {
     let (header, literal) = (*command.get_styles().get_header(), *command.get_styles().get_literal());
     let mut tasks = String::new();

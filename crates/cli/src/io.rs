@@ -1,4 +1,4 @@
-//! Input from a file or standard input, output that appears whole or not at all and replaces nothing that matters.
+//! Input from a file or standard input. Output files appear whole or not at all, and replace other kinds of files only with --force.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::interrupt;
 use tallow_text::support::{belongs_to, lies_in, same_file};
 
-/// Opens a file, or standard input for `-`; with a progress bar where someone watches.
+/// Opens a file, or standard input for `-`; with a progress bar on a terminal.
 pub fn reader(path: &Path) -> Result<Box<dyn Read>> {
     if path == Path::new("-") {
         return Ok(Box::new(io::stdin()));
@@ -47,10 +47,10 @@ pub fn text(argument: OsString, lossy: bool) -> Result<String> {
     }
 }
 
-/// What an output is. An existing file is replaced if it is of the same kind, which its first bytes tell, or empty.
+/// The kind of an output. An existing file is replaced if it is empty, or if its first bytes show the same kind.
 #[derive(Clone, Copy)]
 pub enum Kind {
-    /// Rows as `show`, `table` and `pull` write them: the metadata has a note of theirs, which no model's file has.
+    /// A safetensors file by `show`, `table` or `pull`. Its metadata has a key that no model's file has.
     Rows,
     Page,
     Svg,
@@ -60,12 +60,12 @@ pub enum Kind {
     Projector,
     /// Ids as text or JSON.
     Numbers,
-    /// Bytes that look like nothing: never replaced unasked.
+    /// Raw bytes, whose kind the first bytes do not show: replaced only with --force.
     Bytes,
 }
 
 impl Kind {
-    /// What is said of an existing file of another kind.
+    /// Why an existing file is not replaced: the end of the message.
     fn otherwise(self) -> &'static str {
         match self {
             Kind::Rows => " and is not a safetensors file by show, table or pull",
@@ -102,7 +102,7 @@ impl Kind {
     }
 }
 
-/// Whether these are the first bytes of a safetensors file with a note by `show`, `table` or `pull`.
+/// Whether these are the first bytes of a safetensors file by `show`, `table` or `pull`.
 fn has_our_note(first: &[u8]) -> bool {
     let Some((length, rest)) = first.split_first_chunk() else { return false };
     let header = usize::try_from(u64::from_le_bytes(*length)).ok().and_then(|length| rest.get(..length));
@@ -110,14 +110,14 @@ fn has_our_note(first: &[u8]) -> bool {
     header.is_some_and(|header| ["fingerprint", "tied"].iter().any(|note| header["__metadata__"][note].is_string()))
 }
 
-/// What stands in the way of outputs: files that the command reads, and files of another kind.
+/// Which files may be replaced: none that the command reads, and files of another kind only with --force.
 #[derive(Args, Default)]
 pub struct Outputs {
-    /// Replace existing files of any kind [default: only what this command could have written, told by its first bytes]
+    /// Replace an output file that exists, of any kind: its content is lost [default: only a file of the kind that is written]
     ///
-    /// Without it an existing file is replaced only if it is empty or begins like what is written: as a page, SVG, PNG or NumPy
-    /// file, as numbers, as rows by show, table or pull. Raw ids and decoded text look like nothing, so any existing file stays.
-    /// What the command itself reads is never replaced.
+    /// Without --force an existing file is replaced only if it is empty, or if its first bytes show the kind that is written: a page,
+    /// SVG, PNG or NumPy file, numbers, or rows by show, table or pull. The first bytes of raw ids and decoded text show no kind, so
+    /// an existing file is kept. A file that the command reads is always kept, with and without --force.
     #[arg(long)]
     force: bool,
     #[arg(skip)]
@@ -126,33 +126,33 @@ pub struct Outputs {
     sealed: Option<PathBuf>,
 }
 
-/// Where an output goes.
+/// The place of an output.
 enum Place {
-    /// To a pipe or a device, as it is written.
+    /// A pipe or a device, which is written directly.
     Special,
-    /// Under this name, when it is whole.
+    /// A file, which gets this name when it is complete.
     File(PathBuf),
 }
 
 impl Outputs {
-    /// Files, or folders with files, that the command reads.
+    /// Registers files, or folders of files, that the command reads.
     pub fn reads(&mut self, inputs: impl IntoIterator<Item = PathBuf>) {
         self.inputs.extend(inputs);
     }
 
-    /// A folder in which nothing is written.
+    /// Forbids outputs in a folder.
     pub fn seal(&mut self, folder: &Path) {
         self.sealed = Some(folder.to_path_buf());
     }
 
-    /// Looks at what is there. Through symbolic links, to the file that they name.
+    /// Checks whether `path` may be written. Symbolic links are followed.
     fn place(&self, path: &Path, kind: Kind) -> Result<Place> {
         let name = || path.display().to_string();
         if let Some(folder) = self.sealed.as_deref().filter(|folder| lies_in(path, folder)) {
-            bail!("{} would lie in {}, which is read: name a file outside", name(), folder.display());
+            bail!("{} is in {}, which is read: give a file outside", name(), folder.display());
         }
         let Ok(about) = fs::metadata(path) else {
-            ensure!(fs::symlink_metadata(path).is_err(), "the link {} leads to nothing", name());
+            ensure!(fs::symlink_metadata(path).is_err(), "the symbolic link {} points to a missing file", name());
             return Ok(Place::File(path.to_path_buf()));
         };
         ensure!(!about.is_dir(), "{} is a folder, not a file", name());
@@ -160,7 +160,7 @@ impl Outputs {
             return Ok(Place::Special);
         }
         let read = |input: &PathBuf| if input.is_dir() { belongs_to(path, input) } else { same_file(path, input) };
-        // Whether `-` was asked for or not: what is redirected into a command is read by it.
+        // A file that is redirected to standard input counts as read, also without `-`.
         let is_read = self.inputs.iter().any(read) || same_file(path, Path::new("/dev/stdin"));
         ensure!(!is_read, "{} is a file that this command reads: name another one", name());
         if !self.force && !kind.is_of(path).with_context(name)? {
@@ -178,7 +178,7 @@ impl Outputs {
         let Some(path) = path.filter(|path| *path != Path::new("-") && !same_file(path, stdout)) else {
             let inputs = self.inputs.iter().map(PathBuf::as_path).chain([Path::new("/dev/stdin")]);
             if let Some(read) = inputs.filter(|input| input.is_file()).find(|input| same_file(input, stdout)) {
-                bail!("{} is read, and the standard output goes there, too: name another file", read.display());
+                bail!("{} is read, and standard output is redirected to it: give another file", read.display());
             }
             return Ok(Output::stdout());
         };
@@ -196,8 +196,8 @@ impl Outputs {
         }
     }
 
-    /// Has files written that must have names from the beginning. `write` gets the first one's, and gives all, which lie beside
-    /// it; their places are given.
+    /// For a writer that needs a path. `write` gets a temporary path, and returns the files that it wrote there and beside it. They
+    /// are renamed, and their final paths are returned.
     pub fn write_by_name(
         &self,
         path: &Path,
@@ -205,12 +205,12 @@ impl Outputs {
         write: impl FnOnce(&Path) -> Result<Vec<PathBuf>>,
     ) -> Result<Vec<PathBuf>> {
         let printed = path == Path::new("-") || same_file(path, Path::new("/dev/stdout"));
-        ensure!(!printed, "standard output is taken by what is printed: name a file");
+        ensure!(!printed, "standard output has the printed report: give a file");
         let Place::File(to) = self.place(path, kind)? else {
             let draft = Draft::beside(&std::env::temp_dir().join("special"))?;
             let written = write(&draft.path(Path::new("special")))?;
             let [one] = &written[..] else {
-                bail!("{} files are written: {} takes one", written.len(), path.display())
+                bail!("{} files are written, and {} takes only one", written.len(), path.display())
             };
             let mut out = File::options().write(true).open(path).with_context(|| path.display().to_string())?;
             io::copy(&mut File::open(one)?, &mut out).with_context(|| path.display().to_string())?;
@@ -220,7 +220,9 @@ impl Outputs {
         let mut places = Vec::new();
         for file in write(&draft.path(&to))? {
             let beside = to.with_file_name(file.file_name().unwrap_or_default());
-            let Place::File(place) = self.place(&beside, kind)? else { bail!("{} is no file", beside.display()) };
+            let Place::File(place) = self.place(&beside, kind)? else {
+                bail!("{} is not a regular file", beside.display())
+            };
             places.push((file, place));
         }
         for (file, place) in &places {
@@ -230,7 +232,7 @@ impl Outputs {
     }
 }
 
-/// A folder beside an output, in which it is written until it is whole. It goes away if anything fails, and at a signal.
+/// A temporary folder beside an output, for the incomplete file. It is removed on drop and by a signal.
 pub struct Draft(TempDir);
 
 impl Draft {
@@ -240,7 +242,7 @@ impl Draft {
         Ok(Draft(interrupt::folder(make).with_context(|| to.display().to_string())?))
     }
 
-    /// Where a file is written that will be called `to`.
+    /// The temporary path of the output `to`.
     fn path(&self, to: &Path) -> PathBuf {
         self.0.path().join(to.file_name().unwrap_or_default())
     }
@@ -253,7 +255,7 @@ impl Drop for Draft {
     }
 }
 
-/// Puts a file on the disk, then gives it its name. A file that is replaced keeps its permissions.
+/// Syncs a file, then renames it. The new file gets the permissions of the file that it replaces.
 fn put(file: File, from: &Path, to: &Path) -> io::Result<()> {
     if let Ok(about) = fs::metadata(to) {
         file.set_permissions(about.permissions())?;
@@ -262,7 +264,7 @@ fn put(file: File, from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)
 }
 
-/// What is written. A file gets its name only when everything was written.
+/// An output. A file gets its name in [`Output::finish`].
 pub enum Output {
     Stdout(BufWriter<io::Stdout>),
     Special(BufWriter<File>),
@@ -274,7 +276,7 @@ impl Output {
         Output::Stdout(BufWriter::new(io::stdout()))
     }
 
-    /// Everything is written: give the file its name.
+    /// Flushes the output, and gives a file its name.
     pub fn finish(self) -> Result<()> {
         match self {
             Output::Stdout(mut out) => out.flush()?,

@@ -13,21 +13,21 @@ use crate::io::{Kind, Outputs};
 /// Where pictures go, and how they look.
 #[derive(Args)]
 pub struct Pictures {
-    /// Write a page for the browser: one file, no network
+    /// Write an HTML page: one file that needs no network
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
-    /// Write a figure for slides, its text as outlines
+    /// Write an SVG figure; its text is drawn as outlines
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
-    /// Write the same figure as pixels
+    /// Write the same figure as a PNG
     #[arg(long, value_name = "FILE")]
     pub png: Option<PathBuf>,
-    /// Pixels of the PNG for one of the SVG
+    /// Pixels of the PNG per pixel of the SVG
     #[arg(long, default_value_t = 2.0)]
     pub scale: f32,
-    /// The language of labels; auto: the environment's (LC_ALL, LC_MESSAGES, LANG), or where it says none, the text's
+    /// Language of the labels; auto is the language of LC_ALL, LC_MESSAGES or LANG, or else of the text
     #[arg(long, default_value = "auto", value_parser = PossibleValuesParser::new(["zh", "en", "auto"]).try_map(lang))]
-    pub lang: std::option::Option<Lang>, // in full, or clap takes it for a flag that may be absent
+    pub lang: std::option::Option<Lang>, // in full, so that clap does not read it as an optional flag
     /// A font file for characters that the bundled Noto Sans SC lacks
     #[arg(long, value_name = "FILE")]
     pub font: Option<PathBuf>,
@@ -35,13 +35,13 @@ pub struct Pictures {
     pub outputs: Outputs,
 }
 
-/// A language, or none, which is called auto.
+/// Parses a language; `None` for auto.
 fn lang(name: String) -> tallow_view::Result<Option<Lang>> {
     if name == "auto" { Ok(None) } else { name.parse().map(Some) }
 }
 
 impl Pictures {
-    /// The language that was asked for, or that fits `text`.
+    /// The language of --lang, or of the environment, or of `text`.
     pub fn language(&self, text: &str) -> Lang {
         let set = |name: &&str| std::env::var(name).is_ok_and(|value| !value.is_empty());
         let environment = ["LC_ALL", "LC_MESSAGES", "LANG"].iter().find(|name| set(name)).map(std::env::var);
@@ -53,13 +53,13 @@ impl Pictures {
         }
     }
 
-    /// Takes note of what the command reads, so that it is not replaced.
+    /// Registers files that the command reads, so that they are not replaced.
     pub fn reads(&mut self, inputs: impl IntoIterator<Item = PathBuf>) {
         self.outputs.reads(inputs);
         self.outputs.reads(self.font.clone());
     }
 
-    /// Writes what was asked for, and says which files were written.
+    /// Writes the files of the flags. Returns their paths.
     pub fn write(
         &self,
         page: impl FnOnce() -> tallow_view::Result<String>,
@@ -87,13 +87,13 @@ impl Pictures {
 
 /// Writes a file whole or not at all.
 pub fn write(outputs: &Outputs, path: &Path, kind: Kind, bytes: &[u8]) -> Result<()> {
-    ensure!(path != Path::new("-"), "standard output is taken by what is printed: name a file");
+    ensure!(path != Path::new("-"), "standard output has the printed report: give a file");
     let mut out = outputs.open(Some(path), kind)?;
     out.write_all(bytes).with_context(|| path.display().to_string())?;
     out.finish()
 }
 
-/// Writes the projector's two files into a folder; their names.
+/// Writes the projector's two files into a folder. Returns their paths.
 pub fn projector(outputs: &Outputs, folder: &Path, files: &Projector) -> Result<[String; 2]> {
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let (tensors, metadata) = (folder.join("tensors.tsv"), folder.join("metadata.tsv"));

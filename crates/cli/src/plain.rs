@@ -1,9 +1,9 @@
-//! What others wrote (names of files and tensors, words of a file), made fit for a terminal.
+//! Escapes text of other origin (names of files and tensors, words of a file) before it is printed.
 
 use std::fmt::Display;
 use std::io::Write;
 
-/// One line whose control characters, and those that turn the direction of writing, are to be seen.
+/// The text with control characters escaped, also those that change the direction of writing.
 pub fn plain(text: impl Display) -> String {
     let mut shown = String::new();
     for c in text.to_string().chars() {
@@ -20,7 +20,7 @@ pub fn plain(text: impl Display) -> String {
 /// Writes lines to standard error.
 pub fn say(text: impl Display) {
     let lines: Vec<String> = text.to_string().split('\n').map(plain).collect();
-    // Where nobody can hear it, nothing is to be done.
+    // If standard error is closed, there is no place for a message.
     let _ = writeln!(std::io::stderr(), "{}", lines.join("\n"));
 }
 

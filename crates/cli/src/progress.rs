@@ -1,10 +1,10 @@
-//! Progress of long work, on a terminal only; numbers for people.
+//! Progress bars, on a terminal only, and numbers formatted for people.
 
 use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// A bar over `bytes`, hidden where nobody watches.
+/// A progress bar over `bytes`, hidden if standard error is not a terminal.
 pub fn bar(bytes: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -13,7 +13,7 @@ pub fn bar(bytes: u64) -> ProgressBar {
     ProgressBar::new(bytes).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-/// Tells a bar what a long call of the library says of its progress.
+/// A progress callback for the library that moves a bar.
 pub fn hear(bar: &ProgressBar) -> impl Fn(u64, u64) + Sync {
     |done, total| {
         bar.set_length(total);
@@ -21,7 +21,7 @@ pub fn hear(bar: &ProgressBar) -> impl Fn(u64, u64) + Sync {
     }
 }
 
-/// Memory of this process in MiB, where the system tells.
+/// Resident memory of this process in MiB. `None` without /proc.
 pub fn memory_mib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;

@@ -1,4 +1,4 @@
-//! Rows of a table: which ones, how they are called, and how they are written to a file.
+//! Rows of a table: the flag --rows, their tokens, and files of rows.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use crate::args::TableArgs;
 use crate::io::{Kind, Outputs};
 use crate::pictures::write;
 
-/// Ranges of rows as a flag has them: `0..3,1000`.
+/// Parses ranges of rows: `0..3,1000`.
 pub fn ranges(rows: &str, vocab_size: usize) -> Result<Vec<Range<usize>>> {
     let mut ranges = Vec::new();
     for part in rows.split(',').map(str::trim) {
@@ -22,7 +22,7 @@ pub fn ranges(rows: &str, vocab_size: usize) -> Result<Vec<Range<usize>>> {
         let range = match (number(start), number(end)) {
             (Ok(start), Ok(end)) if start < end => start..end,
             (Ok(start), Err(_)) if !part.contains("..") && start < usize::MAX => start..start + 1,
-            _ => bail!("{part:?} is not a range of rows: write START..END, the end not included, or one number"),
+            _ => bail!("{part:?} is not a range of rows: write START..END, where END is excluded, or one number"),
         };
         if range.end > vocab_size {
             bail!("rows {part} end beyond the table, whose {vocab_size} rows are 0..{vocab_size}");
@@ -37,7 +37,7 @@ pub fn token(tokenizer: &Tokenizer, row: usize) -> Option<String> {
     Some(token_text(&tokenizer.token_bytes(u32::try_from(row).ok()?)?))
 }
 
-/// Writes tensors with what they were made by: `fresh` rows by a seed.
+/// Writes tensors. The metadata has the tokenizer, and for a new table (`fresh`) its seed and distribution.
 pub fn save(
     outputs: &Outputs,
     path: &Path,

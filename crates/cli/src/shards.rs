@@ -73,7 +73,7 @@ pub fn matching(manifest: &Manifest, tokenizer: &Tokenizer, folder: &Path) -> Re
     let fingerprint = format!("{:016x}", tokenizer.fingerprint());
     match &manifest.tokenizer {
         Some(made_by) if made_by.fingerprint != fingerprint => bail!(
-            "{} was made by {} ({}), not by {} ({fingerprint}): give --tokenizer",
+            "{} was made by {} ({}), not by {} ({fingerprint}): give its tokenizer (--tokenizer)",
             folder.display(),
             made_by.name,
             made_by.fingerprint,

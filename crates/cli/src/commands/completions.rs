@@ -1,4 +1,4 @@
-//! `tallow completions`: what a shell proposes.
+//! `tallow completions`: prints the completion script of a shell.
 
 use std::io::Write;
 

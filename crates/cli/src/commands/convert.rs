@@ -26,7 +26,7 @@ pub struct Convert {
     /// Format of the file that is written
     #[arg(long, value_parser = by_name::<Foreign>(formats()))]
     to: Option<Foreign>,
-    /// The folder (with --from) or file (with --to) that is written
+    /// The folder of shards (with --from) or the token file (with --to) to write; a split that exists is never replaced
     #[arg(short, long)]
     out: PathBuf,
     /// The split that is written (with --from) or read (with --to)

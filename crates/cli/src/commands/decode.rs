@@ -19,10 +19,10 @@ pub struct Decode {
     /// The ids: a file, or - for standard input
     #[arg(default_value = "-")]
     file: PathBuf,
-    /// How ids are written: numbers between white space or commas, a JSON array (read whole), or raw 32-bit numbers
+    /// Format of the ids: text may have commas, too; a json array is read into memory
     #[arg(long, value_enum, default_value = "text")]
     format: IdFormat,
-    /// Where the bytes are written [default: standard output]
+    /// The file to write [default: standard output]
     #[arg(short, long)]
     output: Option<PathBuf>,
     #[command(flatten)]
@@ -50,7 +50,7 @@ impl Decode {
                 }
                 IdFormat::Text => self.read_number(&mut reader, &mut ids, done)?,
             };
-            // What a vocabulary that is not byte-level gives for an id can depend on its neighbors.
+            // If the vocabulary is not byte-level, the text of an id can depend on its neighbors: all ids are decoded at once.
             if !more || (ids.len() >= CHUNK_IDS && tokenizer.is_byte_level()) {
                 let bytes = tokenizer.decode_bytes(&ids).map_err(|error| match error {
                     TextError::UnknownId { id, position, tokenizer, largest } => {

@@ -14,13 +14,13 @@ pub struct Encode {
     /// The text: a file, or - for standard input
     #[arg(default_value = "-")]
     file: PathBuf,
-    /// How ids are written
+    /// Format of the ids
     #[arg(long, value_enum, default_value = "text")]
     format: IdFormat,
-    /// Where they are written [default: standard output]
+    /// The file to write [default: standard output]
     #[arg(short, long)]
     output: Option<PathBuf>,
-    /// Print only how many there are
+    /// Print only the number of ids
     #[arg(long)]
     count: bool,
     /// Read bytes that are not UTF-8 as U+FFFD
@@ -47,7 +47,7 @@ pub enum IdFormat {
 impl Encode {
     pub fn run(mut self) -> Result<()> {
         if self.format == IdFormat::U32 && self.output.is_none() && !self.count && std::io::stdout().is_terminal() {
-            bail!("raw u32 ids are not for a terminal: use -o FILE, or a pipe");
+            bail!("raw u32 ids cannot be printed on a terminal: use -o FILE or a pipe");
         }
         let tokenizer = self.specials.apply(self.tokenizer.open()?);
         let reader = reader(&self.file)?;

@@ -20,16 +20,16 @@ use crate::shards::{describe, matching, split_of};
 pub struct Inspect {
     /// A folder of shards, a checkpoint or the folder of a run, a folder with a model, or a safetensors, GGUF or PyTorch file
     folder: PathBuf,
-    /// Which tensor of a model is the table [default: the one that has a name that tables have]
+    /// The name of the table's tensor in a model [default: found by the names that tables have]
     #[arg(long)]
     tensor: Option<String>,
-    /// Which split
+    /// The split to read
     #[arg(long, default_value = "train")]
     split: String,
-    /// How many of the longest documents, most frequent tokens and samples
+    /// How many of the longest documents, most frequent tokens and samples to print
     #[arg(long, default_value_t = 5)]
     top: usize,
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -119,7 +119,7 @@ impl Inspect {
         Ok(())
     }
 
-    /// A file of weights, or a folder with some.
+    /// Inspects a file of weights, or a folder with weights.
     fn weights(&self) -> Result<()> {
         let path = &self.folder;
         let about = std::fs::metadata(path).with_context(|| path.display().to_string())?;

@@ -1,4 +1,4 @@
-//! One file a command.
+//! The commands, one file each.
 
 mod completions;
 mod convert;
@@ -37,24 +37,24 @@ enum Command {
     Decode(decode::Decode),
     /// Turn text files into shards of ids for training
     Prepare(Box<prepare::Prepare>),
-    /// Say what is in a folder of shards, a checkpoint, a model or a file of weights
+    /// Describe a folder of shards, a checkpoint, a model or a file of weights
     Inspect(inspect::Inspect),
     /// Find the tokens whose rows are nearest to a token's
     Neighbors(neighbors::Neighbors),
     /// Draw a table, before and after training, or a folder of shards
     Plot(Box<plot::Plot>),
-    /// Fetch the table of a model, and nothing else of it
+    /// Write the table of a model to a file, without the other tensors
     Pull(pull::Pull),
-    /// Recount and checksum a folder of shards
+    /// Compare every shard of a folder with its manifest
     Verify(verify::Verify),
-    /// Read token files of other trainers, or write them
+    /// Convert token files of other trainers to shards, or shards to token files
     Convert(convert::Convert),
-    /// Write what a shell needs to complete commands and flags
+    /// Print a script with which a shell completes commands and flags
     Completions(completions::Completions),
 }
 
 impl Cli {
-    /// Does what the flags say.
+    /// Runs the command.
     pub fn run(self) -> Result<()> {
         match self.command {
             Command::Show(args) => args.run(),
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
     use crate::help::{TASKS, with_tasks};
 
-    /// Words as a shell takes them, up to where output goes elsewhere.
+    /// The words of a shell command, up to `>`.
     fn words(line: &str) -> Vec<String> {
         let quoted = line.split('"').enumerate();
         let words = quoted.flat_map(|(i, part)| match i % 2 {

@@ -1,4 +1,4 @@
-//! `tallow neighbors`: the tokens whose rows point the same way.
+//! `tallow neighbors`: the tokens whose rows have the largest cosine with a row.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -18,19 +18,19 @@ use crate::rows::token;
 pub struct Neighbors {
     #[arg(help = crate::model::MODEL)]
     model: PathBuf,
-    /// Words, or ids; a word of several tokens stands for the mean of their rows
+    /// Words or ids; a word of several tokens is the mean of their rows
     #[arg(required = true)]
     words: Vec<String>,
-    /// How many neighbors
+    /// How many neighbors to print
     #[arg(short, long, default_value_t = 10)]
     k: usize,
-    /// Which tensor of the file is the table [default: the one that has a name that tables have]
+    /// The name of the table's tensor [default: found by the names that tables have]
     #[arg(long)]
     tensor: Option<String>,
     /// Read every word as an id
     #[arg(long)]
     ids: bool,
-    /// One JSON object a word
+    /// Print one JSON object per word
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -40,7 +40,7 @@ pub struct Neighbors {
 impl Neighbors {
     pub fn run(self) -> Result<()> {
         let table = model::open(&self.model, self.tensor.as_deref())?;
-        // Ids need no tokenizer; one that is at hand and fits gives names.
+        // Ids need no tokenizer. One beside the model that fits its table adds the text of tokens.
         let tokenizer = match self.ids && self.tokenizer.tokenizer.is_none() {
             true if model::is_repository(&self.model) => None,
             true => self.tokenizer.of_model(&self.model, &table).unwrap_or(None),
@@ -73,9 +73,9 @@ impl Neighbors {
         let Some(tokenizer) = tokenizer.filter(|_| !self.ids) else {
             return match (word.parse(), self.ids) {
                 (Ok(id), _) => Ok(vec![id]),
-                (_, true) => bail!("{word:?} is no id"),
+                (_, true) => bail!("{word:?} is not an id"),
                 (_, false) => {
-                    bail!("{word:?}: no tokenizer.json is beside the file; name one (--tokenizer), or ask for ids")
+                    bail!("{word:?}: no tokenizer.json is beside the file; give one (--tokenizer), or give ids")
                 }
             };
         };

@@ -22,19 +22,19 @@ use crate::shards::{matching, split_of};
 pub struct Plot {
     #[arg(help = format!("{}; or a folder of shards", model::MODEL))]
     what: PathBuf,
-    /// The table before training, as a file: what moved, how far, and what was never trained
+    /// The table before training: the picture also shows which rows moved, how far, and which were never trained
     #[arg(long, value_name = "FILE")]
     before: Option<PathBuf>,
-    /// Which tensor of a file is the table [default: the one that has a name that tables have]
+    /// The name of the table's tensor [default: found by the names that tables have]
     #[arg(long)]
     tensor: Option<String>,
-    /// Map the tokens of this text [default: those that moved farthest, or the first rows]
+    /// Text whose tokens are on the map [default: the tokens that moved farthest, or the first rows]
     #[arg(long, value_name = "TEXT")]
     tokens: Option<String>,
-    /// How many rows the map has, without --tokens
+    /// How many rows are on the map, without --tokens
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
     top: u16,
-    /// Which split of a folder of shards
+    /// The split of a folder of shards
     #[arg(long, default_value = "train")]
     split: String,
     #[command(flatten)]
@@ -42,7 +42,7 @@ pub struct Plot {
     /// Write the map's rows as tensors.tsv and metadata.tsv for the TensorBoard embedding projector into this folder
     #[arg(long, value_name = "DIR")]
     tsv: Option<PathBuf>,
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -69,7 +69,7 @@ impl Plot {
         let mut chosen = Vec::new();
         if let Some(text) = &self.tokens {
             let Some(tokenizer) = &tokenizer else {
-                bail!("--tokens needs the model's tokenizer: none is beside it, so name one (--tokenizer cl100k)")
+                bail!("--tokens needs the model's tokenizer: none is beside it, so give one (--tokenizer cl100k)")
             };
             for id in tokenizer.encode(text)? {
                 if !chosen.contains(&id) {

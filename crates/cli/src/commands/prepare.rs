@@ -32,10 +32,10 @@ pub struct Prepare {
     )]
     #[arg(required_unless_present = "finish")]
     inputs: Vec<PathBuf>,
-    /// The folder for the shards
+    /// The folder of shards to write
     #[arg(short, long)]
     out: PathBuf,
-    /// What the files hold [default: what their names say]
+    /// Format of the files [default: by their names]
     #[arg(long, value_parser = by_name::<Format>(formats()))]
     format: Option<Format>,
     #[cfg_attr(feature = "parquet", doc = "The JSON field or Parquet column that is the text")]
@@ -48,34 +48,35 @@ pub struct Prepare {
     /// The token after each document, or none
     #[arg(long, value_name = "TOKEN", default_value = "<|endoftext|>")]
     separator: String,
-    /// Share of documents for validation
+    /// Share of documents that go to the split val, from 0 to 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     val: f64,
-    /// Seed of that choice
+    /// Seed of the choice of these documents
     #[arg(long, default_value_t = 1337)]
     seed: u64,
-    /// What happens to a document that cannot be used
+    /// What to do with a document that cannot be read
     #[arg(long, default_value = "error", value_parser = by_name::<OnError>(on_error()))]
     on_error: OnError,
-    /// Threads [default: as many as the machine has]
+    /// Number of threads [default: one per processor]
     #[arg(short, long, default_value_t = 0, hide_default_value = true)]
     jobs: usize,
-    /// This process among several that share the folder, from 0 [default: what the scheduler says]
+    /// Number of this process, from 0, where several share the folder [default: the scheduler's]
     #[arg(long, requires = "world_size")]
     rank: Option<usize>,
-    /// How many processes share the folder [default: what the scheduler says]
+    /// How many processes share the folder [default: the scheduler's, or 1]
     #[arg(long)]
     world_size: Option<usize>,
-    /// Bytes of input a shard [default: 1/256 of all, from 1 MiB to 64 MiB]
+    /// Bytes of input per shard [default: 1/256 of the input, from 1 MiB to 64 MiB]
     #[arg(long, value_name = "BYTES")]
     unit_bytes: Option<u64>,
-    /// Only write the manifest of a folder all of whose units are done
+    /// Read no input: write manifest.json of a folder whose units are all done, and delete its temporary files (.tmp-…); all shards
+    /// are kept
     #[arg(long)]
     finish: bool,
-    /// Only say what to expect
+    /// Print an estimate of the tokens and write nothing
     #[arg(long)]
     dry_run: bool,
-    /// One JSON line a unit, and one at the end
+    /// Print one JSON line per unit, and one at the end
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -91,7 +92,7 @@ fn formats() -> [PossibleValue; 3] {
 
 fn on_error() -> [PossibleValue; 3] {
     [
-        PossibleValue::new("error").help("Stop, and say which and why"),
+        PossibleValue::new("error").help("Stop with an error that names it"),
         PossibleValue::new("skip").help("Leave it out; count and list it in the manifest"),
         PossibleValue::new("replace").help("Read bytes that are not UTF-8 as U+FFFD; stop at everything else"),
     ]
@@ -169,7 +170,7 @@ impl Prepare {
             None if self.json => Ok(writeln!(std::io::stdout(), "{}", json!({"finished": false}))?),
             None => Ok(writeln!(
                 std::io::stdout(),
-                "rank {} of {}: its units are done, other ranks have some left; the last of them writes the manifest",
+                "rank {} of {}: its units are done; other ranks have units left, and the last one writes the manifest",
                 cfg.rank.rank,
                 cfg.rank.world_size
             )?),

@@ -1,4 +1,4 @@
-//! `tallow show`: the lesson as a command.
+//! `tallow show`: a text as pieces, ids and a matrix.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -21,7 +21,7 @@ use crate::pictures::{Pictures, projector};
 use crate::plain::{plain, say};
 use crate::rows::save;
 
-/// Tokens printed at either end of a longer text.
+/// How many tokens are printed at each end of a long text.
 const ENDS: usize = 32;
 
 const TRAINED: &str = match cfg!(feature = "hub") {
@@ -46,7 +46,7 @@ pub struct Show {
     tokenizer: TokenizerArgs,
     #[command(flatten)]
     specials: SpecialsArgs,
-    /// One JSON object instead of a picture
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
     /// Also write the matrix and the ids to this safetensors file
@@ -79,7 +79,7 @@ struct Report<'a> {
     /// Rows of the table.
     rows: usize,
     d_model: usize,
-    /// Of a fresh table.
+    /// `None` for a trained table.
     seed: Option<u64>,
     init: Option<String>,
     /// What the values were drawn from, or the file that they come from.
@@ -88,19 +88,19 @@ struct Report<'a> {
     device: String,
     mean: Option<f64>,
     std: Option<f64>,
-    /// One list a token.
+    /// One list per token.
     values: &'a [Vec<f32>],
-    /// Whether the ids give back the very bytes of the text, and every row is the table's row of its id.
+    /// Whether the ids decode to the bytes of the text, and every row of the matrix equals the table's row of its id.
     exact: bool,
 }
 
 #[derive(Serialize)]
 struct PieceReport<'a> {
     id: u32,
-    /// The token's text; null where it cuts a character.
+    /// The token's text; null if the token is a part of a character.
     text: Option<&'a str>,
     bytes: String,
-    /// The whole characters that it shares with its neighbors.
+    /// The whole characters that this token and its neighbors encode.
     characters: &'a str,
     part: usize,
     of: usize,
@@ -148,7 +148,7 @@ impl Show {
         self.print(&report, pieces, &tokenizer, &table, &written)
     }
 
-    /// How rows are drawn, where they are.
+    /// The flags of a new table; `None` for a trained one.
     fn fresh(&self) -> Option<&TableArgs> {
         self.trained.is_none().then_some(&self.table)
     }
@@ -180,7 +180,7 @@ impl Show {
         Ok((table.with_token_names(tokenizer.names()), origin, tokenizer))
     }
 
-    /// What can be done about an id that a trained table has no row for: it cannot be given more.
+    /// Gives an error about an id outside a trained table other advice: a trained table cannot get more rows.
     fn advise(&self, error: tallow_view::Error) -> anyhow::Error {
         match error {
             tallow_view::Error::Tallow(Error::IdOutOfRange { id, rows, token, .. }) if self.trained.is_some() => {
@@ -194,7 +194,7 @@ impl Show {
         }
     }
 
-    /// The files that were asked for, and a word about each.
+    /// Writes the files of the flags. Returns one line about each.
     fn write(
         &self,
         lookup: &Lookup,
@@ -223,7 +223,7 @@ impl Show {
         if let Some(path) = &self.npy {
             let values: Vec<f32> = lookup.values.concat();
             let matrix = Tensor::from_vec(values, (lookup.values.len(), lookup.d_model), &Device::Cpu)?;
-            // candle writes to a name only.
+            // candle's writer needs a path.
             self.pictures.outputs.write_by_name(path, Kind::Npy, |path| {
                 matrix.write_npy(path)?;
                 Ok(vec![path.to_path_buf()])

@@ -1,4 +1,4 @@
-//! `tallow table`: the look-up table with real numbers.
+//! `tallow table`: rows of a new look-up table.
 
 use std::io::Write;
 use std::ops::Range;
@@ -18,24 +18,24 @@ use crate::rows::{ranges, token};
 
 #[derive(Args)]
 pub struct Table {
-    /// Which rows: ranges like 0..3,999..1002, the end not included
+    /// Which rows to print: numbers and ranges, such as 0..3,999..1002; the end is excluded
     ///
     /// [default: the first three, 999..1002, and the last two]
     #[arg(long)]
     rows: Option<String>,
-    /// Rows of the table [default: as many as the tokenizer has ordinary tokens]
+    /// How many rows the table has [default: the tokenizer's ordinary tokens]
     #[arg(long)]
     vocab_size: Option<usize>,
     #[command(flatten)]
     table: TableArgs,
     #[command(flatten)]
     tokenizer: TokenizerArgs,
-    /// Also write the whole table to this safetensors file, as "wte.weight": what a model of this seed begins with
+    /// Also write the whole table to this safetensors file, as "wte.weight": the initial table of a model with this seed
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
     outputs: Outputs,
-    /// One JSON object instead of a picture
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }

@@ -1,4 +1,4 @@
-//! `tallow verify`: every byte of a folder, read again.
+//! `tallow verify`: checks every byte of a folder of shards.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -13,9 +13,9 @@ use crate::progress::{bar, bytes, hear, plural};
 
 #[derive(Args)]
 pub struct Verify {
-    /// The folder
+    /// The folder of shards
     folder: PathBuf,
-    /// One JSON object
+    /// Print one JSON object
     #[arg(long)]
     json: bool,
 }
@@ -45,7 +45,7 @@ impl Verify {
         }
         if !findings.is_empty() {
             bail!(
-                "{}: {} is not what its manifest says",
+                "{}: {} does not match its manifest",
                 plural(findings.len() as u64, "finding"),
                 self.folder.display()
             );

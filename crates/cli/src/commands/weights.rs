@@ -1,4 +1,4 @@
-//! `tallow inspect` of weights: where a checkpoint stands, the tensors of its files, and the rows of its table.
+//! `tallow inspect` of weights: the state of a checkpoint, the tensors, and statistics of the table.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,16 +13,16 @@ use crate::plain::plain;
 use crate::progress::{grouped, plural};
 use crate::rows::token;
 
-/// Tensors listed of a file with more.
+/// At most this many tensors are listed.
 const LISTED: usize = 40;
 
-/// What is looked at, and how.
+/// What to inspect, and how to print it.
 pub struct Weights<'a> {
     /// A file, or a folder with a model.
     pub model: &'a Path,
     /// Its files of weights.
     pub files: &'a [PathBuf],
-    /// The checkpoint that it is of, behind its folder.
+    /// The checkpoint of these weights, after its folder.
     pub checkpoint: Option<(PathBuf, Checkpoint)>,
     pub tokenizer: Option<Tokenizer>,
     pub top: usize,
@@ -31,7 +31,7 @@ pub struct Weights<'a> {
 
 impl Weights<'_> {
     pub fn inspect(self, tensor: Option<&str>) -> Result<()> {
-        // Without a table it is still a file of tensors; a name that was asked for must be there.
+        // A file without a table is listed, too. A tensor that --tensor names must exist.
         let (table, why) = match PretrainedTable::open(self.model, tensor) {
             Ok(table) => (Some(table), String::new()),
             Err(error) if tensor.is_some() => return Err(error.into()),
