@@ -373,7 +373,7 @@ fn neighbors_are_printed() {
     std::fs::copy(small, folder.path().join("tokenizer.json")).unwrap();
     let found = stdout(&["neighbors", &path, "#", "# $", "-k", "1"], b"");
     assert!(found.starts_with("#  (3)") && found.contains("# $  (3 221 4)") && found.contains("cosine"), "{found}");
-    // A tokenizer of another model: ids do without it, words do not.
+    // With a tokenizer of another model ids work, and words do not.
     let narrow = folder.path().join("x.safetensors").display().to_string();
     assert!(stdout(&["neighbors", &narrow, "0", "--ids", "-k", "1"], b"").contains(" 2  0.99"));
     assert!(refusal(&["neighbors", &narrow, "#"], b"").contains("give its own tokenizer (--tokenizer)"));
@@ -420,7 +420,7 @@ fn a_build_without_the_hub_says_so() {
             assert!(refusal(args, b"").contains("--features hub"), "{args:?}");
         }
     }
-    // A name without an owner is no repository's.
+    // A name without an owner is not the name of a repository.
     for args in [&["pull", "my-model", "-o", "x"][..], &["neighbors", "my-model", "x"], &["plot", "my-model"]] {
         let missing = refusal(args, b"");
         assert!(missing.contains("my-model: No such file or folder (a repository on the Hub is named"), "{missing}");
@@ -444,14 +444,14 @@ fn a_trained_table_brings_its_tokenizer() {
         (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
     };
     let model = path("model.safetensors");
-    // None beside it: cl100k, and a word about it; a token that the table lacks.
+    // No tokenizer is beside the table: cl100k, with a note. A token without a row is an error.
     let (code, out, said) = shown(&["show", "#", "--table", &model]);
     assert!(code == Some(0) && out.contains("cl100k_base"), "{said}");
     assert_eq!(said, format!("note: no tokenizer.json is beside {model}: cl100k is taken (--tokenizer)\n"));
     let (code, _, said) = shown(&["show", "<|endoftext|>", "--specials", "allow", "--table", &model]);
     assert!(code == Some(2) && said.contains("id 100257") && said.contains("--specials text"), "{said}");
     assert!(!said.contains("--vocab-size") && !said.contains("vocab_size"), "{said}");
-    // One beside it.
+    // A tokenizer is beside the table.
     save(400, "model.safetensors");
     std::fs::copy(golden("byte_level.json"), path("tokenizer.json")).unwrap();
     for table in [&model, &path("")] {
@@ -459,7 +459,7 @@ fn a_trained_table_brings_its_tokenizer() {
         assert!(code == Some(0) && said.is_empty() && out.contains("\"ids\":[3]"), "{said}");
     }
     assert!(refusal(&["show", "#", "--table", &model, "--tokenizer", "cl100k"], b"").contains("400 rows"));
-    // Padding is no misfit, another vocabulary is.
+    // Rows of padding fit; another vocabulary does not.
     for (rows, fits) in [(382, false), (383, true), (1407, true), (1408, false)] {
         save(rows, "model.safetensors");
         assert_eq!(shown(&["plot", &model]).0 == Some(0), fits, "{rows}");

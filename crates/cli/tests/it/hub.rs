@@ -42,7 +42,7 @@ fn the_environment_is_honoured() {
     }
     let (ok, said) = tallow(&["pull", "owner/other", "-o", "x"], &[("HF_HUB_OFFLINE", "1")]);
     assert!(!ok && said.contains("HF_HUB_OFFLINE") && said.lines().count() == 1, "{said}");
-    // A token in the environment goes first; none at all where it says so.
+    // HF_TOKEN comes before the file. HF_HUB_DISABLE_IMPLICIT_TOKEN sends no token.
     let other = home.path().join("other").display().to_string();
     assert!(tallow(&pull, &[("HF_TOKEN", "hf_from_env"), ("HF_HUB_CACHE", &other)]).0);
     assert_eq!(token().unwrap(), "Bearer hf_from_env");

@@ -1,4 +1,4 @@
-//! What is written replaces nothing that matters, is whole or not there, and shows no terminal what it must not see.
+//! Outputs replace no input and no file of another kind, appear whole or not at all, and are escaped on a terminal.
 
 use std::path::{Path, PathBuf};
 

@@ -79,7 +79,7 @@ fn any_number_of_ranks_gives_the_same_bytes() {
         let out = folder.path().join(format!("ranks-{ranks}"));
         let children: Vec<_> = (0..ranks)
             .map(|rank| {
-                // Half by flags, half as a scheduler does it.
+                // Even ranks get flags, odd ranks the variables of a scheduler.
                 let mut command = match rank % 2 {
                     0 => command(
                         &input,

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::support::root;
 
-/// A command, and what stands below it; none in a block that is only to be run.
+/// The commands of a page, each with its output; `None` in a block that is only run.
 fn commands(text: &str) -> Vec<(String, Option<String>)> {
     let (mut found, mut block) = (Vec::new(), "");
     for line in text.lines() {

@@ -98,7 +98,7 @@ fn prepare_reads_standard_input_and_warns() {
     assert!(printed.contains("no document went to train: there is 1 in all, and --val is"), "{printed}");
     let printed = stdout(&["prepare", "-", "--out", text(&out), "--val", "1", "--json"], b"only one document");
     assert!(printed.contains("\"empty_splits\":[\"train\"]"), "{printed}");
-    // Ids that nothing separates are one document, which is said.
+    // Ids without a separator are one document, and a note says so.
     let raw = folder.path().join("raw.bin");
     std::fs::write(&raw, [1, 0, 2, 0]).unwrap();
     let command = ["convert", text(&raw), "--from", "nanogpt", "--vocab-size", "300", "--out"];
