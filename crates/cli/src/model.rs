@@ -16,7 +16,7 @@ pub const MODEL: &str = match cfg!(feature = "hub") {
 /// Endings of file names. A repository has none of them.
 const FILES: [&str; 7] = [".safetensors", ".gguf", ".bin", ".pth", ".pt", ".json", ".tiktoken"];
 
-/// Whether this names a repository on the Hub: `owner/name`, not the name of a file that is missing, and nothing on this disk.
+/// Whether a path names a repository on the Hub: it does not exist here, has the form `owner/name`, and has no ending of a file.
 pub fn is_repository(path: &Path) -> bool {
     let plain = |part: &str| {
         !part.is_empty()

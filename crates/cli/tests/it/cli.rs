@@ -45,8 +45,6 @@ pub fn refusal(args: &[&str], stdin: &[u8]) -> String {
     stderr
 }
 
-const SIMILAR: &str = "error: unrecognized subcommand 'shwo'; a similar subcommand exists: 'show' (try --help)\n";
-
 #[test]
 fn show_draws_the_lesson() {
     let shown = stdout(&["show", LESSON], b"");
@@ -257,7 +255,7 @@ fn bad_input_is_one_clear_line() {
     }
     assert!(!Path::new(out).exists(), "half an output");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "something was left");
-    assert_eq!(refusal(&["shwo"], b""), SIMILAR);
+    assert!(refusal(&["shwo"], b"").ends_with("; a similar subcommand exists: 'show' (try --help)\n"));
     assert_eq!(tallow(&["show"], b"").status.code(), Some(2));
     assert_eq!(tallow(&["show", "x", "--init", "nonsense"], b"").status.code(), Some(2));
 }
