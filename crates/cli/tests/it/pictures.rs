@@ -151,7 +151,7 @@ fn what_cannot_be_drawn_is_refused_in_one_line() {
     let tokens = path("tokens");
     stdout(&["prepare", golden("corpus.jsonl").to_str().unwrap(), "--out", &tokens], b"");
     refused(&["plot", &tokens, "--before", &before], "for tables");
-    refused(&["plot", &tokens, "--split", "val"], "only in: train");
+    refused(&["plot", &tokens, "--split", "val"], "has no ids");
     assert!(!std::path::Path::new(&path("a.png")).exists() && !std::path::Path::new(&path("a.svg")).exists());
 }
 
