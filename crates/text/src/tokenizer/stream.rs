@@ -35,6 +35,8 @@ pub struct EncodeReader<'t, R> {
     text: String,
     /// Bytes read that are not valid text yet, such as the beginning of a character.
     rest: Vec<u8>,
+    /// What one read fills.
+    chunk: Vec<u8>,
     /// For messages: number of bytes of the source before `rest`, and of text before `text`.
     rest_at: u64,
     text_at: u64,
@@ -64,6 +66,7 @@ impl Tokenizer {
             lossy,
             text: String::new(),
             rest: Vec::new(),
+            chunk: vec![0; CHUNK_BYTES],
             rest_at: 0,
             text_at: 0,
             want: CHUNK_BYTES,
@@ -129,15 +132,13 @@ impl<R: Read> EncodeReader<'_, R> {
     fn fill(&mut self) -> Result<()> {
         let whole = self.tokenizer.engine.by_pieces().is_none();
         while !self.end && (whole || self.text.len() < self.want) {
-            let space = self.rest.len();
-            self.rest.resize(space + CHUNK_BYTES, 0);
             let read = loop {
-                match self.reader.read(&mut self.rest[space..]) {
+                match self.reader.read(&mut self.chunk) {
                     Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
                     result => break result.map_err(|e| Error::io("input", e))?,
                 }
             };
-            self.rest.truncate(space + read);
+            self.rest.extend_from_slice(&self.chunk[..read]);
             self.end = read == 0;
             self.take_text()?;
         }
