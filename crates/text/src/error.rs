@@ -144,7 +144,7 @@ pub enum Error {
     },
 
     /// An input pattern that matches no file.
-    #[error("no file matches {pattern}")]
+    #[error("no file matches {pattern}: name files or folders, or correct the pattern")]
     NoInput {
         /// The pattern.
         pattern: String,

@@ -331,13 +331,12 @@ pub fn finish(out: &Path) -> Result<Manifest> {
     let shown: Vec<String> = missing.iter().take(8).map(|unit| unit.to_string()).collect();
     let (count, shown) = (missing.len(), shown.join(", "));
     let more = if count > 8 { ", …" } else { "" };
-    Err(Error::Folder {
-        path: out.to_path_buf(),
-        reason: format!(
-            "{count} of {} units are not done ({shown}{more}): run their ranks, or all of it as one rank",
-            plan.units.len()
-        ),
-    })
+    let what = match count {
+        1 => format!("unit {shown} is not done"),
+        _ => format!("{count} of {} units are not done ({shown}{more})", plan.units.len()),
+    };
+    let reason = format!("{what}: run the `prepare` that began this folder again, with all its ranks or as one rank");
+    Err(Error::Folder { path: out.to_path_buf(), reason })
 }
 
 fn manifest(plan: &Plan, out: &Path) -> Result<Manifest> {

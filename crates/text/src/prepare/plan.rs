@@ -152,6 +152,10 @@ impl Plan {
 
     /// Creates the folder with this plan in it, or compares with the plan that is already there.
     pub(super) fn store(&self, out: &Path) -> Result<()> {
+        if out.exists() && !out.is_dir() {
+            let reason = "this is not a folder: give another one to write to".to_string();
+            return Err(Error::Folder { path: out.to_path_buf(), reason });
+        }
         for folder in ["units", "train", "val"] {
             let folder = out.join(folder);
             std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;

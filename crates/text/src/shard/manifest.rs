@@ -214,6 +214,10 @@ impl Manifest {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound && folder.as_ref().join("plan.json").exists() => {
                 return Err(bad("not there yet: `prepare` has not finished this folder".to_string()));
             }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                let reason = "No such file: give a folder of shards that `prepare` made";
+                return Err(Error::io(&path, std::io::Error::new(e.kind(), reason)));
+            }
             result => result.map_err(|e| Error::io(&path, e))?,
         };
         #[derive(Deserialize)]
