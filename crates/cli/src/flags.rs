@@ -2,9 +2,10 @@
 
 /// Pairs: a phrase of the library's messages, and the phrase of the command line that replaces it. The phrases name items in
 /// backticks, so that a user's own text is not changed.
-const FLAGS: [(&str, &str); 24] = [
+const FLAGS: [(&str, &str); 25] = [
     ("`Specials::Text`", "--specials text"),
     ("`Specials::Allow`", "--specials allow"),
+    ("accept replacement characters (lossy)", "read bad bytes as U+FFFD (--lossy)"),
     ("`OnError::Skip`", "--on-error skip"),
     ("`OnError::Replace`", "--on-error replace"),
     ("`PrepareConfig::field`", "--field"),

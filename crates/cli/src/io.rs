@@ -12,6 +12,11 @@ use tempfile::TempDir;
 use crate::interrupt;
 use tallow_text::support::{belongs_to, lies_in, same_file};
 
+/// The name of an input in messages.
+pub fn source(path: &Path) -> String {
+    if path == Path::new("-") { "standard input".to_string() } else { path.display().to_string() }
+}
+
 /// Opens a file, or standard input for `-`; with a progress bar on a terminal.
 pub fn reader(path: &Path) -> Result<Box<dyn Read>> {
     if path == Path::new("-") {
@@ -113,11 +118,7 @@ fn has_our_note(first: &[u8]) -> bool {
 /// Which files may be replaced: none that the command reads, and files of another kind only with --force.
 #[derive(Args, Default)]
 pub struct Outputs {
-    /// Replace an output file that exists, of any kind: its content is lost [default: only a file of the kind that is written]
-    ///
-    /// Without --force an existing file is replaced only if it is empty, or if its first bytes show the kind that is written: a page,
-    /// SVG, PNG or NumPy file, numbers, or rows by show, table or pull. The first bytes of raw ids and decoded text show no kind, so
-    /// an existing file is kept. A file that the command reads is always kept, with and without --force.
+    /// Replace an existing file of any kind. Without it, only an empty file or one of the same kind is replaced
     #[arg(long)]
     force: bool,
     #[arg(skip)]
@@ -238,6 +239,7 @@ pub struct Draft(TempDir);
 impl Draft {
     fn beside(to: &Path) -> Result<Self> {
         let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        ensure!(folder.is_dir(), "{}: there is no folder {}: make it first", to.display(), folder.display());
         let make = || tempfile::Builder::new().prefix(".tallow-").tempdir_in(folder);
         Ok(Draft(interrupt::folder(make).with_context(|| to.display().to_string())?))
     }

@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::encode::IdFormat;
 use crate::args::TokenizerArgs;
-use crate::io::{Kind, Outputs, reader};
+use crate::io::{Kind, Outputs, reader, source};
 use tallow::TextError;
 
 /// Ids decoded at a time.
@@ -23,8 +23,8 @@ pub struct Decode {
     #[arg(long, value_enum, default_value = "text")]
     format: IdFormat,
     /// The file to write [default: standard output]
-    #[arg(short, long)]
-    output: Option<PathBuf>,
+    #[arg(short, long, value_name = "FILE")]
+    out: Option<PathBuf>,
     #[command(flatten)]
     outputs: Outputs,
     #[command(flatten)]
@@ -36,16 +36,15 @@ impl Decode {
         let tokenizer = self.tokenizer.open()?;
         let mut reader = BufReader::with_capacity(1 << 16, reader(&self.file)?);
         self.outputs.reads(self.tokenizer.files().chain([self.file.clone()]));
-        let mut out = self.outputs.open(self.output.as_deref(), Kind::Bytes)?;
+        let mut out = self.outputs.open(self.out.as_deref(), Kind::Bytes)?;
         let mut ids = Vec::new();
         let mut done = 0;
         loop {
             let more = match self.format {
                 IdFormat::U32 => self.read_raw(&mut reader, &mut ids)?,
                 IdFormat::Json => {
-                    let file = || self.file.display().to_string();
                     ids = serde_json::from_reader(&mut reader)
-                        .with_context(|| format!("{}: not a JSON array of ids", file()))?;
+                        .with_context(|| format!("{}: not a JSON array of ids", source(&self.file)))?;
                     false
                 }
                 IdFormat::Text => self.read_number(&mut reader, &mut ids, done)?,
@@ -58,7 +57,7 @@ impl Decode {
                     }
                     other => other,
                 });
-                out.write_all(&bytes.map_err(|error| anyhow::anyhow!("{}: {error}", self.file.display()))?)?;
+                out.write_all(&bytes.map_err(|error| anyhow::anyhow!("{}: {error}", source(&self.file)))?)?;
                 done += ids.len();
                 ids.clear();
             }
@@ -74,7 +73,7 @@ impl Decode {
         std::io::Read::read_to_end(&mut std::io::Read::take(reader, 1 << 16), &mut bytes)?;
         let (whole, rest) = bytes.as_chunks::<4>();
         if !rest.is_empty() {
-            bail!("{}: ends inside an id: not a whole number of 32-bit ids", self.file.display());
+            bail!("{}: ends inside an id: not a whole number of 32-bit ids", source(&self.file));
         }
         ids.extend(whole.iter().map(|id| u32::from_le_bytes(*id)));
         Ok(!bytes.is_empty())
@@ -100,7 +99,7 @@ impl Decode {
         }
         let word = String::from_utf8_lossy(&word);
         let Some(id) = word.parse().ok().filter(|_| word.bytes().all(|byte| byte.is_ascii_digit())) else {
-            bail!("{}: {word:?} at position {} is not an id", self.file.display(), done + ids.len());
+            bail!("{}: {word:?} at position {} is not an id", source(&self.file), done + ids.len());
         };
         ids.push(id);
         Ok(true)

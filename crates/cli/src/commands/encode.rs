@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::args::{SpecialsArgs, TokenizerArgs};
-use crate::io::{Kind, Outputs, reader};
+use crate::io::{Kind, Outputs, reader, source};
 
 #[derive(Args)]
 pub struct Encode {
@@ -18,8 +18,8 @@ pub struct Encode {
     #[arg(long, value_enum, default_value = "text")]
     format: IdFormat,
     /// The file to write [default: standard output]
-    #[arg(short, long)]
-    output: Option<PathBuf>,
+    #[arg(short, long, value_name = "FILE")]
+    out: Option<PathBuf>,
     /// Print only the number of ids
     #[arg(long)]
     count: bool,
@@ -46,20 +46,20 @@ pub enum IdFormat {
 
 impl Encode {
     pub fn run(mut self) -> Result<()> {
-        if self.format == IdFormat::U32 && self.output.is_none() && !self.count && std::io::stdout().is_terminal() {
+        if self.format == IdFormat::U32 && self.out.is_none() && !self.count && std::io::stdout().is_terminal() {
             bail!("raw u32 ids cannot be printed on a terminal: use -o FILE or a pipe");
         }
         let tokenizer = self.specials.apply(self.tokenizer.open()?);
         let reader = reader(&self.file)?;
         self.outputs.reads(self.tokenizer.files().chain([self.file.clone()]));
         let kind = if self.format == IdFormat::U32 && !self.count { Kind::Bytes } else { Kind::Numbers };
-        let mut out = self.outputs.open(self.output.as_deref(), kind)?;
+        let mut out = self.outputs.open(self.out.as_deref(), kind)?;
         let mut count = 0u64;
         if self.format == IdFormat::Json && !self.count {
             write!(out, "[")?;
         }
         for ids in tokenizer.encode_reader(reader, self.lossy) {
-            let ids = ids.map_err(|error| anyhow::anyhow!("{}: {error}", self.file.display()))?;
+            let ids = ids.map_err(|error| anyhow::anyhow!("{}: {error}", source(&self.file)))?;
             if !self.count {
                 self.write(&mut out, &ids, count == 0)?;
             }

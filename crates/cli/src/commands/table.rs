@@ -31,7 +31,7 @@ pub struct Table {
     #[command(flatten)]
     tokenizer: TokenizerArgs,
     /// Also write the whole table to this safetensors file, as "wte.weight": the initial table of a model with this seed
-    #[arg(long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
     outputs: Outputs,
