@@ -44,10 +44,11 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
         Err(error) => {
-            // clap's first paragraph and its tips, as one line.
+            // clap's first paragraph and its tips, as one line, without the tip to pass a flag as a value (`-- --flag`).
             let text = error.to_string();
             let lines: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
             let tips = text.lines().filter_map(|line| line.trim_start().strip_prefix("tip: "));
+            let tips = tips.filter(|tip| !tip.contains("'-- --"));
             let tips: String = tips.map(|tip| format!("; {tip}")).collect();
             say(format!("{}{tips} (try --help)", lines.join(" ")));
             return ExitCode::from(2);

@@ -36,6 +36,9 @@ enum Command {
     /// Turn ids back into text
     Decode(decode::Decode),
     /// Turn text files into shards of ids for training
+    ///
+    /// Ctrl-C leaves the finished units and temporary files (.tmp-…), without a manifest.json. The same command continues with the
+    /// other units and deletes the temporary files.
     Prepare(Box<prepare::Prepare>),
     /// Describe a folder of shards, a checkpoint, a model or a file of weights
     Inspect(inspect::Inspect),

@@ -43,7 +43,7 @@ pub struct Prepare {
     #[arg(long, default_value = "text")]
     field: String,
     /// The line between two documents of a text file ('' for empty lines) [default: a file is a document]
-    #[arg(long, value_name = "LINE")]
+    #[arg(long, value_name = "LINE", allow_hyphen_values = true)]
     split_at: Option<String>,
     /// The token after each document, or none
     #[arg(long, value_name = "TOKEN", default_value = "<|endoftext|>")]
@@ -71,7 +71,10 @@ pub struct Prepare {
     unit_bytes: Option<u64>,
     /// Read no input: write manifest.json of a folder whose units are all done, and delete its temporary files (.tmp-…); all shards
     /// are kept
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = [
+        "inputs", "format", "field", "split_at", "separator", "val", "seed", "on_error", "jobs", "rank", "world_size", "unit_bytes",
+        "dry_run", "tokenizer", "specials",
+    ])]
     finish: bool,
     /// Print an estimate of the tokens and write nothing
     #[arg(long)]
