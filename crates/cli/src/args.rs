@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use candle_core::{DType, Device};
 use candle_nn::{VarBuilder, VarMap};
 use clap::Args;
@@ -14,22 +14,29 @@ use crate::flags::in_flags;
 use crate::model;
 use crate::plain::say;
 
-/// The help of --tokenizer.
+/// The help of --tokenizer, without its default.
 const TOKENIZER: &str = match cfg!(feature = "hub") {
     true => {
-        "A tokenizer.json or .tiktoken file, a folder with one, a repository on the Hub (owner/name), or cl100k, o200k or gpt2 \
-         [default: the tokenizer of the model, or cl100k where no model is given]"
+        "A tokenizer.json or .tiktoken file, a folder with one, a repository on the Hub (owner/name), or cl100k, o200k or gpt2"
     }
     false => {
         "A tokenizer.json or .tiktoken file, a folder with one, or cl100k, o200k or gpt2 (a repository on the Hub needs a build \
-         with --features hub) [default: the tokenizer of the model, or cl100k where no model is given]"
+         with --features hub)"
     }
 };
+
+/// The default of --tokenizer in commands that read a model or shards.
+pub const MODEL_OR_SHARDS: &str = "[default: the tokenizer.json beside the model, if there is one; cl100k for shards]";
+
+/// The help of --tokenizer. `default` is its end.
+pub fn tokenizer_help(default: &str) -> String {
+    format!("{TOKENIZER} {default}")
+}
 
 /// Which tokenizer.
 #[derive(Args)]
 pub struct TokenizerArgs {
-    #[arg(long, value_name = "FILE", help = TOKENIZER)]
+    #[arg(long, value_name = "FILE", help = tokenizer_help("[default: cl100k]"))]
     pub tokenizer: Option<PathBuf>,
 }
 
@@ -97,7 +104,15 @@ impl TokenizerArgs {
             Some(bundled) => Ok(bundled),
             None => match path.to_str().filter(|_| path.is_dir() || model::is_repository(path)) {
                 Some(name) => Ok(Tokenizer::from_pretrained(name, None)?),
-                None => Ok(Tokenizer::from_file(path)?),
+                None => {
+                    ensure!(
+                        !matches!(path.try_exists(), Ok(false)),
+                        "{}: No such file or folder; --tokenizer takes cl100k, o200k, gpt2, a file, a folder with one, or a \
+                         repository on the Hub (owner/name)",
+                        path.display()
+                    );
+                    Ok(Tokenizer::from_file(path)?)
+                }
             },
         }
     }
@@ -117,7 +132,7 @@ pub struct TableArgs {
     /// Seed of the random values
     #[arg(long, default_value_t = 1337)]
     pub seed: u64,
-    /// Distribution of the values: gpt2, candle, keras, fan-in, normal:STD, uniform:LOW:HIGH or constant:VALUE
+    /// Distribution of the values: gpt2, candle (or torch), keras, fan-in, normal:STD, uniform:LOW:HIGH or constant:VALUE
     #[arg(long, default_value = "gpt2")]
     pub init: Init,
     /// Type of the values: f32, bf16 or f16

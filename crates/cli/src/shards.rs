@@ -57,6 +57,18 @@ pub fn describe(out: &mut impl Write, manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
+/// It is an error if the path is one shard of a folder, or a folder whose shards are not finished.
+pub fn not_a_part(path: &Path) -> Result<()> {
+    let shard = path.extension().is_some_and(|end| end == "bin") && path.with_extension("idx").is_file();
+    ensure!(!shard, "{}: this is a shard: give its folder, which has a manifest.json", path.display());
+    ensure!(
+        !path.join("plan.json").is_file(),
+        "{}: its shards are not finished: run the same `tallow prepare` again",
+        path.display()
+    );
+    Ok(())
+}
+
 /// The split of this name. It is an error if the folder has no such split, or if the split has no ids.
 pub fn split_of<'a>(manifest: &'a Manifest, name: &str, folder: &Path) -> Result<&'a SplitInfo> {
     let folder = folder.display();

@@ -8,7 +8,7 @@ use clap::Args;
 use clap::builder::PossibleValue;
 use tallow::shard::{Foreign, ForeignFile, IdType, Manifest, TokenizerInfo, export, import};
 
-use crate::args::{TokenizerArgs, by_name};
+use crate::args::{TokenizerArgs, by_name, tokenizer_help};
 use crate::interrupt;
 use crate::io::{Kind, Outputs};
 use crate::plain::plain;
@@ -16,6 +16,7 @@ use crate::shards::{describe, split_of};
 use tallow_text::support::lies_in;
 
 #[derive(Args)]
+#[command(mut_arg("tokenizer", |arg| arg.help(tokenizer_help("(with --from)"))))]
 pub struct Convert {
     /// Token files to read (with --from), or a folder of shards (with --to)
     #[arg(required = true)]

@@ -4,21 +4,23 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use crate::grid::{Align, Cell, Column, write_grid};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde_json::json;
 use tallow::Checkpoint;
 use tallow::shard::{Manifest, Statistics, document, sample};
 use tallow_view::visible;
 
-use crate::args::TokenizerArgs;
+use crate::args::{MODEL_OR_SHARDS, TokenizerArgs, tokenizer_help};
 use crate::plain::plain;
 use crate::progress::{bar, grouped, hear};
-use crate::shards::{describe, matching, split_of};
+use crate::shards::{describe, matching, not_a_part, split_of};
 
 #[derive(Args)]
+#[command(mut_arg("tokenizer", |arg| arg.help(tokenizer_help(MODEL_OR_SHARDS))))]
 pub struct Inspect {
     /// A folder of shards, a checkpoint or the folder of a run, a folder with a model, or a safetensors, GGUF or PyTorch file
+    #[arg(value_name = "PATH")]
     folder: PathBuf,
     /// The name of the table's tensor in a model [default: found by the names that tables have]
     #[arg(long)]
@@ -126,8 +128,8 @@ impl Inspect {
         let checkpoint = if about.is_dir() { Checkpoint::find(path)? } else { None };
         let model = checkpoint.as_ref().map_or(path.clone(), |(folder, _)| folder.join("model.safetensors"));
         let files = if model.is_dir() { tallow::weight_files(&model)? } else { vec![model.clone()] };
-        if files.is_empty() && path.join("plan.json").is_file() {
-            bail!("{}: its shards are not finished: run the same `tallow prepare` again", path.display());
+        if files.is_empty() || !about.is_dir() {
+            not_a_part(path)?;
         }
         ensure!(
             !files.is_empty(),
@@ -136,8 +138,8 @@ impl Inspect {
              .pth or .pt file)",
             path.display()
         );
-        let tokenizer = self.tokenizer.chosen()?;
-        super::weights::Weights { model: &model, files: &files, checkpoint, tokenizer, top: self.top, json: self.json }
+        let (tokenizer, top, json) = (&self.tokenizer, self.top, self.json);
+        super::weights::Weights { model: &model, files: &files, checkpoint, tokenizer, top, json }
             .inspect(self.tensor.as_deref())
     }
 }

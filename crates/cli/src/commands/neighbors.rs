@@ -9,12 +9,13 @@ use clap::Args;
 use serde_json::json;
 use tallow::{Neighbor, Tokenizer};
 
-use crate::args::TokenizerArgs;
+use crate::args::{TokenizerArgs, tokenizer_help};
 use crate::model;
 use crate::plain::plain;
 use crate::rows::token;
 
 #[derive(Args)]
+#[command(mut_arg("tokenizer", |arg| arg.help(tokenizer_help("[default: the model's own]"))))]
 pub struct Neighbors {
     #[arg(help = crate::model::MODEL)]
     model: PathBuf,
@@ -48,6 +49,10 @@ impl Neighbors {
         };
         let words: Vec<Vec<u32>> =
             self.words.iter().map(|word| self.ids_of(word, tokenizer.as_ref())).collect::<Result<_>>()?;
+        let rows = table.vocab_size();
+        if let Some(id) = words.iter().flatten().find(|id| **id as usize >= rows) {
+            bail!("id {id} is not in this table: its ids run from 0 to {}", rows.saturating_sub(1));
+        }
         let found = tallow::neighbors(&table, &words, self.k)?;
         let name = |id: u32| tokenizer.as_ref().and_then(|tokenizer| token(tokenizer, id as usize));
         let mut out = anstream::AutoStream::auto(std::io::stdout()).lock();

@@ -10,17 +10,18 @@ use tallow::shard::{Manifest, Statistics};
 use tallow::{Tokenizer, weight_files};
 use tallow_view::{DatasetPlot, TablePlot};
 
-use crate::args::TokenizerArgs;
+use crate::args::{MODEL_OR_SHARDS, TokenizerArgs, tokenizer_help};
 use crate::model;
 use crate::pictures::{Pictures, projector};
 use crate::plain::plain;
 use crate::progress::{bar, grouped, hear, plural};
 use crate::rows::token;
-use crate::shards::{matching, split_of};
+use crate::shards::{matching, not_a_part, split_of};
 
 #[derive(Args)]
+#[command(mut_arg("tokenizer", |arg| arg.help(tokenizer_help(MODEL_OR_SHARDS))))]
 pub struct Plot {
-    #[arg(help = format!("{}; or a folder of shards", model::MODEL))]
+    #[arg(value_name = "PATH", help = format!("{}; or a folder of shards", model::MODEL))]
     what: PathBuf,
     /// The table before training: the picture also shows which rows moved, how far, and which were never trained
     #[arg(long, value_name = "FILE")]
@@ -109,7 +110,9 @@ impl Plot {
                 "trained    {moved} {rows}; {shrunk} only shrank by weight decay, {equal} are equal to the bit"
             )?;
             let far = plot.farthest.iter().take(8).map(|(_, token, distance)| format!("{token} {distance:.3}"));
-            writeln!(out, "farthest   {}", plain(far.collect::<Vec<_>>().join(", ")))?;
+            if !plot.farthest.is_empty() {
+                writeln!(out, "farthest   {}", plain(far.collect::<Vec<_>>().join(", ")))?;
+            }
         }
         if tokenizer.is_none() {
             writeln!(out, "tokens     rows have numbers only: name the model's tokenizer (--tokenizer cl100k)")?;
@@ -181,9 +184,10 @@ fn explained(what: &Path, error: Error) -> Error {
         true => !weight_files(what).is_ok_and(|files| files.is_empty()),
         false => !what.exists() || what.extension().is_some_and(|end| ENDINGS.iter().any(|known| end == *known)),
     };
-    match weights {
-        true => error,
-        false => anyhow!(
+    match not_a_part(what) {
+        Err(part) if !weights || what.is_file() => part,
+        _ if weights => error,
+        _ => anyhow!(
             "{error:#}; plot takes a safetensors, GGUF or PyTorch file, a folder with one, or a folder of shards that \
              `tallow prepare` made"
         ),

@@ -14,7 +14,7 @@ use serde::Serialize;
 use tallow::{Error, TokenEmbedding, Tokenizer};
 use tallow_view::{Lookup, Piece, hex, one_line, shown_columns, visible};
 
-use crate::args::{SpecialsArgs, TableArgs, TokenizerArgs, describe};
+use crate::args::{SpecialsArgs, TableArgs, TokenizerArgs, describe, tokenizer_help};
 use crate::io::{Kind, Output};
 use crate::model;
 use crate::pictures::{Pictures, projector};
@@ -32,6 +32,7 @@ const TRAINED: &str = match cfg!(feature = "hub") {
 };
 
 #[derive(Args)]
+#[command(mut_arg("tokenizer", |arg| arg.help(tokenizer_help("[default: the tokenizer.json beside --table, or else cl100k]"))))]
 pub struct Show {
     /// The text, or - for standard input
     text: OsString,
@@ -50,7 +51,7 @@ pub struct Show {
     #[arg(long)]
     json: bool,
     /// Also write the matrix and the ids to this safetensors file
-    #[arg(long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE")]
     out: Option<PathBuf>,
     #[command(flatten)]
     pictures: Pictures,
@@ -255,7 +256,9 @@ impl Show {
         )?;
         let (rows, specials) = (tokenizer.ordinary_vocab_size(), tokenizer.special_ids());
         let tokens = rows - specials.iter().filter(|(_, id)| (*id as usize) < rows).count();
-        writeln!(out, "tokenizer  {}: {tokens} tokens, and {} special ones", plain(tokenizer.name()), specials.len())?;
+        let ones = if specials.len() == 1 { "one" } else { "ones" };
+        let name = plain(tokenizer.name());
+        writeln!(out, "tokenizer  {name}: {tokens} tokens, and {} special {ones}", specials.len())?;
         writeln!(out, "table      {}\n", plain(describe(table, report.origin)?))?;
         self.print_matrix(&mut out, report, pieces)?;
         writeln!(out, "\nshape      {bold}batch {batch} x context {context} x d_model {d_model}{bold:#}")?;

@@ -8,6 +8,7 @@ use anyhow::Result;
 use serde_json::json;
 use tallow::{Checkpoint, PretrainedTable, RowStatistics, TensorInfo, Tokenizer, list_tensors};
 
+use crate::args::TokenizerArgs;
 use crate::flags::in_flags;
 use crate::plain::plain;
 use crate::progress::{grouped, plural};
@@ -24,7 +25,7 @@ pub struct Weights<'a> {
     pub files: &'a [PathBuf],
     /// The checkpoint of these weights, after its folder.
     pub checkpoint: Option<(PathBuf, Checkpoint)>,
-    pub tokenizer: Option<Tokenizer>,
+    pub tokenizer: &'a TokenizerArgs,
     pub top: usize,
     pub json: bool,
 }
@@ -36,6 +37,14 @@ impl Weights<'_> {
             Ok(table) => (Some(table), String::new()),
             Err(error) if tensor.is_some() => return Err(error.into()),
             Err(error) => (None, in_flags(&error.to_string())),
+        };
+        let tokenizer = match &table {
+            // A tokenizer beside the model that does not fit its table is left out.
+            Some(table) if self.tokenizer.tokenizer.is_none() => {
+                self.tokenizer.of_model(self.model, table).unwrap_or(None)
+            }
+            Some(table) => self.tokenizer.of_model(self.model, table)?,
+            None => self.tokenizer.chosen()?,
         };
         let mut tensors = Vec::new();
         for file in self.files {
@@ -66,7 +75,7 @@ impl Weights<'_> {
         }
         print_tensors(&mut out, &tensors)?;
         match (table, statistics) {
-            (Some(table), Some(statistics)) => self.print_table(&mut out, &table, &statistics),
+            (Some(table), Some(statistics)) => self.print_table(&mut out, &table, &statistics, tokenizer.as_ref()),
             _ => Ok(writeln!(out, "\nno table: {}", plain(why))?),
         }
     }
@@ -105,9 +114,15 @@ fn print_tensors(out: &mut impl Write, tensors: &[TensorInfo]) -> Result<()> {
 }
 
 impl Weights<'_> {
-    fn print_table(&self, out: &mut impl Write, table: &PretrainedTable, statistics: &RowStatistics) -> Result<()> {
-        let (tokenizer, top) = (&self.tokenizer, self.top);
-        let name = |id: u32| tokenizer.as_ref().and_then(|tokenizer| token(tokenizer, id as usize));
+    fn print_table(
+        &self,
+        out: &mut impl Write,
+        table: &PretrainedTable,
+        statistics: &RowStatistics,
+        tokenizer: Option<&Tokenizer>,
+    ) -> Result<()> {
+        let top = self.top;
+        let name = |id: u32| tokenizer.and_then(|tokenizer| token(tokenizer, id as usize));
         let head =
             if table.tied() { "tied: the model has no head of its own" } else { "the model has a head of its own" };
         writeln!(
