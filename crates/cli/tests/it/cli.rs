@@ -223,11 +223,20 @@ fn bad_input_is_one_clear_line() {
     let broken = broken.to_str().unwrap();
     for (args, stdin, reason) in [
         (&["show", "-"][..], &b"ab\xff"[..], "invalid UTF-8 at byte 2"),
-        (&["encode", "-o", out], b"ab\xff", "-: invalid UTF-8 at byte 2"),
+        (
+            &["encode", "-o", out],
+            b"ab\xff",
+            "standard input: invalid UTF-8 at byte 2: fix the text, or read bad bytes as U+FFFD (--lossy)",
+        ),
         (&["encode", "/none"], b"", "/none"),
         (&["encode", "/"], b"", "folder"),
         (&["encode", "-o", "/none/x"], b"", "/none/x"),
         (&["encode", "--tokenizer", broken], b"", broken),
+        (
+            &["encode", "--tokenizer", "gpt3"],
+            b"",
+            "gpt3: No such file or folder; --tokenizer takes cl100k, o200k, gpt2, a file",
+        ),
         (&["encode", "--specials", "forbid"], b"a<|endoftext|>", "\"<|endoftext|>\" at byte 1"),
         (&["decode", "-o", out], b"1 2 x3", "\"x3\" at position 2 is not an id"),
         (&["decode", "-o", out], b"1 100256", "id 100256 at position 1"),
@@ -256,6 +265,8 @@ fn bad_input_is_one_clear_line() {
     assert!(!Path::new(out).exists(), "half an output");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "something was left");
     assert!(refusal(&["shwo"], b"").ends_with("; a similar subcommand exists: 'show' (try --help)\n"));
+    let renamed = refusal(&["show", "x", "--rows", "5"], b"");
+    assert_eq!(renamed, "error: unexpected argument '--rows' found (try --help)\n");
     assert_eq!(tallow(&["show"], b"").status.code(), Some(2));
     assert_eq!(tallow(&["show", "x", "--init", "nonsense"], b"").status.code(), Some(2));
 }
@@ -359,7 +370,7 @@ fn neighbors_are_printed() {
     };
     assert_eq!((ids(&lines[0]), ids(&lines[1])), (vec![2, 1], vec![1, 2]));
     assert!(refusal(&["neighbors", &path, "word"], b"").contains("no tokenizer.json is beside the file"));
-    assert!(refusal(&["neighbors", &path, "5"], b"").contains("outside the table of 5 rows"));
+    assert!(refusal(&["neighbors", &path, "5"], b"").contains("id 5 is not in this table: its ids run from 0 to 4"));
     // With a tokenizer, words; one of several tokens is the mean of its rows, and its tokens are no neighbors.
     assert!(
         refusal(&["neighbors", &path, "!", "--tokenizer", "cl100k"], b"").contains("a table of 5 rows is not cl100k")
@@ -457,6 +468,8 @@ fn a_trained_table_brings_its_tokenizer() {
         assert!(code == Some(0) && said.is_empty() && out.contains("\"ids\":[3]"), "{said}");
     }
     assert!(refusal(&["show", "#", "--table", &model, "--tokenizer", "cl100k"], b"").contains("400 rows"));
+    assert!(stdout(&["inspect", &model], b"").contains(", 3 #,"));
+    assert!(stdout(&["show", "#", "--table", &model], b"").contains("382 tokens, and 1 special one\n"));
     // Rows of padding fit; another vocabulary does not.
     for (rows, fits) in [(382, false), (383, true), (1407, true), (1408, false)] {
         save(rows, "model.safetensors");
@@ -486,6 +499,16 @@ fn special_tokens_are_asked_about_where_text_is_read() {
     for command in ["decode", "table", "inspect", "plot", "neighbors", "convert", "pull", "verify"] {
         assert!(!stdout(&[command, "--help"], b"").contains("--specials"), "{command}");
     }
+    // So is --tokenizer's default, by what a command reads.
+    for command in ["show", "table", "encode", "decode", "prepare", "inspect", "neighbors", "plot", "convert"] {
+        let help = stdout(&[command, "--help"], b"");
+        let own = ["show", "inspect", "neighbors", "plot", "convert"].contains(&command);
+        assert_eq!(help.contains("gpt2 [default: cl100k]") || help.contains("hub) [default: cl100k]"), !own, "{help}");
+    }
+    for command in ["show", "table", "encode", "decode", "prepare", "pull", "convert"] {
+        assert!(stdout(&[command, "--help"], b"").contains("-o, --out <"), "{command}");
+    }
+    assert!(stdout(&["prepare", "--help"], b"").contains("Ctrl-C leaves the finished units"));
 }
 
 #[test]

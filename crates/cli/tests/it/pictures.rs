@@ -50,6 +50,7 @@ fn what_moved_is_what_was_moved() {
     // Nothing moved.
     let printed = stdout(&["plot", &after, "--before", &after, "--svg", &format!("{after}.svg")], b"");
     assert!(printed.contains("trained    0 rows; 0 only shrank by weight decay, 1 000 are equal"), "{printed}");
+    assert!(!printed.contains("farthest"), "{printed}");
     // A table that grew: the rows that are in both.
     let grown = folder.path().join("grown.safetensors");
     candle_core::safetensors::save(
@@ -123,7 +124,7 @@ fn what_cannot_be_drawn_is_refused_in_one_line() {
         let error = refusal(args, b"");
         assert!(error.contains(says), "{args:?}: {error}");
     };
-    refused(&["show", "a", "--html", &path("no/folder/page.html")], "no/folder");
+    refused(&["show", "a", "--html", &path("no/folder/page.html")], "no/folder: make it first");
     refused(&["show", "a", "--svg", &path("")], "is a folder");
     refused(&["show", "a", "--svg", &path("a.svg"), "--font", golden("head.json").to_str().unwrap()], "no TTF");
     refused(&["show", "a", "--png", &path("a.png"), "--scale", "1e9"], "pixels");
@@ -152,6 +153,11 @@ fn what_cannot_be_drawn_is_refused_in_one_line() {
     stdout(&["prepare", golden("corpus.jsonl").to_str().unwrap(), "--out", &tokens], b"");
     refused(&["plot", &tokens, "--before", &before], "for tables");
     refused(&["plot", &tokens, "--split", "val"], "has no ids");
+    std::fs::remove_file(path("tokens/manifest.json")).unwrap();
+    for command in ["plot", "inspect"] {
+        refused(&[command, &path("tokens/train/000000.bin")], "this is a shard: give its folder");
+        refused(&[command, &tokens], "its shards are not finished: run the same `tallow prepare` again");
+    }
     assert!(!std::path::Path::new(&path("a.png")).exists() && !std::path::Path::new(&path("a.svg")).exists());
 }
 

@@ -98,6 +98,9 @@ fn prepare_reads_standard_input_and_warns() {
     assert!(printed.contains("no document went to train: there is 1 in all, and --val is"), "{printed}");
     let printed = stdout(&["prepare", "-", "--out", text(&out), "--val", "1", "--json"], b"only one document");
     assert!(printed.contains("\"empty_splits\":[\"train\"]"), "{printed}");
+    let out = folder.path().join("hyphens");
+    let printed = stdout(&["prepare", "-", "--out", text(&out), "--split-at", "---"], b"a\n---\nb\n");
+    assert!(printed.contains(" in 2 documents,"), "{printed}");
     // Ids without a separator are one document, and a note says so.
     let raw = folder.path().join("raw.bin");
     std::fs::write(&raw, [1, 0, 2, 0]).unwrap();
@@ -121,10 +124,17 @@ fn wrong_commands_say_what_to_do_in_one_line() {
         (vec!["prepare", input, "--out", out, "--separator", "<|x|>"], "cl100k_base has no token \"<|x|>\""),
         (vec!["prepare", input, "--out", out, "--field", "body"], "line 1: no field \"body\", only id, text, meta"),
         (vec!["prepare", input, "--out", out, "--rank", "1"], "--world-size"),
+        (vec!["prepare", input, "--out", input], "corpus.jsonl: this is not a folder"),
+        (vec!["prepare", "*.none", "--out", fresh], "no file matches *.none: name files or folders"),
+        (vec!["prepare", "--finish", "--dry-run", "--out", out], "cannot be used with"),
+        (vec!["prepare", input, "--finish", "--val", "0.5", "--out", out], "cannot be used with"),
         (vec!["prepare", input, "--out", out, "--world-size", "4"], "without --rank"),
         (vec!["prepare", "--finish", "--out", folder.path().to_str().unwrap()], "has not begun here"),
         (vec!["inspect", "nowhere"], "nowhere: No such file"),
-        (vec!["verify", "nowhere"], "nowhere/manifest.json: No such file"),
+        (
+            vec!["verify", "nowhere"],
+            "nowhere/manifest.json: No such file: give a folder of shards that `tallow prepare` made",
+        ),
         (
             vec!["convert", input, "-o", out],
             "give --from FORMAT (token files -> shards) or --to FORMAT (shards -> a token file)",
@@ -138,6 +148,8 @@ fn wrong_commands_say_what_to_do_in_one_line() {
     // `prepare` with another field began a folder; it says so.
     let said = refusal(&["prepare", input, "--out", out], b"");
     assert!(said.contains("begun with other settings or input: field (there \"body\", now \"text\")"), "{said}");
+    let said = refusal(&["prepare", "--finish", "--out", out], b"");
+    assert!(said.contains("unit 0 is not done: run the `tallow prepare` that began this folder again"), "{said}");
 }
 
 #[test]
