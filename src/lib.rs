@@ -42,8 +42,9 @@
 //! - Pretrained rows from a file or the Hub: [`PretrainedTable`]. New tokens in tokenizer, table and head:
 //!   [`TokenEmbedding::add_tokens`]. Saving a model that transformers loads: [`PretrainedTable::merge_into`], [`Tokenizer::save`].
 //!   More rows: [`TokenEmbedding::resize`]. Nearest rows: [`neighbors`].
-//! - Plots of a look-up, of a table before and after training, or of shards: the package
-//!   [tallow-view](https://docs.rs/tallow-view). The command `tallow`: the package [tallow-cli](https://docs.rs/tallow-cli).
+//! - Plots of a look-up, of a table before and after training, or of shards: the package tallow-view. The command `tallow`: the
+//!   package tallow-cli. Once published, both are on docs.rs: [tallow-view](https://docs.rs/tallow-view),
+//!   [tallow-cli](https://docs.rs/tallow-cli).
 //! - A device by name, with a fallback: [`device::open`].
 //!
 //! # Names
@@ -89,7 +90,7 @@
 //!
 //! # Packages
 //! This package has no command line, no plots, and no C code in its dependencies. The code without tensors ([`Tokenizer`], [`prepare`],
-//! [`shard`]) is the package [tallow-text](https://docs.rs/tallow-text), re-exported here under the same names.
+//! [`shard`]) is the package [tallow-text](tallow_text), re-exported here under the same names.
 //!
 //! # Features
 //! All are off by default. `parquet`: corpora in Parquet. `hub`: the Hugging Face Hub. Both compile C. `gpt2`, `o200k`: these
