@@ -1,7 +1,7 @@
 //! Weights, optimizer state and loader state ⇄ one folder, written completely or not at all.
 //!
 //! ```text
-//! runs/lesson/                      the folder that is given to save and load
+//! runs/mine/                        the folder that is given to save and load
 //!   step-00000200/                  one checkpoint; written as .tmp-…, synced, then renamed
 //!     model.safetensors             every variable under its name in the VarMap
 //!     optimizer.safetensors         what AdamW::state gives: step, NAME.m, NAME.v

@@ -65,7 +65,7 @@ pub enum Scale {
 }
 
 /// Settings of a [`TokenEmbedding`](super::TokenEmbedding). The default has a row for every id of cl100k, including the separator
-/// that `prepare` writes: 100277 x 64, N(0, 0.02²), seed 1337. (The lesson's table is its first 100256 rows: `vocab_size: 100256`.)
+/// that `prepare` writes: 100277 x 64, N(0, 0.02²), seed 1337. (`vocab_size: 100256` has the same first rows, without special tokens.)
 ///
 /// ```
 /// use tallow::{TokenEmbeddingConfig, Tokenizer};

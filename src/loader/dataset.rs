@@ -104,7 +104,7 @@ impl Dataset {
         Ok(Dataset { name: "the ids in memory".to_string(), splits, manifest: None })
     }
 
-    /// The ids of a text in memory, split by position as in the lesson (`val` 0.1 is 90/10).
+    /// The ids of a text in memory, split by position, as in nanoGPT (`val` 0.1 is 90/10).
     ///
     /// # Errors
     /// As [`Tokenizer::encode`] and [`from_ids`](Self::from_ids).

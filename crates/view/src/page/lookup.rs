@@ -59,7 +59,7 @@ impl Lookup {
     /// [`Error::Picture`](crate::Error::Picture).
     ///
     /// # Cost
-    /// About 70 kB for the lesson's sentence, 1.5 MB for 2000 tokens at d_model 64.
+    /// About 70 kB for a sentence of 16 tokens, 1.5 MB for 2000 tokens at d_model 64.
     pub fn page(&self, lang: Lang) -> Result<String> {
         let pieces = &self.pieces[..self.pieces.len().min(TOKENS)];
         let mut rows: BTreeMap<u32, &[f32]> = BTreeMap::new();
