@@ -193,7 +193,7 @@ fn why_unknown(id: u32, largest: u32) -> String {
 
 // Messages include the cause, so no variant has a `source()`.
 impl Error {
-    /// The error for a name that is no local file or folder, in a build that cannot ask the Hub.
+    /// The error for a name that is not a local file or folder, in a build that cannot ask the Hub.
     #[doc(hidden)]
     pub fn not_here(name: &str) -> Self {
         let what = format!("{name:?} is no file or folder here, and the Hugging Face Hub");

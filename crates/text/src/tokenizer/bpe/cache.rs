@@ -1,6 +1,6 @@
 //! A cache for the ids of merged pieces, one per thread.
 //!
-//! Most pieces that are no token are repeated in a text: names, endings, lines of dashes. The size of the cache is fixed, and newer
+//! Most pieces that are not tokens are repeated in a text: names, endings, lines of dashes. The size of the cache is fixed, and newer
 //! entries replace older ones.
 
 use std::cell::RefCell;

@@ -1,6 +1,6 @@
 //! Byte-level byte-pair encoding with a known split pattern.
 //!
-//! Text → pieces (`split`, from the bits of `blocks`) → look-up of each piece (`tables`) → merges for pieces that are no token (`merge`).
+//! Text → pieces (`split`, from the bits of `blocks`) → look-up of each piece (`tables`) → merges for pieces that are not tokens (`merge`).
 
 mod blocks;
 pub mod bundled;
@@ -183,7 +183,7 @@ impl Bpe {
                 at = batch[..count].last().map_or(first, |piece| piece.end);
             }
             let batch = &mut batch[..count];
-            // Look up, and prefetch the cache for pieces that are no token.
+            // Look up, and prefetch the cache for pieces that are not tokens.
             let mut start = first;
             for piece in batch.iter_mut() {
                 let range = start..piece.end;

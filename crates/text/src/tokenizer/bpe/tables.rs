@@ -271,7 +271,7 @@ fn pairs(sorted: &[(u32, &[u8])], byte_ids: &[u32]) -> Vec<u64> {
     for &&(id, token) in &by_length {
         parts.clear();
         parts.extend(token.iter().map(|byte| byte_ids[usize::from(*byte)]));
-        // A token with a byte that is no token is never made by merging.
+        // A token with a byte that is not a token is never made by merging.
         if parts.contains(&EMPTY) {
             continue;
         }
