@@ -1,11 +1,11 @@
-"""The shapes of head.rs in PyTorch: F.linear + F.cross_entropy, forward and backward; and a whole step of table, head,
-loss and fused AdamW at the first shape.
+"""The shapes of head.rs in PyTorch, forward and backward: F.linear + F.cross_entropy, and F.linear_cross_entropy in chunks where PyTorch
+has it; and a whole step of table, head, loss and fused AdamW at the first shape.
 
     pip install torch
     cargo bench --bench head          # runs this script by itself
 
 One JSON argument {"cases": [[tokens, d_model, vocab], …], "seconds": how long a case}; prints medians in ms, and the resident
-memory that the steps added at most, in bytes: {"version": …, "step_ms": …, "cases": [{"ms": …, "resident_bytes": …}, …]}.
+memory that the steps added at most, in bytes: {"version": …, "step_ms": …, "cases": [{"ms": …, "resident_bytes": …, "one_call_ms": …}, …]}.
 """
 import json
 import os
@@ -50,7 +50,19 @@ for tokens, d_model, vocab in job["cases"]:
 
     ms = median_ms(step)
     peak = None if before is None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-    answers.append({"ms": ms, "resident_bytes": peak})
+    one_call = None
+    if hasattr(functional, "linear_cross_entropy"):
+
+        def one_call_step():
+            hidden.grad = weight.grad = None
+            functional.linear_cross_entropy(hidden, weight, targets, options=torch.nn.LinearCrossEntropyOptions()).backward()
+
+        one_call_step()
+        grad = weight.grad
+        step()
+        assert torch.allclose(grad, weight.grad, rtol=1e-3, atol=1e-6), "linear_cross_entropy has other gradients"
+        one_call = median_ms(one_call_step)
+    answers.append({"ms": ms, "resident_bytes": peak, "one_call_ms": one_call})
 
 tokens, d_model, vocab = job["cases"][0]
 table = (torch.randn(vocab, d_model) * 0.02).requires_grad_()
