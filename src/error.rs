@@ -149,6 +149,24 @@ pub enum Error {
         shape: Vec<usize>,
     },
 
+    /// An operation between several processes failed.
+    #[error("{operation} between the ranks failed: {reason}")]
+    Collective {
+        /// The operation of [`Collective`](crate::distributed::Collective).
+        operation: &'static str,
+        /// What the engine says.
+        reason: String,
+    },
+
+    /// The ranks do not hold the same model.
+    #[error(
+        "{what} are not the same on all ranks: build the same model everywhere, then call `DataParallel::broadcast` before the first step"
+    )]
+    ReplicasDiffer {
+        /// What differs.
+        what: String,
+    },
+
     /// An invalid argument or setting.
     #[error("{0}")]
     Config(String),

@@ -103,6 +103,7 @@ mod batch;
 mod checkpoint;
 mod cuda;
 pub mod device;
+pub mod distributed;
 mod embedding;
 mod error;
 mod evaluate;

@@ -280,7 +280,7 @@ impl<P: Rule> Optim<P> {
         sum.map(f64::sqrt)
     }
 
-    pub(super) fn members(&self) -> impl Iterator<Item = &Variable> {
+    pub(crate) fn members(&self) -> impl Iterator<Item = &Variable> {
         self.groups.iter().flat_map(|group| &group.members)
     }
 

@@ -15,10 +15,10 @@ use crate::rows::{Deferred, Grouped, RowTable, Rows, lock};
 use crate::{Error, Result};
 
 /// One variable, attached to its table while the optimizer exists.
-pub(super) struct Variable {
-    pub(super) name: String,
-    pub(super) var: Var,
-    pub(super) table: Arc<RowTable>,
+pub(crate) struct Variable {
+    pub(crate) name: String,
+    pub(crate) var: Var,
+    pub(crate) table: Arc<RowTable>,
     state: Arc<Mutex<State>>,
 }
 
@@ -146,7 +146,7 @@ impl Variable {
     }
 
     /// Adds the pending row gradients to a dense gradient of a row-sparse table.
-    pub(super) fn add(&self, dense: &Tensor) -> Result<()> {
+    pub(crate) fn add(&self, dense: &Tensor) -> Result<()> {
         lock(&self.state).add(dense, &self.table)
     }
 

@@ -245,6 +245,11 @@ impl RowTable {
         }
     }
 
+    /// Whether any row gradients are pending.
+    pub(crate) fn has_pending(&self) -> bool {
+        !lock(&self.shared).pending.is_empty()
+    }
+
     /// Records that a step has used the pending row gradients.
     pub(crate) fn stepped(&self) -> Result<()> {
         lock(&self.shared).retire_marks();

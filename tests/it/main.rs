@@ -2,6 +2,7 @@
 
 mod batch;
 mod checkpoint;
+mod distributed;
 mod embedding;
 mod grown;
 mod head;
@@ -13,6 +14,8 @@ mod optim;
 mod pieces;
 mod pretrained;
 mod pth;
+#[path = "../support/ranks.rs"]
+mod ranks;
 #[cfg(feature = "hub")]
 #[path = "../support/hub.rs"]
 mod server;

@@ -1,0 +1,281 @@
+//! MPI as the engine of [`tallow::distributed`]: [`run`] connects the ranks that `mpirun` or `srun` started, and gives them a
+//! [`World`].
+//!
+//! ```no_run
+//! use tallow::distributed::{Collective, DataParallel};
+//!
+//! fn main() -> std::process::ExitCode {
+//!     tallow_mpi::run(|world| {
+//!         let ranks = DataParallel::new(world);
+//!         println!("rank {} of {}", world.rank(), world.world_size());
+//!         // build the model, then ranks.broadcast(&varmap)?; in each step ranks.exchange(&opt, &mut grads)?
+//!         ranks.total(1).map(|_| ())
+//!     })
+//! }
+//! ```
+//!
+//! The MPI library is the one that `mpicc` or pkg-config find when this package is built. A program that is started without a
+//! launcher has one rank.
+
+use std::fmt::Display;
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use candle_core::{DType, Device, Shape, Storage, Tensor, WithDType};
+use ferrompi::{Communicator, Mpi, MpiDatatype, ThreadLevel};
+use tallow::distributed::{Collective, ReduceOp, check_counts, check_dtype, check_root};
+use tallow::{Error, Result};
+
+/// Connects the ranks, runs `body` on each, and gives the exit code for `main`.
+///
+/// A rank that returns an error or panics ends all ranks: it prints its message, and MPI aborts the job. Otherwise the others would
+/// wait for it for ever. A rank that returns `Ok` early is waited for, as MPI has it: all ranks must call the same operations.
+///
+/// # Example
+/// ```no_run
+/// use tallow::distributed::Collective;
+/// fn main() -> std::process::ExitCode {
+///     tallow_mpi::run(|world| world.barrier())
+/// }
+/// ```
+pub fn run<E: Display>(body: impl FnOnce(&World) -> std::result::Result<(), E>) -> ExitCode {
+    let mpi = match Mpi::init_thread(ThreadLevel::Serialized) {
+        Ok(mpi) => mpi,
+        Err(error) => {
+            eprintln!("error: MPI does not start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let world = World { communicator: mpi.world(), most: most() };
+    match catch_unwind(AssertUnwindSafe(|| body(&world))) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            world.say(&format!("error: {error:#}"));
+            world.communicator.abort(1)
+        }
+        Err(_) => {
+            world.say("panicked: all ranks end");
+            world.communicator.abort(101)
+        }
+    }
+}
+
+/// All ranks of the job. [`run`] makes it.
+///
+/// Tensors are exchanged through the memory of the CPU: those of a GPU are copied there and back. f16 and bf16 have no MPI dtype;
+/// they are summed in f32 and rounded once.
+pub struct World {
+    communicator: Communicator,
+    /// The most elements of one call: MPI counts in 32 bits with a sign.
+    most: usize,
+}
+
+/// 2^28 elements, 1 GiB of f32. Tests of the cut make it smaller (`TALLOW_MPI_MOST`, in builds with debug assertions).
+fn most() -> usize {
+    let named = std::env::var("TALLOW_MPI_MOST").ok().filter(|_| cfg!(debug_assertions));
+    named.and_then(|most| most.parse().ok()).unwrap_or(1 << 28)
+}
+
+fn failed(operation: &'static str) -> impl Fn(ferrompi::Error) -> Error {
+    move |error| Error::Collective { operation, reason: error.to_string() }
+}
+
+/// Calls a generic method with the tensor's element type. Half precision goes as f32 and comes back.
+macro_rules! by_dtype {
+    ($tensor:expr, |$t:ident: $type:ident| $call:expr) => {{
+        let $t = $tensor;
+        match $t.dtype() {
+            DType::F32 => {
+                type $type = f32;
+                $call
+            }
+            DType::F64 => {
+                type $type = f64;
+                $call
+            }
+            DType::U8 => {
+                type $type = u8;
+                $call
+            }
+            DType::U32 => {
+                type $type = u32;
+                $call
+            }
+            _ => {
+                type $type = i64;
+                $call
+            }
+        }
+    }};
+}
+
+/// The tensor on the CPU, in a dtype that MPI has.
+fn plain(tensor: &Tensor) -> Result<Tensor> {
+    check_dtype(tensor)?;
+    let tensor = tensor.detach().to_device(&Device::Cpu)?;
+    let tensor = if matches!(tensor.dtype(), DType::F16 | DType::BF16) { tensor.to_dtype(DType::F32)? } else { tensor };
+    Ok(tensor.contiguous()?)
+}
+
+/// As the tensor that came in.
+fn back(result: Tensor, like: &Tensor) -> Result<Tensor> {
+    Ok(result.to_dtype(like.dtype())?.to_device(like.device())?)
+}
+
+/// The elements of a contiguous tensor of the CPU.
+fn with_slice<T: WithDType, R>(tensor: &Tensor, body: impl FnOnce(&[T]) -> Result<R>) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { unreachable!("`plain` moved it to the CPU") };
+    let all = storage.as_slice::<T>()?;
+    body(&all[layout.start_offset()..][..layout.shape().elem_count()])
+}
+
+trait Element: WithDType + MpiDatatype + Default {}
+impl<T: WithDType + MpiDatatype + Default> Element for T {}
+
+impl World {
+    /// A line on standard error, in one piece: other ranks and the launcher write there, too.
+    fn say(&self, what: &str) {
+        let line = format!("rank {} of {}: {what}\n", self.rank(), self.world_size());
+        _ = std::io::stderr().write_all(line.as_bytes());
+    }
+
+    fn reduce<T: Element>(&self, tensor: &Tensor, op: ferrompi::ReduceOp) -> Result<Tensor> {
+        let result = with_slice::<T, _>(tensor, |own| {
+            let mut result = vec![T::default(); own.len()];
+            for (own, result) in own.chunks(self.most).zip(result.chunks_mut(self.most)) {
+                self.communicator.allreduce(own, result, op).map_err(failed("all_reduce"))?;
+            }
+            Ok(result)
+        })?;
+        Ok(Tensor::from_vec(result, tensor.shape(), &Device::Cpu)?)
+    }
+
+    fn gather<T: Element>(&self, tensor: &Tensor, shape: Shape) -> Result<Tensor> {
+        let ranks = self.world_size();
+        let result = with_slice::<T, _>(tensor, |own| {
+            let mut result = vec![T::default(); ranks * own.len()];
+            if own.len() * ranks <= self.most {
+                self.communicator.allgather(own, &mut result).map_err(failed("all_gather"))?;
+                return Ok(result);
+            }
+            let most = (self.most / ranks).max(1);
+            let mut part = vec![T::default(); most * ranks];
+            for (k, piece) in own.chunks(most).enumerate() {
+                let part = &mut part[..piece.len() * ranks];
+                self.communicator.allgather(piece, part).map_err(failed("all_gather"))?;
+                for (rank, of_rank) in part.chunks(piece.len()).enumerate() {
+                    result[rank * own.len() + k * most..][..piece.len()].copy_from_slice(of_rank);
+                }
+            }
+            Ok(result)
+        })?;
+        Ok(Tensor::from_vec(result, shape, &Device::Cpu)?)
+    }
+
+    fn from_root<T: Element>(&self, tensor: &Tensor, root: usize) -> Result<Tensor> {
+        let mut values = with_slice::<T, _>(tensor, |own| Ok(own.to_vec()))?;
+        for piece in values.chunks_mut(self.most) {
+            self.communicator.broadcast(piece, root as i32).map_err(failed("broadcast"))?;
+        }
+        Ok(Tensor::from_vec(values, tensor.shape(), &Device::Cpu)?)
+    }
+
+    /// In rounds of at most `most` elements: of each destination as many rows as fit.
+    fn exchange<T: Element>(&self, rows: &Tensor, to: &[usize], from: &[usize]) -> Result<Tensor> {
+        let ranks = self.world_size();
+        let row = rows.dims()[1..].iter().product::<usize>();
+        let rows_a_round = (self.most / ranks / row.max(1)).max(1);
+        let longest = to.iter().chain(from).copied().max().unwrap_or(0);
+        let longest = Tensor::new(&[longest as i64], &Device::Cpu)?;
+        let longest = self.all_reduce(&longest, ReduceOp::Max)?.to_vec1::<i64>()?[0] as usize;
+        let starts = |counts: &[usize]| -> Vec<usize> {
+            counts.iter().scan(0, |sum, count| Some(std::mem::replace(sum, *sum + count))).collect()
+        };
+        let (to_starts, from_starts) = (starts(to), starts(from));
+        let result = with_slice::<T, _>(rows, |own| {
+            let mut result = vec![T::default(); from.iter().sum::<usize>() * row];
+            for first in (0..longest).step_by(rows_a_round) {
+                // The part of each rank's rows that this round has, in elements.
+                let part = |counts: &[usize]| -> Vec<usize> {
+                    counts.iter().map(|count| count.saturating_sub(first).min(rows_a_round) * row).collect()
+                };
+                let (send, receive) = (part(to), part(from));
+                let numbers = |counts: &[usize]| counts.iter().map(|count| *count as i32).collect::<Vec<i32>>();
+                let mut packed = Vec::with_capacity(send.iter().sum());
+                for (count, start) in send.iter().zip(&to_starts) {
+                    packed.extend_from_slice(&own[(start + first).min(own.len() / row.max(1)) * row..][..*count]);
+                }
+                let mut got = vec![T::default(); receive.iter().sum()];
+                let (send_starts, receive_starts) = (starts(&send), starts(&receive));
+                self.communicator
+                    .alltoallv(
+                        &packed,
+                        &numbers(&send),
+                        &numbers(&send_starts),
+                        &mut got,
+                        &numbers(&receive),
+                        &numbers(&receive_starts),
+                    )
+                    .map_err(failed("all_to_all"))?;
+                for (rank, count) in receive.iter().enumerate().filter(|(_, count)| **count > 0) {
+                    let at = (from_starts[rank] + first) * row;
+                    result[at..][..*count].copy_from_slice(&got[receive_starts[rank]..][..*count]);
+                }
+            }
+            Ok(result)
+        })?;
+        let mut dims = rows.dims().to_vec();
+        dims[0] = from.iter().sum();
+        Ok(Tensor::from_vec(result, dims, &Device::Cpu)?)
+    }
+}
+
+impl Collective for World {
+    fn rank(&self) -> usize {
+        self.communicator.rank() as usize
+    }
+
+    fn world_size(&self) -> usize {
+        self.communicator.size() as usize
+    }
+
+    fn all_reduce(&self, tensor: &Tensor, op: ReduceOp) -> Result<Tensor> {
+        let op = match op {
+            ReduceOp::Sum => ferrompi::ReduceOp::Sum,
+            ReduceOp::Max => ferrompi::ReduceOp::Max,
+        };
+        let result = by_dtype!(&plain(tensor)?, |t: T| self.reduce::<T>(t, op))?;
+        back(result, tensor)
+    }
+
+    fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
+        let Some((n, rest)) = tensor.dims().split_first() else {
+            return Err(Error::Config("all_gather concatenates along dimension 0: the tensor has none".to_string()));
+        };
+        let shape = Shape::from([&[n * self.world_size()], rest].concat());
+        let result = by_dtype!(&plain(tensor)?, |t: T| self.gather::<T>(t, shape))?;
+        back(result, tensor)
+    }
+
+    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Tensor> {
+        check_root(root, self.world_size())?;
+        let result = by_dtype!(&plain(tensor)?, |t: T| self.from_root::<T>(t, root))?;
+        back(result, tensor)
+    }
+
+    fn all_to_all(&self, rows: &Tensor, counts: &[usize]) -> Result<(Tensor, Vec<usize>)> {
+        check_counts(rows, counts, self.world_size())?;
+        let to: Vec<i64> = counts.iter().map(|count| *count as i64).collect();
+        let mut from = vec![0i64; to.len()];
+        self.communicator.alltoall(&to, &mut from).map_err(failed("all_to_all"))?;
+        let from: Vec<usize> = from.into_iter().map(|count| count as usize).collect();
+        let result = by_dtype!(&plain(rows)?, |t: T| self.exchange::<T>(t, counts, &from))?;
+        Ok((back(result, rows)?, from))
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.communicator.barrier().map_err(failed("barrier"))
+    }
+}

@@ -1,0 +1,81 @@
+//! Ranks that mpirun starts. Needs `mpirun` and `timeout`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+fn program() -> PathBuf {
+    std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/ranks")
+}
+
+/// Open MPI's settings for a machine with fewer cores than ranks, where tests may run as root. Others do not know them.
+fn ranks(number: usize, args: &[&str]) -> Command {
+    let mut command = Command::new("timeout");
+    command.args(["120", "mpirun", "-n", &number.to_string()]).arg(program()).args(args);
+    for (name, value) in [
+        ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
+        ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
+        ("OMPI_MCA_rmaps_base_oversubscribe", "1"),
+        ("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe"),
+        ("OMPI_MCA_mpi_yield_when_idle", "1"),
+    ] {
+        command.env(name, value);
+    }
+    command
+}
+
+fn succeeds(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    let said = [&output.stdout[..], &output.stderr[..]].concat();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&said));
+    output
+}
+
+#[test]
+fn every_operation_on_every_dtype_whole_and_cut() {
+    for number in 1..=4 {
+        succeeds(&mut ranks(number, &["collectives"]));
+        // Calls of three elements at most, in place of 2^28.
+        succeeds(ranks(number, &["collectives"]).env("TALLOW_MPI_MOST", "3"));
+    }
+}
+
+#[test]
+fn a_program_alone_is_one_rank() {
+    succeeds(Command::new(program()).arg("collectives"));
+}
+
+#[test]
+fn the_table_is_that_of_one_rank() {
+    let folder = tempfile::tempdir().unwrap();
+    let trained = |number: usize, rows: &str| {
+        let file = folder.path().join(format!("{number}-{rows}.safetensors"));
+        succeeds(&mut ranks(number, &["train", rows, file.to_str().unwrap()]));
+        table(&file)
+    };
+    let one = trained(1, "ordered");
+    for number in 2..=4 {
+        let bits = |table: &[f32]| table.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert!(bits(&trained(number, "ordered")) == bits(&one), "{number} ranks have other bits");
+        let far = trained(number, "union").iter().zip(&one).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(far < 1e-5, "{number} ranks: {far}");
+    }
+}
+
+fn table(file: &Path) -> Vec<f32> {
+    let bytes = std::fs::read(file).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let table = tensors.tensor("wte.weight").unwrap();
+    table.data().chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect()
+}
+
+#[test]
+fn a_rank_that_fails_ends_all_with_its_message() {
+    for (case, says) in [("error", "rank 2 of 3: error: no such luck"), ("panic", "rank 2 of 3: panicked")] {
+        let started = Instant::now();
+        let output = ranks(3, &[case]).output().unwrap();
+        assert!(!output.status.success() && started.elapsed() < Duration::from_secs(10), "{case}: {output:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(says) && said.contains("no such luck"), "{case}: {said}");
+    }
+}

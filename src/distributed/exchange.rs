@@ -1,0 +1,347 @@
+//! Data parallel training: every rank has the whole model, and a part of the batch.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarMap;
+use crc32fast::Hasher;
+
+use super::{Collective, ReduceOp};
+use crate::optim::{Optim, Rule};
+use crate::rows::{RowGradients, RowTable};
+use crate::support::variables::variables;
+use crate::{Error, Result};
+
+/// How the gradients of row-sparse tables are exchanged.
+///
+/// # Example
+/// ```
+/// use tallow::distributed::{DataParallel, Local, RowExchange};
+/// let ranks = DataParallel::new(Local).with_rows(RowExchange::Ordered);
+/// # _ = ranks;
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RowExchange {
+    /// The ranks agree on the union of their rows (one flag a row), then sum the gradients of those rows. It moves fewer bytes than
+    /// the dense gradient as long as the union is smaller than the table. The sum is over sums: its last bits depend on the number
+    /// of ranks.
+    #[default]
+    Union,
+    /// Every rank gets the gradient of every position, in the order of the joined batch, and sums them as one process does: the
+    /// table has the same bits for any number of ranks. It moves the gradient of each token of all ranks to each rank.
+    Ordered,
+}
+
+/// Exchanges gradients between ranks, after the backward pass and before the step.
+///
+/// Every rank has the whole model and its own part of the batch. Call [`broadcast`](Self::broadcast) once, before the first step;
+/// then [`exchange`](Self::exchange) in each step. Afterwards all ranks hold the same gradients, and their replicas stay equal
+/// to the bit.
+///
+/// Gradients are summed, not averaged. For the mean over the valid tokens of all ranks take the sum of the losses
+/// ([`Reduction::Sum`](crate::head::Reduction::Sum)) and divide it by [`total`](Self::total): ranks with more tokens then count for more.
+///
+/// Source: `torch.nn.parallel.DistributedDataParallel`. The exchange of rows is Horovod's and DeepSpeed's idea (sparse gradients),
+/// with a union in place of a gather.
+///
+/// # Example
+/// ```
+/// use candle_core::{DType, Device, Module, Tensor};
+/// use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
+/// use tallow::distributed::{DataParallel, Local};
+/// use tallow::{Gradient, TokenEmbedding, TokenEmbeddingConfig, optim::AdamW};
+/// let ranks = DataParallel::new(Local); // or tallow_mpi's World
+/// let varmap = VarMap::new();
+/// let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+/// let cfg = TokenEmbeddingConfig { vocab_size: 10, d_model: 2, gradient: Gradient::RowSparse, ..Default::default() };
+/// let wte = TokenEmbedding::new(&cfg, vb)?;
+/// let mut opt = AdamW::from_varmap(&varmap, ParamsAdamW::default())?;
+/// ranks.broadcast(&varmap)?;
+///
+/// let x = wte.forward(&Tensor::new(&[3u32, 5, 3], &Device::Cpu)?)?;
+/// let loss = (x.sqr()?.sum_all()? / ranks.total(3)? as f64)?;
+/// let mut grads = tallow::backward(&loss)?;
+/// ranks.exchange(&opt, &mut grads)?;
+/// opt.step(&grads)?;
+/// ranks.check_replicas(&varmap)?;
+/// # Ok::<(), tallow::Error>(())
+/// ```
+pub struct DataParallel<C> {
+    collective: C,
+    rows: RowExchange,
+    bucket_bytes: usize,
+    /// Whether the ranks were found to hold the same variables.
+    agreed: AtomicBool,
+}
+
+impl<C: Collective> DataParallel<C> {
+    /// Ranks that are connected by `collective`.
+    pub fn new(collective: C) -> Self {
+        // PyTorch's size of a bucket: large enough that latency does not count.
+        let bucket_bytes = 25 << 20;
+        DataParallel { collective, rows: RowExchange::default(), bucket_bytes, agreed: AtomicBool::new(false) }
+    }
+
+    /// Sets how rows are exchanged.
+    pub fn with_rows(self, rows: RowExchange) -> Self {
+        DataParallel { rows, ..self }
+    }
+
+    /// The engine.
+    pub fn collective(&self) -> &C {
+        &self.collective
+    }
+
+    /// The sum of `count` over all ranks: the valid tokens of the joined batch, say.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub fn total(&self, count: usize) -> Result<usize> {
+        let sum = self.collective.all_reduce(&Tensor::new(&[count as i64], &Device::Cpu)?, ReduceOp::Sum)?;
+        Ok(sum.to_vec1::<i64>()?[0] as usize)
+    }
+
+    /// Gives all variables the values of rank 0. Call it before the first step, and after a checkpoint was loaded by one rank only.
+    ///
+    /// # Errors
+    /// [`Error::ReplicasDiffer`] if the ranks have variables of other names, shapes or dtypes; those of the engine.
+    pub fn broadcast(&self, varmap: &VarMap) -> Result<()> {
+        let variables = variables(varmap);
+        self.agree(variables.iter().map(|(name, var)| (name.as_str(), var.as_tensor())))?;
+        for (_, var) in variables.iter().filter(|_| self.collective.world_size() > 1) {
+            let table = RowTable::of(var);
+            table.replay(crate::rows::Rows::All)?;
+            let value = self.collective.broadcast(var, 0)?;
+            if self.collective.rank() != 0 {
+                var.set(&value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sums the gradients of `opt`'s variables over all ranks: the dense ones in `grads`, and the pending ones of row-sparse tables.
+    /// Afterwards every rank holds the same gradients. A variable that has a gradient on some ranks only counts as zero on the others; so
+    /// a rank may have no tokens in a batch (it needs a `GradStore` all the same: that of a constant's backward, say).
+    ///
+    /// Clip afterwards, by [`Optim::clip_grad_norm`]: the norm is that of the joined batch.
+    ///
+    /// # Cost
+    /// Dense gradients: their bytes, in buckets of 25 MB. A row-sparse table (V, C): V bytes of flags and U x C x 4 bytes of
+    /// gradients, for a union of U rows ([`RowExchange::Union`]).
+    ///
+    /// # Errors
+    /// [`Error::ReplicasDiffer`] if the ranks have other variables (checked in the first exchange); [`Error::MissingGradients`] and
+    /// [`Error::SteppedBefore`] as for a step; those of the engine.
+    pub fn exchange<P: Rule>(&self, opt: &Optim<P>, grads: &mut GradStore) -> Result<()> {
+        if self.collective.world_size() == 1 {
+            return Ok(());
+        }
+        if !self.agreed.load(Ordering::Relaxed) {
+            self.agree(opt.members().map(|member| (member.name.as_str(), member.var.as_tensor())))?;
+            self.agreed.store(true, Ordering::Relaxed);
+        }
+        let members: Vec<_> = opt.members().collect();
+        let sparse = |i: usize| members[i].table.is_row_sparse();
+        (0..members.len()).filter(|i| sparse(*i)).try_for_each(|i| members[i].table.belongs_to(grads))?;
+        // For each variable: does any rank have a dense gradient of it, or pending rows?
+        let mut has = Vec::with_capacity(2 * members.len());
+        for member in &members {
+            has.push(grads.get(&member.var).is_some() as u8);
+            has.push(member.table.has_pending() as u8);
+        }
+        let has = self.max(has)?;
+
+        let mut bucket = Bucket::default();
+        for (i, member) in members.iter().enumerate() {
+            let (dense, rows) = (has[2 * i] == 1, has[2 * i + 1] == 1);
+            if dense {
+                let zeros = || member.var.zeros_like().map(|zeros| zeros.detach());
+                let own = grads.get(&member.var).map_or_else(zeros, |grad| grad.contiguous())?;
+                // A row-sparse table with a tied head: its rows are part of the dense gradient.
+                if sparse(i) {
+                    member.add(&own)?;
+                }
+                if bucket.does_not_take(&own, self.bucket_bytes) {
+                    self.reduce(&mut bucket, grads)?;
+                }
+                bucket.members.push((member.var.as_tensor().clone(), own));
+            } else if rows {
+                match self.rows {
+                    RowExchange::Union => self.exchange_union(&member.table)?,
+                    RowExchange::Ordered => self.exchange_ordered(&member.table)?,
+                }
+            }
+        }
+        self.reduce(&mut bucket, grads)
+    }
+
+    /// An error if the variables' bits are not the same on all ranks. Every rank gets the same answer.
+    ///
+    /// # Cost
+    /// A pass over all weights (a checksum), and a few bytes of each variable between ranks: call it every hundred steps, say.
+    ///
+    /// # Errors
+    /// [`Error::ReplicasDiffer`]; those of the engine.
+    pub fn check_replicas(&self, varmap: &VarMap) -> Result<()> {
+        let variables = variables(varmap);
+        self.agree(variables.iter().map(|(name, var)| (name.as_str(), var.as_tensor())))?;
+        let mut sums = Vec::new();
+        for (_, var) in &variables {
+            let table = RowTable::of(var);
+            table.replay(crate::rows::Rows::All)?;
+            sums.push(checksum(var)?);
+        }
+        match self.same(&sums)?.iter().position(|same| !same) {
+            None => Ok(()),
+            Some(at) => Err(Error::ReplicasDiffer { what: format!("the values of {:?}", variables[at].0) }),
+        }
+    }
+
+    /// An error if names, shapes or dtypes differ between ranks.
+    fn agree<'a>(&self, variables: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
+        let mut hasher = Hasher::new();
+        for (name, tensor) in variables {
+            hasher.update(format!("{name:?} {:?} {:?}\n", tensor.dims(), tensor.dtype()).as_bytes());
+        }
+        match self.same(&[hasher.finalize()])?[0] {
+            true => Ok(()),
+            false => Err(Error::ReplicasDiffer { what: "the names, shapes or dtypes of variables".to_string() }),
+        }
+    }
+
+    /// Which of the numbers are the same on all ranks. All must have as many.
+    fn same(&self, numbers: &[u32]) -> Result<Vec<bool>> {
+        if numbers.is_empty() {
+            return Ok(Vec::new());
+        }
+        let both: Vec<u32> = numbers.iter().copied().chain(numbers.iter().map(|number| !number)).collect();
+        let largest = self.collective.all_reduce(&Tensor::new(both, &Device::Cpu)?, ReduceOp::Max)?.to_vec1::<u32>()?;
+        let (largest, complements) = largest.split_at(numbers.len());
+        Ok(largest.iter().zip(complements).map(|(largest, complement)| *largest == !complement).collect())
+    }
+
+    fn max(&self, flags: Vec<u8>) -> Result<Vec<u8>> {
+        Ok(self.collective.all_reduce(&Tensor::new(flags, &Device::Cpu)?, ReduceOp::Max)?.to_vec1()?)
+    }
+
+    /// Sums the bucket's gradients and puts them into `grads`.
+    fn reduce(&self, bucket: &mut Bucket, grads: &mut GradStore) -> Result<()> {
+        let members = std::mem::take(&mut bucket.members);
+        match &members[..] {
+            [] => (),
+            [(var, grad)] => {
+                grads.insert(var, self.collective.all_reduce(grad, ReduceOp::Sum)?);
+            }
+            _ => {
+                let flat: Vec<Tensor> =
+                    members.iter().map(|(_, grad)| grad.flatten_all()).collect::<std::result::Result<_, _>>()?;
+                let sum = self.collective.all_reduce(&Tensor::cat(&flat, 0)?, ReduceOp::Sum)?;
+                let mut at = 0;
+                for (var, grad) in &members {
+                    let count = grad.elem_count();
+                    grads.insert(var, sum.narrow(0, at, count)?.reshape(grad.shape())?);
+                    at += count;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sums the pending row gradients over the union of all ranks' rows.
+    fn exchange_union(&self, table: &RowTable) -> Result<()> {
+        let (rows, columns) = table.weight().dims2()?;
+        let device = table.weight().device();
+        let own = table.take()?;
+        let mut flags = vec![0u8; rows];
+        own.iter().flat_map(|own| &own.rows).for_each(|row| flags[*row as usize] = 1);
+        let flags = self.max(flags)?;
+        // Where the gradient of each row is in the compact matrix.
+        let (mut union, mut place) = (Vec::new(), vec![0u32; rows]);
+        for row in (0..rows).filter(|row| flags[*row] == 1) {
+            place[row] = union.len() as u32;
+            union.push(row as u32);
+        }
+        if union.is_empty() {
+            return Ok(()); // all rows with a gradient are frozen
+        }
+        let mut compact = Tensor::zeros((union.len(), columns), DType::F32, device)?;
+        if let Some(own) = own.filter(|own| !own.rows.is_empty()) {
+            let places: Vec<u32> = own.rows.iter().map(|row| place[*row as usize]).collect();
+            compact = compact.index_add(&Tensor::new(places, device)?, &own.values, 0)?;
+        }
+        let values = self.collective.all_reduce(&compact, ReduceOp::Sum)?;
+        table.push_rows(RowGradients { rows: union, values })
+    }
+
+    /// Gives every rank the pending gradients of all positions: look-up by look-up, and in each look-up rank by rank.
+    fn exchange_ordered(&self, table: &RowTable) -> Result<()> {
+        let columns = table.weight().dim(1)?;
+        let device = table.weight().device();
+        let own = table.take_lookups()?;
+        let lookups = self.gather_numbers(own.len())?;
+        let most = lookups.iter().copied().max().unwrap_or(0);
+        for k in 0..most {
+            let (ids, grad) = match own.get(k) {
+                Some((ids, grad)) => (ids.clone(), grad.clone()),
+                None => (Vec::new(), Tensor::zeros((0, columns), DType::F32, device)?),
+            };
+            let counts = self.gather_numbers(ids.len())?;
+            let longest = counts.iter().copied().max().unwrap_or(0);
+            if longest == 0 {
+                continue;
+            }
+            let mut padded = ids;
+            padded.resize(longest, 0);
+            let all_ids = self.collective.all_gather(&Tensor::new(padded, &Device::Cpu)?)?.to_vec1::<u32>()?;
+            let grad = grad.to_dtype(DType::F32)?;
+            let short = longest - grad.dim(0)?;
+            let grad = if short == 0 { grad } else { grad.pad_with_zeros(0, 0, short)? };
+            let all_grads = self.collective.all_gather(&grad)?;
+            for (rank, count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+                let rows = all_ids[rank * longest..][..*count].to_vec();
+                table.push_rows(RowGradients { rows, values: all_grads.narrow(0, rank * longest, *count)? })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The number of each rank.
+    fn gather_numbers(&self, number: usize) -> Result<Vec<usize>> {
+        let all = self.collective.all_gather(&Tensor::new(&[number as i64], &Device::Cpu)?)?;
+        Ok(all.to_vec1::<i64>()?.into_iter().map(|number| number as usize).collect())
+    }
+}
+
+/// Dense gradients of one dtype that are summed together.
+#[derive(Default)]
+struct Bucket {
+    members: Vec<(Tensor, Tensor)>,
+}
+
+impl Bucket {
+    fn does_not_take(&self, grad: &Tensor, most_bytes: usize) -> bool {
+        let bytes = |grad: &Tensor| grad.elem_count() * grad.dtype().size_in_bytes();
+        let full = self.members.iter().map(|(_, grad)| bytes(grad)).sum::<usize>() + bytes(grad) > most_bytes;
+        let other = self
+            .members
+            .first()
+            .is_some_and(|(_, first)| first.dtype() != grad.dtype() || !first.device().same_device(grad.device()));
+        !self.members.is_empty() && (full || other)
+    }
+}
+
+/// The checksum of a tensor's bytes.
+fn checksum(tensor: &Tensor) -> Result<u32> {
+    let tensor = tensor.flatten_all()?.to_device(&Device::Cpu)?;
+    let mut hasher = Hasher::new();
+    // 16-bit floats as f32: every value has one representation there.
+    match tensor.dtype() {
+        DType::F64 => hasher.update(bytemuck::cast_slice(&tensor.to_vec1::<f64>()?)),
+        DType::U8 => hasher.update(&tensor.to_vec1::<u8>()?),
+        DType::U32 => hasher.update(bytemuck::cast_slice(&tensor.to_vec1::<u32>()?)),
+        DType::I64 => hasher.update(bytemuck::cast_slice(&tensor.to_vec1::<i64>()?)),
+        _ => hasher.update(bytemuck::cast_slice(&tensor.to_dtype(DType::F32)?.to_vec1::<f32>()?)),
+    }
+    Ok(hasher.finalize())
+}
