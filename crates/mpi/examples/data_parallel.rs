@@ -24,14 +24,13 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Module};
 use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
-use tallow::distributed::{Collective, DataParallel, RowExchange};
+use tallow::distributed::{Collective, DataParallel, ReduceOp, RowExchange};
 use tallow::head::{CrossEntropyConfig, Reduction};
 use tallow::optim::AdamW;
 use tallow::{DataLoader, DataLoaderConfig, Dataset, Gradient, Head, TokenEmbedding, TokenEmbeddingConfig, Tokenizer};
 use tallow_mpi::World;
 
 const ASSETS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets");
-const STEPS: usize = 200;
 
 fn main() -> ExitCode {
     tallow_mpi::run(train)
@@ -58,10 +57,10 @@ fn train(world: &World) -> Result<()> {
     ranks.broadcast(&varmap)?; // all begin with the weights of rank 0
 
     let sum = CrossEntropyConfig { reduction: Reduction::Sum, ..Default::default() };
-    for step in 1..=STEPS {
+    for step in 1..=200 {
         let batch = loader.next().context("it has no end")??;
         let tokens = ranks.total(batch.targets.elem_count())?;
-        // The mean over the tokens of all ranks: every rank's sum, divided by their number.
+        // The sum of this rank's losses, divided by the tokens of all ranks.
         let loss = (head.loss(&wte.forward(&batch.inputs)?, &batch.targets, &sum)? / tokens as f64)?;
         let mut grads = tallow::backward(&loss)?;
         ranks.exchange(&opt, &mut grads)?;
@@ -69,7 +68,7 @@ fn train(world: &World) -> Result<()> {
         opt.step(&grads)?;
         if step % 50 == 0 {
             ranks.check_replicas(&varmap)?;
-            let loss = world.all_reduce(&loss.detach(), tallow::distributed::ReduceOp::Sum)?.to_scalar::<f32>()?;
+            let loss = world.all_reduce(&loss.detach(), ReduceOp::Sum)?.to_scalar::<f32>()?;
             if rank == 0 {
                 println!(
                     "step {step}: loss {loss:.3}, {world_size} ranks of {batch_size} rows, {tokens} tokens a step"

@@ -174,7 +174,7 @@ impl World {
         Ok(Tensor::from_vec(result, shape, &Device::Cpu)?)
     }
 
-    fn from_root<T: Element>(&self, tensor: &Tensor, root: usize) -> Result<Tensor> {
+    fn broadcast_from<T: Element>(&self, tensor: &Tensor, root: usize) -> Result<Tensor> {
         let mut values = with_slice::<T, _>(tensor, |own| Ok(own.to_vec()))?;
         for piece in values.chunks_mut(self.most) {
             self.communicator.broadcast(piece, root as i32).map_err(failed("broadcast"))?;
@@ -261,7 +261,7 @@ impl Collective for World {
 
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Tensor> {
         check_root(root, self.world_size())?;
-        let result = by_dtype!(&plain(tensor)?, |t: T| self.from_root::<T>(t, root))?;
+        let result = by_dtype!(&plain(tensor)?, |t: T| self.broadcast_from::<T>(t, root))?;
         back(result, tensor)
     }
 
