@@ -6,9 +6,12 @@ use candle_core::Tensor;
 use tallow::distributed::{Collective, ReduceOp, check_counts, check_dtype, check_root};
 use tallow::{Error, Result};
 
+/// What a rank gives to an operation: a tensor, and counts for `all_to_all`.
+type Given = (Tensor, Vec<usize>);
+
 struct Shared {
     barrier: Barrier,
-    slots: Mutex<Vec<Option<(Tensor, Vec<usize>)>>>,
+    slots: Mutex<Vec<Option<Given>>>,
     /// Bytes that the ranks gave to operations.
     bytes: Mutex<usize>,
 }
@@ -82,7 +85,7 @@ impl Threads {
     }
 
     /// What every rank gave.
-    fn all(&self, tensor: &Tensor, counts: &[usize]) -> Vec<(Tensor, Vec<usize>)> {
+    fn all(&self, tensor: &Tensor, counts: &[usize]) -> Vec<Given> {
         *self.shared.bytes.lock().unwrap() += tensor.elem_count() * tensor.dtype().size_in_bytes();
         self.shared.slots.lock().unwrap()[self.rank] = Some((tensor.detach(), counts.to_vec()));
         self.shared.barrier.wait();

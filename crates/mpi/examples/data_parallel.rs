@@ -70,9 +70,7 @@ fn train(world: &World) -> Result<()> {
             ranks.check_replicas(&varmap)?;
             let loss = world.all_reduce(&loss.detach(), ReduceOp::Sum)?.to_scalar::<f32>()?;
             if rank == 0 {
-                println!(
-                    "step {step}: loss {loss:.3}, {world_size} ranks of {batch_size} rows, {tokens} tokens a step"
-                );
+                println!("step {step}: loss {loss:.3}, {tokens} tokens: {world_size} x {batch_size} rows");
             }
         }
     }

@@ -41,8 +41,8 @@ fn collectives(world: &World) -> Result<()> {
             ensure!(floats(world.all_reduce(&own, ReduceOp::Sum)?)? == by(|a, b| a + b), "sum {dtype:?} {n}");
             ensure!(floats(world.all_reduce(&own, ReduceOp::Max)?)? == by(f32::max), "max {dtype:?} {n}");
             ensure!(floats(world.all_gather(&own)?)? == all.concat(), "gather {dtype:?} {n}");
-            for root in 0..ranks {
-                ensure!(floats(world.broadcast(&own, root)?)? == all[root], "broadcast {dtype:?} {n}");
+            for (root, expected) in all.iter().enumerate() {
+                ensure!(floats(world.broadcast(&own, root)?)? == *expected, "broadcast {dtype:?} {n}");
             }
         }
         // Rank r sends r + t + 1 rows of two columns to rank t, but none to itself; a view of every second row.
