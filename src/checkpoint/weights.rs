@@ -7,7 +7,7 @@ use candle_nn::VarMap;
 
 use super::LoadOptions;
 use crate::Result;
-use crate::rows::{RowTable, Rows};
+use crate::rows::RowTable;
 use crate::support::variables::{insert, variables};
 use crate::tensors::{TensorFile, dtype_of, wrong};
 
@@ -107,11 +107,7 @@ impl Weights {
 
     /// Replays the deferred updates of all row-sparse tables.
     pub(super) fn replay(&self) -> Result<()> {
-        self.tables().try_for_each(|table| table.replay(Rows::All))
-    }
-
-    fn tables(&self) -> impl Iterator<Item = std::sync::Arc<RowTable>> {
-        self.tensors().filter_map(|(_, tensor)| RowTable::find(tensor))
+        self.tensors().try_for_each(|(_, tensor)| RowTable::flush(tensor))
     }
 
     /// Everything that does not fit, and the names that a partial load skips.
@@ -169,7 +165,7 @@ impl Weights {
         }
         // Otherwise deferred updates would later be applied to the new values.
         self.replay()?;
-        self.tables().for_each(|table| table.clear());
+        self.tensors().filter_map(|(_, tensor)| RowTable::find(tensor)).for_each(|table| table.clear());
         for (name, var) in self.0.iter().filter(|(name, _)| file.header.info(name).is_some()).collect::<Vec<_>>() {
             var.set(&file.read(name, var.device())?.to_dtype(var.dtype())?)?;
         }

@@ -13,6 +13,9 @@ use crate::rows::{RowGradients, RowTable};
 use crate::support::variables::variables;
 use crate::{Error, Result};
 
+/// PyTorch's size of a bucket: large enough that latency does not count.
+const BUCKET_BYTES: usize = 25 << 20;
+
 /// How the gradients of row-sparse tables are exchanged.
 ///
 /// # Example
@@ -70,7 +73,6 @@ pub enum RowExchange {
 pub struct DataParallel<C> {
     collective: C,
     rows: RowExchange,
-    bucket_bytes: usize,
     /// Whether the ranks were found to hold the same variables.
     agreed: AtomicBool,
 }
@@ -78,9 +80,7 @@ pub struct DataParallel<C> {
 impl<C: Collective> DataParallel<C> {
     /// Ranks that are connected by `collective`.
     pub fn new(collective: C) -> Self {
-        // PyTorch's size of a bucket: large enough that latency does not count.
-        let bucket_bytes = 25 << 20;
-        DataParallel { collective, rows: RowExchange::default(), bucket_bytes, agreed: AtomicBool::new(false) }
+        DataParallel { collective, rows: RowExchange::default(), agreed: AtomicBool::new(false) }
     }
 
     /// Sets how rows are exchanged.
@@ -110,8 +110,7 @@ impl<C: Collective> DataParallel<C> {
         let variables = variables(varmap);
         self.agree(variables.iter().map(|(name, var)| (name.as_str(), var.as_tensor())))?;
         for (_, var) in variables.iter().filter(|_| self.collective.world_size() > 1) {
-            let table = RowTable::of(var);
-            table.replay(crate::rows::Rows::All)?;
+            RowTable::flush(var)?;
             let value = self.collective.broadcast(var, 0)?;
             if self.collective.rank() != 0 {
                 var.set(&value)?;
@@ -141,39 +140,36 @@ impl<C: Collective> DataParallel<C> {
             self.agree(opt.members().map(|member| (member.name.as_str(), member.var.as_tensor())))?;
             self.agreed.store(true, Ordering::Relaxed);
         }
-        let members: Vec<_> = opt.members().collect();
-        let sparse = |i: usize| members[i].table.is_row_sparse();
-        (0..members.len()).filter(|i| sparse(*i)).try_for_each(|i| members[i].table.belongs_to(grads))?;
+        opt.tables().try_for_each(|member| member.table.belongs_to(grads))?;
         // For each variable: does any rank have a dense gradient of it, or pending rows?
-        let mut has = Vec::with_capacity(2 * members.len());
-        for member in &members {
+        let mut has = Vec::new();
+        for member in opt.members() {
             has.push(grads.get(&member.var).is_some() as u8);
             has.push(member.table.has_pending() as u8);
         }
         let has = self.max(has)?;
 
-        let mut bucket = Bucket::default();
-        for (i, member) in members.iter().enumerate() {
-            let (dense, rows) = (has[2 * i] == 1, has[2 * i + 1] == 1);
-            if dense {
+        let mut bucket = Vec::new();
+        for (member, has) in opt.members().zip(has.chunks(2)) {
+            if has[0] == 1 {
                 let zeros = || member.var.zeros_like().map(|zeros| zeros.detach());
                 let own = grads.get(&member.var).map_or_else(zeros, |grad| grad.contiguous())?;
                 // A row-sparse table with a tied head: its rows are part of the dense gradient.
-                if sparse(i) {
+                if member.table.is_row_sparse() {
                     member.add(&own)?;
                 }
-                if bucket.does_not_take(&own, self.bucket_bytes) {
-                    self.reduce(&mut bucket, grads)?;
+                if !fits(&bucket, &own) {
+                    self.reduce(std::mem::take(&mut bucket), grads)?;
                 }
-                bucket.members.push((member.var.as_tensor().clone(), own));
-            } else if rows {
+                bucket.push((member.var.as_tensor().clone(), own));
+            } else if has[1] == 1 {
                 match self.rows {
                     RowExchange::Union => self.exchange_union(&member.table)?,
                     RowExchange::Ordered => self.exchange_ordered(&member.table)?,
                 }
             }
         }
-        self.reduce(&mut bucket, grads)
+        self.reduce(bucket, grads)
     }
 
     /// An error if the variables' bits are not the same on all ranks. Every rank gets the same answer.
@@ -188,8 +184,7 @@ impl<C: Collective> DataParallel<C> {
         self.agree(variables.iter().map(|(name, var)| (name.as_str(), var.as_tensor())))?;
         let mut sums = Vec::new();
         for (_, var) in &variables {
-            let table = RowTable::of(var);
-            table.replay(crate::rows::Rows::All)?;
+            RowTable::flush(var)?;
             sums.push(checksum(var)?);
         }
         match self.same(&sums)?.iter().position(|same| !same) {
@@ -226,19 +221,18 @@ impl<C: Collective> DataParallel<C> {
     }
 
     /// Sums the bucket's gradients and puts them into `grads`.
-    fn reduce(&self, bucket: &mut Bucket, grads: &mut GradStore) -> Result<()> {
-        let members = std::mem::take(&mut bucket.members);
-        match &members[..] {
+    fn reduce(&self, bucket: Vec<(Tensor, Tensor)>, grads: &mut GradStore) -> Result<()> {
+        match &bucket[..] {
             [] => (),
             [(var, grad)] => {
                 grads.insert(var, self.collective.all_reduce(grad, ReduceOp::Sum)?);
             }
-            _ => {
+            members => {
                 let flat: Vec<Tensor> =
                     members.iter().map(|(_, grad)| grad.flatten_all()).collect::<std::result::Result<_, _>>()?;
                 let sum = self.collective.all_reduce(&Tensor::cat(&flat, 0)?, ReduceOp::Sum)?;
                 let mut at = 0;
-                for (var, grad) in &members {
+                for (var, grad) in members {
                     let count = grad.elem_count();
                     grads.insert(var, sum.narrow(0, at, count)?.reshape(grad.shape())?);
                     at += count;
@@ -313,22 +307,12 @@ impl<C: Collective> DataParallel<C> {
     }
 }
 
-/// Dense gradients of one dtype that are summed together.
-#[derive(Default)]
-struct Bucket {
-    members: Vec<(Tensor, Tensor)>,
-}
-
-impl Bucket {
-    fn does_not_take(&self, grad: &Tensor, most_bytes: usize) -> bool {
-        let bytes = |grad: &Tensor| grad.elem_count() * grad.dtype().size_in_bytes();
-        let full = self.members.iter().map(|(_, grad)| bytes(grad)).sum::<usize>() + bytes(grad) > most_bytes;
-        let other = self
-            .members
-            .first()
-            .is_some_and(|(_, first)| first.dtype() != grad.dtype() || !first.device().same_device(grad.device()));
-        !self.members.is_empty() && (full || other)
-    }
+/// Whether a gradient can be summed in one operation with those of a bucket of variables and gradients.
+fn fits(bucket: &[(Tensor, Tensor)], grad: &Tensor) -> bool {
+    let Some((_, first)) = bucket.first() else { return true };
+    let bytes = |grad: &Tensor| grad.elem_count() * grad.dtype().size_in_bytes();
+    let sum = bucket.iter().map(|(_, grad)| bytes(grad)).sum::<usize>() + bytes(grad);
+    sum <= BUCKET_BYTES && first.dtype() == grad.dtype() && first.device().same_device(grad.device())
 }
 
 /// The checksum of a tensor's bytes.

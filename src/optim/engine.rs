@@ -288,7 +288,7 @@ impl<P: Rule> Optim<P> {
         self.groups.iter_mut().flat_map(|group| &mut group.members)
     }
 
-    fn tables(&self) -> impl Iterator<Item = &Variable> {
+    pub(crate) fn tables(&self) -> impl Iterator<Item = &Variable> {
         self.members().filter(|member| member.table.is_row_sparse())
     }
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::files::{has_ending, index_of, weight_files};
 use super::open::Kind;
 use super::{PretrainedTable, find};
-use crate::rows::{RowTable, Rows};
+use crate::rows::RowTable;
 use crate::support::variables::variables;
 use crate::tensors::{TensorFile, dtype_of, wrong};
 use crate::{Error, Head, Result, TokenEmbedding, Tokenizer};
@@ -220,9 +220,7 @@ impl PretrainedTable {
                         dtype.as_str()
                     ));
                 }
-                if let Some(table) = RowTable::find(var) {
-                    table.replay(Rows::All)?;
-                }
+                RowTable::flush(var)?;
                 new.insert(name, var.as_tensor().detach());
             }
         }

@@ -132,6 +132,11 @@ impl RowTable {
         list::row_sparse_table_of(tensor)
     }
 
+    /// Replays all deferred updates of the row-sparse table over a tensor's memory, if there is one.
+    pub(crate) fn flush(tensor: &Tensor) -> Result<()> {
+        Self::find(tensor).map_or(Ok(()), |table| table.replay(Rows::All))
+    }
+
     /// Makes the gradient of `variable` (V, C) row-sparse.
     pub(crate) fn make_row_sparse(&self, variable: &Tensor) -> Result<()> {
         let shared = lock(&self.shared);

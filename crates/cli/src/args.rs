@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use candle_core::{DType, Device};
 use candle_nn::{VarBuilder, VarMap};
 use clap::Args;
@@ -105,12 +105,9 @@ impl TokenizerArgs {
             None => match path.to_str().filter(|_| path.is_dir() || model::is_repository(path)) {
                 Some(name) => Ok(Tokenizer::from_pretrained(name, None)?),
                 None => {
-                    ensure!(
-                        !matches!(path.try_exists(), Ok(false)),
-                        "{}: No such file or folder; --tokenizer takes cl100k, o200k, gpt2, a file, a folder with one, or a \
-                         repository on the Hub (owner/name)",
-                        path.display()
-                    );
+                    let advice = "; --tokenizer takes cl100k, o200k, gpt2, a file, a folder with one, or a repository on the Hub \
+                                  (owner/name)";
+                    model::must_exist(path, advice)?;
                     Ok(Tokenizer::from_file(path)?)
                 }
             },

@@ -33,15 +33,16 @@ pub fn open(model: &Path, tensor: Option<&str>) -> Result<PretrainedTable> {
     match model.to_str().filter(|_| is_repository(model)) {
         Some(repository) => Ok(PretrainedTable::from_pretrained(repository, None, tensor)?),
         None => {
-            let missing = matches!(model.try_exists(), Ok(false));
-            ensure!(
-                !missing,
-                "{}: No such file or folder (a repository on the Hub is named owner/name)",
-                model.display()
-            );
+            must_exist(model, " (a repository on the Hub is named owner/name)")?;
             Ok(PretrainedTable::open(model, tensor)?)
         }
     }
+}
+
+/// An error for a path that does not exist. `advice` ends the message.
+pub fn must_exist(path: &Path, advice: &str) -> Result<()> {
+    ensure!(!matches!(path.try_exists(), Ok(false)), "{}: No such file or folder{advice}", path.display());
+    Ok(())
 }
 
 /// The folder that holds the model's other files.

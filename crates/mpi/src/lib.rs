@@ -81,31 +81,16 @@ fn failed(operation: &'static str) -> impl Fn(ferrompi::Error) -> Error {
     move |error| Error::Collective { operation, reason: error.to_string() }
 }
 
-/// Calls a generic method with the tensor's element type. Half precision goes as f32 and comes back.
+/// Calls a generic method with the element type of its first argument, a tensor that [`plain`] gave.
 macro_rules! by_dtype {
-    ($tensor:expr, |$t:ident: $type:ident| $call:expr) => {{
-        let $t = $tensor;
-        match $t.dtype() {
-            DType::F32 => {
-                type $type = f32;
-                $call
-            }
-            DType::F64 => {
-                type $type = f64;
-                $call
-            }
-            DType::U8 => {
-                type $type = u8;
-                $call
-            }
-            DType::U32 => {
-                type $type = u32;
-                $call
-            }
-            _ => {
-                type $type = i64;
-                $call
-            }
+    ($self:ident.$method:ident($tensor:expr $(, $argument:expr)*)) => {{
+        let tensor = $tensor;
+        match tensor.dtype() {
+            DType::F32 => $self.$method::<f32>(tensor $(, $argument)*),
+            DType::F64 => $self.$method::<f64>(tensor $(, $argument)*),
+            DType::U8 => $self.$method::<u8>(tensor $(, $argument)*),
+            DType::U32 => $self.$method::<u32>(tensor $(, $argument)*),
+            _ => $self.$method::<i64>(tensor $(, $argument)*),
         }
     }};
 }
@@ -204,8 +189,8 @@ impl World {
                 let (send, receive) = (part(to), part(from));
                 let numbers = |counts: &[usize]| counts.iter().map(|count| *count as i32).collect::<Vec<i32>>();
                 let mut packed = Vec::with_capacity(send.iter().sum());
-                for (count, start) in send.iter().zip(&to_starts) {
-                    packed.extend_from_slice(&own[(start + first).min(own.len() / row.max(1)) * row..][..*count]);
+                for (count, start) in send.iter().zip(&to_starts).filter(|(count, _)| **count > 0) {
+                    packed.extend_from_slice(&own[(start + first) * row..][..*count]);
                 }
                 let mut got = vec![T::default(); receive.iter().sum()];
                 let (send_starts, receive_starts) = (starts(&send), starts(&receive));
@@ -246,7 +231,7 @@ impl Collective for World {
             ReduceOp::Sum => ferrompi::ReduceOp::Sum,
             ReduceOp::Max => ferrompi::ReduceOp::Max,
         };
-        let result = by_dtype!(&plain(tensor)?, |t: T| self.reduce::<T>(t, op))?;
+        let result = by_dtype!(self.reduce(&plain(tensor)?, op))?;
         back(result, tensor)
     }
 
@@ -255,13 +240,13 @@ impl Collective for World {
             return Err(Error::Config("all_gather concatenates along dimension 0: the tensor has none".to_string()));
         };
         let shape = Shape::from([&[n * self.world_size()], rest].concat());
-        let result = by_dtype!(&plain(tensor)?, |t: T| self.gather::<T>(t, shape))?;
+        let result = by_dtype!(self.gather(&plain(tensor)?, shape))?;
         back(result, tensor)
     }
 
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Tensor> {
         check_root(root, self.world_size())?;
-        let result = by_dtype!(&plain(tensor)?, |t: T| self.broadcast_from::<T>(t, root))?;
+        let result = by_dtype!(self.broadcast_from(&plain(tensor)?, root))?;
         back(result, tensor)
     }
 
@@ -271,7 +256,7 @@ impl Collective for World {
         let mut from = vec![0i64; to.len()];
         self.communicator.alltoall(&to, &mut from).map_err(failed("all_to_all"))?;
         let from: Vec<usize> = from.into_iter().map(|count| count as usize).collect();
-        let result = by_dtype!(&plain(rows)?, |t: T| self.exchange::<T>(t, counts, &from))?;
+        let result = by_dtype!(self.exchange(&plain(rows)?, counts, &from))?;
         Ok((back(result, rows)?, from))
     }
 
