@@ -101,6 +101,7 @@
 
 mod batch;
 mod checkpoint;
+mod collective;
 mod cuda;
 pub mod device;
 pub mod distributed;

@@ -34,6 +34,11 @@ struct Facts {
     crc32: u32,
 }
 
+/// The folder of a step's checkpoint.
+pub(super) fn path_of(folder: &Path, step: u64) -> PathBuf {
+    folder.join(format!("step-{step:08}"))
+}
+
 /// A checkpoint that is being written. Dropping it before [`finish`](Self::finish) deletes its files.
 pub(super) struct Draft {
     folder: PathBuf,
@@ -66,7 +71,7 @@ impl Draft {
             }
         }
         let temporary = temporary_folder(folder)?;
-        let target = folder.join(format!("step-{step:08}"));
+        let target = path_of(folder, step);
         Ok(Draft { folder: folder.to_path_buf(), target, temporary, files: BTreeMap::new() })
     }
 

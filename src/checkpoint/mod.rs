@@ -14,9 +14,10 @@
 mod folder;
 mod weights;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use candle_nn::VarMap;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,8 @@ pub use weights::{IncompatibleKeys, load_weights};
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
+/// The moments of a variable NAME are NAME.m and NAME.v.
+const KINDS: [&str; 2] = ["m", "v"];
 
 /// The state of a run beside its weights. [`save`](Self::save) and [`load`](Self::load) include weights and optimizer.
 ///
@@ -130,7 +133,10 @@ impl Checkpoint {
     /// Row-sparse tables are flushed first. Moments are saved under the names that the variables have in `varmap`, also for an
     /// optimizer that was made without names. Older checkpoints, also one of the same step, are deleted only after the new one is
     /// complete and on the disk. If the process is killed, all checkpoints in the folder are complete; the next save deletes the
-    /// `.tmp-…` folder that is left. Only one process may save into a folder.
+    /// `.tmp-…` folder that is left. Only one process may save into a folder: with several ranks that hold the same model, rank 0.
+    ///
+    /// With weights that are split between ranks ([`VocabParallelEmbedding`](crate::distributed::VocabParallelEmbedding)) all ranks
+    /// call this. Rank 0 collects them on its CPU and writes the file that one process would write; any number of ranks can load it.
     ///
     /// Not saved: the learning rate and the other parameters of the optimizer's groups. The caller sets them.
     ///
@@ -141,11 +147,12 @@ impl Checkpoint {
     /// - [`Error::Config`]: an empty VarMap, a variable of a dtype that candle cannot write to safetensors, JSON above 16 MiB, or an
     ///   optimizer without names whose variables are not in `varmap`.
     /// - [`Error::Candle`]: a variable cannot be copied from its device.
+    /// - [`Error::Collective`]: rank 0 could not write the split weights; it has the reason.
     ///
     /// No new checkpoint exists after an error.
     ///
     /// # Cost
-    /// Writes weights and moments once. Memory: a copy of the moments, and one weight at a time.
+    /// Writes weights and moments once. Memory: a copy of the moments, and one weight at a time; on rank 0 also all split weights.
     pub fn save(
         &self,
         folder: impl AsRef<Path>,
@@ -158,8 +165,41 @@ impl Checkpoint {
         if weights.is_empty() {
             return Err(Error::Config("the VarMap is empty: there is nothing to save".to_string()));
         }
-        let moments = optimizer.map(|optimizer| optimizer.state_by(Some(varmap))).transpose()?;
+        let mut moments = optimizer.map(|optimizer| optimizer.state_by(Some(varmap))).transpose()?;
         weights.replay()?;
+        let shards = weights.shards();
+        let mut whole = HashMap::new();
+        for (name, var, shard) in &shards {
+            whole.extend(shard.gather(var)?.map(|weight| (*name, weight)));
+            for kind in KINDS {
+                let moment = moments.as_mut().and_then(|moments| moments.get_mut(&format!("{name}.{kind}")));
+                if let Some(moment) = moment {
+                    *moment = shard.gather(moment)?.unwrap_or_else(|| moment.clone());
+                }
+            }
+        }
+        let tensors = || weights.tensors().map(|(name, tensor)| (name, whole.get(name).unwrap_or(tensor)));
+        let Some((_, _, shard)) = shards.first() else { return self.write(folder, tensors(), moments, keep) };
+        let written = match shard.writes() {
+            true => self.write(folder, tensors(), moments, keep),
+            false => Ok(folder::path_of(folder, self.step)),
+        };
+        match shard.any([written.is_err()])? {
+            [true] if written.is_ok() => Err(Error::Collective {
+                operation: "Checkpoint::save",
+                reason: "rank 0 could not write the file".to_string(),
+            }),
+            _ => written,
+        }
+    }
+
+    fn write<'t>(
+        &self,
+        folder: &Path,
+        weights: impl Iterator<Item = (&'t str, &'t Tensor)>,
+        moments: Option<HashMap<String, Tensor>>,
+        keep: usize,
+    ) -> Result<PathBuf> {
         let mut notes = vec![("seed", self.seed.to_string()), ("step", self.step.to_string())];
         notes.extend(self.tokenizer.map(|id| ("tokenizer", format!("{id:016x}"))));
         let state = serde_json::to_vec_pretty(self).map_err(|e| Error::Config(format!("extra: {e}")))?;
@@ -167,7 +207,7 @@ impl Checkpoint {
             return Err(Error::Config(format!("{} bytes of JSON are too much for a checkpoint", state.len())));
         }
         let mut draft = Draft::new(folder, self.step)?;
-        draft.write(MODEL, |out| tensors::write(out, weights.tensors(), &notes))?;
+        draft.write(MODEL, |out| tensors::write(out, weights, &notes))?;
         if let Some(moments) = &moments {
             draft.write(OPTIMIZER, |out| tensors::write(out, moments.iter().map(|(n, t)| (n.as_str(), t)), &notes))?;
         }
@@ -209,13 +249,22 @@ impl Checkpoint {
         let weights = Weights::of(varmap);
         let (mut misfits, skipped) = weights.compare(&model, options);
         misfits.extend(weights::other_tokenizer(found.tokenizer, options));
+        // Moments that are split between ranks, as their weights.
+        let mut shards = HashMap::new();
+        for (name, _, shard) in weights.shards() {
+            shards.extend(KINDS.map(|kind| (format!("{name}.{kind}"), shard.clone())));
+        }
         let mut moments = None;
         if let Some(optimizer) = &mut optimizer {
             optimizer.take_names(varmap)?;
             if finished.holds(OPTIMIZER) {
                 let file = TensorFile::open(&finished.path(OPTIMIZER))?;
                 let expected = optimizer.state_shapes();
-                let shape_of = |name: &str| file.header.info(name).map(|info| info.shape.clone());
+                let shape_of = |name: &str| {
+                    let shape = &file.header.info(name)?.shape;
+                    let shard = shards.get(name).and_then(|shard| shard.part_shape(shape));
+                    Some(shard.unwrap_or_else(|| shape.clone()))
+                };
                 misfits.extend(optimizer.misfits(&shape_of));
                 let unknown = file.header.names().into_iter().filter(|name| !expected.contains_key(name));
                 misfits.extend(unknown.map(|name| format!("the optimizer here has no {name:?}")));
@@ -228,7 +277,12 @@ impl Checkpoint {
             return Err(finished.misfit(misfits));
         }
         // The moments are read completely before the first weight changes.
-        let moments = moments.map(|file| file.read_all()).transpose()?;
+        let mut moments = moments.map(|file| file.read_all()).transpose()?;
+        for (name, moment) in moments.iter_mut().flatten() {
+            if let Some(shard) = shards.get(name) {
+                *moment = shard.part(moment)?;
+            }
+        }
         weights.fill(&model, varmap, options)?;
         if let (Some(optimizer), Some(moments)) = (optimizer, moments) {
             optimizer.restore(&moments)?;

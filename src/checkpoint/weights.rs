@@ -1,12 +1,14 @@
 //! Compares the variables of a VarMap with the tensors of a file, and loads them.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 use candle_nn::VarMap;
 
 use super::LoadOptions;
 use crate::Result;
+use crate::collective::Shard;
 use crate::rows::RowTable;
 use crate::support::variables::{insert, variables};
 use crate::tensors::{TensorFile, dtype_of, wrong};
@@ -105,6 +107,12 @@ impl Weights {
         self.0.iter().map(|(name, var)| (name.as_str(), var.as_tensor()))
     }
 
+    /// The variables that are split between ranks.
+    pub(super) fn shards(&self) -> Vec<(&str, &Tensor, Arc<Shard>)> {
+        let split = |(name, tensor)| RowTable::shard_of(tensor).map(|shard| (name, tensor, shard));
+        self.tensors().filter_map(split).collect()
+    }
+
     /// Replays the deferred updates of all row-sparse tables.
     pub(super) fn replay(&self) -> Result<()> {
         self.tensors().try_for_each(|(_, tensor)| RowTable::flush(tensor))
@@ -124,9 +132,13 @@ impl Weights {
                 skipped.missing.push(name.to_string());
                 continue;
             };
-            if info.shape != tensor.dims() {
+            let shard = RowTable::shard_of(tensor);
+            let shape = shard.as_ref().map_or(Some(info.shape.clone()), |shard| shard.part_shape(&info.shape));
+            if shape.as_deref() != Some(tensor.dims()) {
+                let rows =
+                    shard.map_or_else(String::new, |shard| format!(", {} rows on all ranks", shard.vocab_size()));
                 misfits.push(format!(
-                    "{name:?} has shape {:?} in the file and {:?} in the VarMap",
+                    "{name:?} has shape {:?} in the file and {:?} in the VarMap{rows}",
                     info.shape,
                     tensor.dims()
                 ));
@@ -167,7 +179,13 @@ impl Weights {
         self.replay()?;
         self.tensors().filter_map(|(_, tensor)| RowTable::find(tensor)).for_each(|table| table.clear());
         for (name, var) in self.0.iter().filter(|(name, _)| file.header.info(name).is_some()).collect::<Vec<_>>() {
-            var.set(&file.read(name, var.device())?.to_dtype(var.dtype())?)?;
+            let mut value = file.read(name, var.device())?;
+            if let Some(shard) = RowTable::shard_of(var) {
+                value = shard.part(&value)?;
+            }
+            if var.elem_count() > 0 {
+                var.set(&value.to_dtype(var.dtype())?)?;
+            }
         }
         Ok(())
     }

@@ -3,11 +3,11 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarMap;
 use crc32fast::Hasher;
 
-use super::{Collective, ReduceOp};
+use crate::collective::{Collective, ReduceOp, differences};
 use crate::optim::{Optim, Rule};
 use crate::rows::{RowGradients, RowTable};
 use crate::support::variables::variables;
@@ -107,7 +107,7 @@ impl<C: Collective> DataParallel<C> {
     /// # Errors
     /// [`Error::ReplicasDiffer`] if the ranks have variables of other names, shapes or dtypes; those of the engine.
     pub fn broadcast(&self, varmap: &VarMap) -> Result<()> {
-        let variables = variables(varmap);
+        let variables = replicated(varmap);
         self.agree(variables.iter().map(|(name, var)| (name.as_str(), var.as_tensor())))?;
         for (_, var) in variables.iter().filter(|_| self.collective.world_size() > 1) {
             RowTable::flush(var)?;
@@ -133,6 +133,12 @@ impl<C: Collective> DataParallel<C> {
     /// [`Error::ReplicasDiffer`] if the ranks have other variables (checked in the first exchange); [`Error::MissingGradients`] and
     /// [`Error::SteppedBefore`] as for a step; those of the engine.
     pub fn exchange<P: Rule>(&self, opt: &Optim<P>, grads: &mut GradStore) -> Result<()> {
+        if let Some(member) = opt.members().find(|member| member.table.shard().is_some()) {
+            return Err(Error::Config(format!(
+                "{:?} is split between the ranks, so all have the same batch and the same gradients: there is nothing to exchange",
+                member.name
+            )));
+        }
         if self.collective.world_size() == 1 {
             return Ok(());
         }
@@ -180,14 +186,14 @@ impl<C: Collective> DataParallel<C> {
     /// # Errors
     /// [`Error::ReplicasDiffer`]; those of the engine.
     pub fn check_replicas(&self, varmap: &VarMap) -> Result<()> {
-        let variables = variables(varmap);
+        let variables = replicated(varmap);
         self.agree(variables.iter().map(|(name, var)| (name.as_str(), var.as_tensor())))?;
         let mut sums = Vec::new();
         for (_, var) in &variables {
             RowTable::flush(var)?;
             sums.push(checksum(var)?);
         }
-        match self.same(&sums)?.iter().position(|same| !same) {
+        match differences(&self.collective, &sums)?.iter().position(|differs| *differs) {
             None => Ok(()),
             Some(at) => Err(Error::ReplicasDiffer { what: format!("the values of {:?}", variables[at].0) }),
         }
@@ -199,21 +205,10 @@ impl<C: Collective> DataParallel<C> {
         for (name, tensor) in variables {
             hasher.update(format!("{name:?} {:?} {:?}\n", tensor.dims(), tensor.dtype()).as_bytes());
         }
-        match self.same(&[hasher.finalize()])?[0] {
-            true => Ok(()),
-            false => Err(Error::ReplicasDiffer { what: "the names, shapes or dtypes of variables".to_string() }),
+        match differences(&self.collective, &[hasher.finalize()])?[0] {
+            false => Ok(()),
+            true => Err(Error::ReplicasDiffer { what: "the names, shapes or dtypes of variables".to_string() }),
         }
-    }
-
-    /// Which of the numbers are the same on all ranks. All must have as many.
-    fn same(&self, numbers: &[u32]) -> Result<Vec<bool>> {
-        if numbers.is_empty() {
-            return Ok(Vec::new());
-        }
-        let both: Vec<u32> = numbers.iter().copied().chain(numbers.iter().map(|number| !number)).collect();
-        let largest = self.collective.all_reduce(&Tensor::new(both, &Device::Cpu)?, ReduceOp::Max)?.to_vec1::<u32>()?;
-        let (largest, complements) = largest.split_at(numbers.len());
-        Ok(largest.iter().zip(complements).map(|(largest, complement)| *largest == !complement).collect())
     }
 
     fn max(&self, flags: Vec<u8>) -> Result<Vec<u8>> {
@@ -305,6 +300,11 @@ impl<C: Collective> DataParallel<C> {
         let all = self.collective.all_gather(&Tensor::new(&[number as i64], &Device::Cpu)?)?;
         Ok(all.to_vec1::<i64>()?.into_iter().map(|number| number as usize).collect())
     }
+}
+
+/// The variables that every rank has a replica of: all but those that are split between the ranks.
+fn replicated(varmap: &VarMap) -> Vec<(String, Var)> {
+    variables(varmap).into_iter().filter(|(_, var)| RowTable::shard_of(var).is_none()).collect()
 }
 
 /// Whether a gradient can be summed in one operation with those of a bucket of variables and gradients.

@@ -6,8 +6,9 @@
 //!
 //! The names are those of `torch.distributed`.
 
-mod collective;
 mod exchange;
+mod vocab_parallel;
 
-pub use collective::{Collective, Local, ReduceOp, check_counts, check_dtype, check_root};
+pub use crate::collective::{Collective, Local, ReduceOp, check_counts, check_dtype, check_root};
 pub use exchange::{DataParallel, RowExchange};
+pub use vocab_parallel::VocabParallelEmbedding;

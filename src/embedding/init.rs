@@ -9,6 +9,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use rayon::prelude::*;
 
 use super::elementary::{self, sines_and_cosines};
+use crate::collective::Stride;
 use crate::{Error, Result};
 
 /// Rows are drawn in blocks of about this many values, so that little memory is needed beside the table.
@@ -71,17 +72,17 @@ impl Init {
     /// ```
     pub fn rows(&self, seed: u64, first_row: usize, rows: usize, d_model: usize) -> Vec<f32> {
         let mut values = vec![0f32; rows * d_model];
-        self.draw(seed, first_row, d_model, &mut values);
+        self.draw(seed, Stride { first: first_row, step: 1 }, d_model, &mut values);
         values
     }
 
-    /// Draws rows from `first_row` on, on all threads.
-    fn draw(&self, seed: u64, first_row: usize, d_model: usize, values: &mut [f32]) {
+    /// Draws the rows of `stride`, on all threads.
+    fn draw(&self, seed: u64, stride: Stride, d_model: usize, values: &mut [f32]) {
         values
             .par_chunks_mut(d_model.max(1))
             .with_min_len(64)
             .enumerate()
-            .for_each_init(|| generator(seed), |rng, (row, out)| self.row(rng, (first_row + row) as u64, out));
+            .for_each_init(|| generator(seed), |rng, (row, out)| self.row(rng, stride.row(row) as u64, out));
     }
 
     /// Gets the weight `name` of shape (rows, columns) from `vb`, or creates it there with the values of [`rows`](Self::rows): a
@@ -107,6 +108,18 @@ impl Init {
     /// # Ok::<(), tallow::Error>(())
     /// ```
     pub fn get(&self, shape: (usize, usize), name: &str, seed: u64, vb: &VarBuilder) -> Result<Tensor> {
+        self.get_rows(shape, name, seed, Stride::ALL, vb)
+    }
+
+    /// The same for some rows of a larger weight: `shape` is that of these rows.
+    pub(crate) fn get_rows(
+        &self,
+        shape: (usize, usize),
+        name: &str,
+        seed: u64,
+        stride: Stride,
+        vb: &VarBuilder,
+    ) -> Result<Tensor> {
         let missing = !vb.contains_tensor(name);
         if missing {
             self.check(vb.dtype())?;
@@ -117,7 +130,7 @@ impl Init {
         // Zeros first (untouched pages), then rows are drawn in place: there are never two tables in memory.
         let weight = vb.get_with_hints(shape, name, candle_nn::Init::Const(0.0))?;
         if missing && weight.is_variable() {
-            fill(&weight, *self, seed)?;
+            fill(&weight, *self, seed, stride)?;
         }
         Ok(weight)
     }
@@ -162,16 +175,18 @@ impl Init {
     }
 }
 
-/// Fills `table` (V, C) with drawn rows, in place.
-fn fill(table: &Tensor, init: Init, seed: u64) -> candle_core::Result<()> {
+/// Fills `table` (V, C) with the drawn rows of `stride`, in place.
+fn fill(table: &Tensor, init: Init, seed: u64, stride: Stride) -> candle_core::Result<()> {
     let (rows, d_model) = table.dims2()?;
     if table.device().is_cpu() && table.dtype() == DType::F32 {
-        return table.inplace_op1(&Draw { init, seed, d_model });
+        return table.inplace_op1(&Draw { init, seed, stride, d_model });
     }
     let block = (BLOCK_VALUES / d_model.max(1)).max(1);
     for first in (0..rows).step_by(block) {
         let count = block.min(rows - first);
-        let values = Tensor::from_vec(init.rows(seed, first, count, d_model), (count, d_model), &Device::Cpu)?;
+        let mut values = vec![0f32; count * d_model];
+        init.draw(seed, Stride { first: stride.row(first), ..stride }, d_model, &mut values);
+        let values = Tensor::from_vec(values, (count, d_model), &Device::Cpu)?;
         let values = values.to_dtype(table.dtype())?.to_device(table.device())?;
         table.slice_set(&values, 0, first)?;
     }
@@ -182,6 +197,7 @@ fn fill(table: &Tensor, init: Init, seed: u64) -> candle_core::Result<()> {
 struct Draw {
     init: Init,
     seed: u64,
+    stride: Stride,
     d_model: usize,
 }
 
@@ -193,7 +209,7 @@ impl InplaceOp1 for Draw {
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
         match (storage, layout.contiguous_offsets()) {
             (CpuStorage::F32(values), Some((start, end))) => {
-                self.init.draw(self.seed, 0, self.d_model, &mut values[start..end]);
+                self.init.draw(self.seed, self.stride, self.d_model, &mut values[start..end]);
                 Ok(())
             }
             _ => candle_core::bail!("a new table must be contiguous, and have the dtype that it was made with"),

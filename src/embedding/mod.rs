@@ -14,6 +14,7 @@ use std::sync::Arc;
 use candle_core::{DType, Module, Tensor};
 use candle_nn::VarBuilder;
 
+use crate::collective::Stride;
 use crate::rows::{RowTable, Rows};
 use crate::{Error, NO_TOKEN, Result, ids};
 pub use config::{Gradient, Scale, TokenEmbeddingConfig};
@@ -104,26 +105,31 @@ impl TokenEmbedding {
     /// # Cost
     /// About 15 ns per value that is drawn, divided by the number of threads, and a few MiB of memory beside the table.
     pub fn new(cfg: &TokenEmbeddingConfig, vb: VarBuilder) -> Result<Self> {
-        let shape = (cfg.vocab_size, cfg.d_model);
-        if shape.0 == 0 || shape.1 == 0 {
+        Ok(TokenEmbedding { padding_id: cfg.padding_id, ..Self::of_rows(cfg, Stride::ALL, vb)? })
+    }
+
+    /// A layer over some rows of the table, without a padding id. Its ids are places in `stride`.
+    pub(crate) fn of_rows(cfg: &TokenEmbeddingConfig, stride: Stride, vb: VarBuilder) -> Result<Self> {
+        if cfg.vocab_size == 0 || cfg.d_model == 0 {
             return Err(Error::Config(format!(
                 "a table of {} x {} holds nothing: both sizes must be at least 1",
-                shape.0, shape.1
+                cfg.vocab_size, cfg.d_model
             )));
         }
-        if shape.0 > NO_TOKEN as usize {
-            return Err(Error::Config(format!("a table of {} rows has more than u32 ids can name", shape.0)));
+        if cfg.vocab_size > NO_TOKEN as usize {
+            return Err(Error::Config(format!("a table of {} rows has more than u32 ids can name", cfg.vocab_size)));
         }
         let missing = !vb.contains_tensor("weight");
-        let weight = cfg.init.get(shape, "weight", cfg.seed, &vb)?;
+        let shape = (stride.count(cfg.vocab_size), cfg.d_model);
+        let weight = cfg.init.get_rows(shape, "weight", cfg.seed, stride, &vb)?;
         if missing
             && weight.is_variable()
             && let Some(padding_id) = cfg.padding_id.filter(|id| (*id as usize) < cfg.vocab_size)
+            && let Some(row) = stride.place(padding_id as usize)
         {
-            weight.slice_set(&weight.narrow(0, 0, 1)?.zeros_like()?, 0, padding_id as usize)?;
+            weight.slice_set(&weight.narrow(0, 0, 1)?.zeros_like()?, 0, row)?;
         }
         let mut layer = Self::from_weight(weight)?;
-        layer.padding_id = cfg.padding_id;
         layer.scale = match cfg.scale {
             Scale::None => None,
             Scale::SqrtDModel => Some((cfg.d_model as f64).sqrt()),

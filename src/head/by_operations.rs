@@ -3,6 +3,8 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::{CrossEntropyConfig, Grads, Wanted};
+use crate::NO_TOKEN;
+use crate::collective::Shard;
 
 /// Minimum and maximum number of tokens in a chunk, and the number of chunks between these limits, as in `fused`.
 const TOKENS: (usize, usize) = (64, 256);
@@ -14,9 +16,11 @@ pub(super) struct Rows<'a> {
     pub(super) weight: &'a Tensor,
     pub(super) bias: Option<&'a Tensor>,
     pub(super) soft_cap: Option<f64>,
+    /// The whole weight, if other ranks have the rest of it.
+    pub(super) shard: Option<&'a Shard>,
 }
 
-/// Losses (n), n at least 1. With an upstream gradient also the gradients of Σ upstream · loss. Products are in the weight's dtype,
+/// Losses (n), n at least 1. Targets are rows of the weight, or [`NO_TOKEN`] if another rank has the row. With an upstream gradient also the gradients of Σ upstream · loss. Products are in the weight's dtype,
 /// everything else in f32 (f64 for f64).
 pub(super) fn run(
     rows: &Rows,
@@ -27,7 +31,7 @@ pub(super) fn run(
 ) -> Result<(Tensor, Grads)> {
     let (device, dtype) = (rows.weight.device(), rows.weight.dtype());
     let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
-    let vocab_size = rows.weight.dim(0)?;
+    let vocab_size = rows.shard.map_or(rows.weight.dim(0)?, |shard| shard.vocab_size());
     let smoothing = cfg.label_smoothing;
     let chunk = (targets.len() / CHUNKS).clamp(TOKENS.0, TOKENS.1);
     let weight = &rows.weight.contiguous()?;
@@ -38,7 +42,12 @@ pub(super) fn run(
     for first in (0..targets.len()).step_by(chunk) {
         let n = chunk.min(targets.len() - first);
         let hidden = rows.hidden.narrow(0, first, n)?.contiguous()?;
-        let y = Tensor::from_slice(&targets[first..first + n], (n, 1), device)?;
+        let targets = &targets[first..first + n];
+        let y: Vec<u32> = targets.iter().map(|y| if *y == NO_TOKEN { 0 } else { *y }).collect();
+        let y = Tensor::from_vec(y, (n, 1), device)?;
+        // 1 where the target's row is here, 0 where another rank has it.
+        let here: Vec<f32> = targets.iter().map(|y| f32::from(*y != NO_TOKEN)).collect();
+        let here = rows.shard.map(|_| Tensor::from_vec(here, (n, 1), device)?.to_dtype(wide)).transpose()?;
         let mut z = hidden.matmul(&weight.t()?)?.to_dtype(wide)?;
         if let Some(bias) = rows.bias {
             z = z.broadcast_add(&bias.to_dtype(wide)?)?;
@@ -46,13 +55,22 @@ pub(super) fn run(
         if let Some(cap) = rows.soft_cap {
             z = ((z / cap)?.tanh()? * cap)?;
         }
-        let max = z.max_keepdim(1)?;
+        let mut max = z.max_keepdim(1)?;
+        if let Some(shard) = rows.shard {
+            max = shard.max(&max)?;
+        }
         let exp = z.broadcast_sub(&max)?.exp()?;
-        let exp_sum = exp.sum_keepdim(1)?;
+        let mut exp_sum = exp.sum_keepdim(1)?;
+        let mut target = z.gather(&y, 1)?;
+        let mut z_sum = if smoothing != 0.0 { z.sum_keepdim(1)? } else { target.zeros_like()? };
+        if let (Some(shard), Some(here)) = (rows.shard, &here) {
+            let sums = shard.sum(&Tensor::cat(&[exp_sum, (target * here)?, z_sum], 1)?)?;
+            [exp_sum, target, z_sum] = [sums.narrow(1, 0, 1)?, sums.narrow(1, 1, 1)?, sums.narrow(1, 2, 1)?];
+        }
         let lse = (exp_sum.log()? + max)?;
-        let mut loss = (&lse - (z.gather(&y, 1)? * (1.0 - smoothing))?)?;
+        let mut loss = (&lse - (target * (1.0 - smoothing))?)?;
         if smoothing != 0.0 {
-            loss = (loss - (z.sum_keepdim(1)? * (smoothing / vocab_size as f64))?)?;
+            loss = (loss - (z_sum * (smoothing / vocab_size as f64))?)?;
         }
         if cfg.z_loss != 0.0 {
             loss = (loss + (lse.sqr()? * cfg.z_loss)?)?;
@@ -65,7 +83,8 @@ pub(super) fn run(
         if smoothing != 0.0 {
             dz = dz.broadcast_sub(&(&upstream * (smoothing / vocab_size as f64))?)?;
         }
-        dz = dz.scatter_add(&y, &(&upstream * (smoothing - 1.0))?, 1)?;
+        let of_target = (&upstream * (smoothing - 1.0))?;
+        dz = dz.scatter_add(&y, &here.map_or(Ok(of_target.clone()), |here| of_target * here)?, 1)?;
         if let Some(cap) = rows.soft_cap {
             dz = (dz * (1.0 - (z / cap)?.sqr()?)?)?;
         }

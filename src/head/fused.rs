@@ -9,9 +9,13 @@
 
 use std::mem::MaybeUninit;
 
+use candle_core::{Device, Tensor};
+
 use super::kernel::{self, Statistics};
 use super::product::{self, Matrix};
 use super::{CrossEntropyConfig, Wanted};
+use crate::Result;
+use crate::collective::Shard;
 use crate::support::parallel;
 
 /// Vocabulary rows of a block. Its logits fit in the second-level cache.
@@ -23,14 +27,18 @@ const CHUNKS: usize = 16;
 /// Products with fewer multiplications run on one thread.
 const PARALLEL: usize = 1 << 21;
 
-/// The inputs, with at least one token, row and column. All slices are row-major. Targets are below V.
+/// The inputs, with at least one token and column. All slices are row-major.
 pub(super) struct Problem<'a> {
     pub(super) hidden: &'a [f32],
     pub(super) weight: &'a [f32],
     pub(super) bias: Option<&'a [f32]>,
+    /// Rows of the weight here. [`NO_TOKEN`](crate::NO_TOKEN): another rank has the row.
     pub(super) targets: &'a [u32],
+    /// Rows of the weight here, V. Without other ranks at least one.
     pub(super) vocab_size: usize,
     pub(super) columns: usize,
+    /// The whole weight, if other ranks have the rest of it. They call the same functions with their rows.
+    pub(super) shard: Option<&'a Shard>,
     pub(super) cfg: &'a CrossEntropyConfig,
     pub(super) soft_cap: Option<f64>,
 }
@@ -43,8 +51,9 @@ pub(super) struct Gradients {
 }
 
 impl Problem<'_> {
-    /// The loss of every token. With an upstream gradient also the gradients of Σ upstream · loss.
-    pub(super) fn run(&self, upstream: Option<&[f64]>, wanted: Wanted) -> (Vec<f64>, Gradients) {
+    /// The loss of every token. With an upstream gradient also the gradients of Σ upstream · loss. If the weight is split between
+    /// ranks, the gradient of the hidden states is this rank's part of the sum.
+    pub(super) fn run(&self, upstream: Option<&[f64]>, wanted: Wanted) -> Result<(Vec<f64>, Gradients)> {
         let (vocab_size, columns, tokens) = (self.vocab_size, self.columns, self.targets.len());
         let wanted = if upstream.is_some() { wanted } else { Wanted::default() };
         let sized = |wanted: bool, len: usize| if wanted { len } else { 0 };
@@ -74,7 +83,7 @@ impl Problem<'_> {
             });
             each(small, spans, |span| self.describe(h, targets, span));
             // 2. Losses.
-            let tokens = self.combine(n, &statistics[..blocks * 4 * n], upstream.map(|u| &u[first..first + n]));
+            let tokens = self.combine(n, &statistics[..blocks * 4 * n], upstream.map(|u| &u[first..first + n]))?;
             losses.extend_from_slice(&tokens.losses);
             if upstream.is_none() {
                 continue;
@@ -95,17 +104,18 @@ impl Problem<'_> {
             each(small, spans, |span| self.differentiate(h, targets, &tokens, first == 0, span));
             // Add partial sums in the order of the vocabulary.
             let mut sums = partial.chunks_exact(chunk * columns).map(|partial| &partial[..n * columns]);
-            if let Some(start) = sums.next() {
-                let at = hidden.len();
-                hidden.extend_from_slice(start);
-                for partial in sums {
-                    hidden[at..].iter_mut().zip(partial).for_each(|(sum, value)| *sum += *value);
-                }
+            let at = hidden.len();
+            match sums.next() {
+                Some(start) => hidden.extend_from_slice(start),
+                None => hidden.resize(at + sized(wanted.hidden, n * columns), 0.0), // not wanted, or no rows here
+            }
+            for partial in sums {
+                hidden[at..].iter_mut().zip(partial).for_each(|(sum, value)| *sum += *value);
             }
         }
         // SAFETY: the first chunk has written every row.
         let weight = unsafe { product::written(weight) };
-        (losses, Gradients { hidden, weight, bias })
+        Ok((losses, Gradients { hidden, weight, bias }))
     }
 
     /// Computes the logits of the blocks of one span, and four rows of statistics per block: maximum, Σ exp, Σ z, the target's z.
@@ -133,16 +143,16 @@ impl Problem<'_> {
     }
 
     /// Combines the statistics of the blocks in f64: losses, and the factors of the gradients.
-    fn combine(&self, n: usize, statistics: &[f32], upstream: Option<&[f64]>) -> Tokens {
+    fn combine(&self, n: usize, statistics: &[f32], upstream: Option<&[f64]>) -> Result<Tokens> {
         let cfg = self.cfg;
-        let (smoothing, z_loss, rows) = (cfg.label_smoothing, cfg.z_loss, self.vocab_size as f64);
+        let rows = self.shard.map_or(self.vocab_size, |shard| shard.vocab_size()) as f64;
+        let (smoothing, z_loss) = (cfg.label_smoothing, cfg.z_loss);
+        let mut all: Vec<Sums> = (0..n).map(|token| Sums::of(token, n, statistics)).collect();
+        if let Some(shard) = self.shard {
+            Sums::over_ranks(&mut all, shard)?;
+        }
         let mut tokens = Tokens::default();
-        for token in 0..n {
-            let of = |row: usize| statistics.chunks_exact(4 * n).map(move |block| block[row * n + token]);
-            let max = of(0).fold(f32::MIN, f32::max);
-            let exp_sum: f64 =
-                of(0).zip(of(1)).map(|(m, sum)| f64::from(sum) * libm::exp(f64::from(m) - f64::from(max))).sum();
-            let [sum, target] = [2, 3].map(|row| of(row).map(f64::from).sum::<f64>());
+        for (token, Sums { max, exp_sum, sum, target }) in all.into_iter().enumerate() {
             let lse = f64::from(max) + libm::log(exp_sum);
             // Without smoothing the sum may be infinite: a bias of -∞ excludes a row.
             let even = if smoothing == 0.0 { 0.0 } else { smoothing / rows * sum };
@@ -154,7 +164,7 @@ impl Problem<'_> {
             tokens.even.push((scale * smoothing / rows) as f32);
             tokens.target.push((scale * (1.0 - smoothing) * (1.0 - bent * bent)) as f32);
         }
-        tokens
+        Ok(tokens)
     }
 
     /// Blocks of one span: logits → gradients.
@@ -190,7 +200,7 @@ impl Problem<'_> {
 
     /// Rows of a span. A span of blocks is one task with its own partial sum of dH, so there are fewer spans if C is large.
     fn span_rows(&self) -> usize {
-        let blocks = self.vocab_size.div_ceil(BLOCK);
+        let blocks = self.vocab_size.div_ceil(BLOCK).max(1);
         blocks.div_ceil((self.vocab_size / (8 * self.columns)).clamp(16, 64).min(blocks)) * BLOCK
     }
 
@@ -218,6 +228,41 @@ struct Differentiated<'a> {
     weight: Option<&'a mut [MaybeUninit<f32>]>,
     bias: Option<&'a mut [f32]>,
     hidden: Option<&'a mut [f32]>,
+}
+
+/// A token's logits over the vocabulary: maximum, Σ exp(z - maximum), Σ z, and the target's z.
+struct Sums {
+    max: f32,
+    exp_sum: f64,
+    sum: f64,
+    target: f64,
+}
+
+impl Sums {
+    /// One of `n` tokens, from the statistics of all blocks.
+    fn of(token: usize, n: usize, statistics: &[f32]) -> Self {
+        let of = |row: usize| statistics.chunks_exact(4 * n).map(move |block| block[row * n + token]);
+        let max = of(0).fold(f32::MIN, f32::max);
+        let exp_sum = of(0).zip(of(1)).map(|(m, sum)| f64::from(sum) * libm::exp(f64::from(m) - f64::from(max))).sum();
+        let [sum, target] = [2, 3].map(|row| of(row).map(f64::from).sum::<f64>());
+        Sums { max, exp_sum, sum, target }
+    }
+
+    /// Two reductions over the ranks that have the rest of the vocabulary: the maxima, then the sums. Only one rank has the target.
+    fn over_ranks(all: &mut [Sums], shard: &Shard) -> Result<()> {
+        let own: Vec<f32> = all.iter().map(|sums| sums.max).collect();
+        let max = shard.max(&Tensor::new(own, &Device::Cpu)?)?.to_vec1::<f32>()?;
+        let mut sums = Vec::with_capacity(3 * all.len());
+        for (own, max) in all.iter().zip(&max) {
+            let exp_sum = own.exp_sum * libm::exp(f64::from(own.max) - f64::from(*max));
+            sums.extend([exp_sum, own.sum, own.target]);
+        }
+        let sums = shard.sum(&Tensor::new(sums, &Device::Cpu)?)?.to_vec1::<f64>()?;
+        for ((own, max), sums) in all.iter_mut().zip(max).zip(sums.chunks_exact(3)) {
+            *own = Sums { max, exp_sum: sums[0], sum: sums[1], target: sums[2] };
+        }
+        Ok(())
+    }
 }
 
 /// Results of step 2 for the tokens of a chunk.

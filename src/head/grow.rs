@@ -43,6 +43,7 @@ impl Head {
     /// - [`Error::RowOutOfRange`].
     pub fn freeze_except(&self, rows: &[u32]) -> Result<()> {
         let wrong = |what: &str| Err(Error::Config(what.to_string()));
+        self.check_whole("frozen rows")?;
         if self.bias.is_some() {
             return wrong("rows of a head with a bias cannot be frozen: the whole bias is trained");
         }
@@ -67,6 +68,7 @@ impl Head {
         fill: Fill,
         tied: bool,
     ) -> Result<HeadGrowth> {
+        self.check_whole("another number of rows")?;
         let old = self.vocab_size();
         let weight = match tied {
             true => None,

@@ -9,9 +9,10 @@ use candle_core::{
 
 use super::fused::{self, Problem};
 use super::{CrossEntropyConfig, Grads, Head, Hidden, Reduction, Wanted, by_operations};
+use crate::collective::Shard;
 use crate::rows::RowTable;
 use crate::support::parallel;
-use crate::{NO_TOKEN, Result, gradients};
+use crate::{Error, NO_TOKEN, Result, gradients};
 
 pub(super) fn cross_entropy(
     head: &Head,
@@ -28,7 +29,7 @@ pub(super) fn cross_entropy(
         weight = weight.to_dtype(DType::F32)?;
         bias = bias.map(|bias| bias.to_dtype(DType::F32)).transpose()?;
     }
-    let job = Job {
+    let mut job = Job {
         positions: (0..).zip(&targets).filter(|(_, y)| **y != NO_TOKEN).map(|(position, _)| position).collect(),
         wanted: Wanted {
             hidden: hidden.track_op(),
@@ -41,14 +42,16 @@ pub(super) fn cross_entropy(
         dtype: if hidden.dtype() == DType::F64 { DType::F64 } else { DType::F32 },
         cfg: *cfg,
         soft_cap: head.soft_cap,
+        shard: head.shard().cloned(),
     };
     let tracked = job.wanted.hidden || job.wanted.weight || job.wanted.bias;
+    let tracked_anywhere = job.meet_ranks(tracked)?;
     let upstream = match cfg.reduction {
         Reduction::Mean => Some(1.0 / job.targets.len().max(1) as f64),
         Reduction::Sum => Some(1.0),
         Reduction::None => None,
     };
-    let upstream = upstream.filter(|_| tracked).map(|upstream| vec![upstream; job.targets.len()]);
+    let upstream = upstream.filter(|_| tracked_anywhere).map(|upstream| vec![upstream; job.targets.len()]);
     // A dummy bias: the operation takes three arguments.
     let bias = bias.map_or_else(|| Tensor::zeros(1, hidden.dtype(), hidden.device()), Ok)?;
     let (losses, grads) = job.run(&hidden, &weight, &bias, upstream.as_deref())?;
@@ -72,9 +75,27 @@ struct Job {
     dtype: DType,
     cfg: CrossEntropyConfig,
     soft_cap: Option<f64>,
+    /// The whole weight, if other ranks have the rest of it. Then targets are rows here, or [`NO_TOKEN`].
+    shard: Option<Arc<Shard>>,
 }
 
 impl Job {
+    /// If the weight is split, checks that all ranks have the same targets, and replaces targets by rows here. All ranks compute
+    /// gradients if one needs them, because they compute them together. Returns whether one does.
+    fn meet_ranks(&mut self, tracked: bool) -> Result<bool> {
+        let Some(shard) = &self.shard else { return Ok(tracked) };
+        shard.check_same("the targets", &[&self.positions[..], &self.targets[..]].concat())?;
+        self.targets.iter_mut().for_each(|target| *target = shard.row(*target));
+        let [hidden, tracked, constant] = shard.any([self.wanted.hidden, tracked, !tracked])?;
+        self.wanted.hidden = hidden;
+        if self.cfg.reduction == Reduction::None && tracked && constant {
+            return Err(Error::Config(
+                "Reduction::None with gradients on some ranks only: they compute the gradients together".to_string(),
+            ));
+        }
+        Ok(tracked)
+    }
+
     /// Losses of the positions with a target, and the gradients of their sum weighted by `upstream`.
     fn run(
         &self,
@@ -99,9 +120,13 @@ impl Job {
             self.run_fused(&rows, &weight, bias.as_ref(), upstream)?
         } else {
             let soft_cap = self.soft_cap;
-            let rows = by_operations::Rows { hidden: &rows, weight: &weight, bias: bias.as_ref(), soft_cap };
+            let shard = self.shard.as_deref();
+            let rows = by_operations::Rows { hidden: &rows, weight: &weight, bias: bias.as_ref(), soft_cap, shard };
             by_operations::run(&rows, &self.targets, &self.cfg, upstream, self.wanted)?
         };
+        if let (Some(shard), Some(grad)) = (&self.shard, &mut grads[0]) {
+            *grad = shard.sum(grad)?;
+        }
         if let Some(grad) = grads[0].take_if(|_| !all) {
             grads[0] = Some(hidden.zeros_like()?.index_add(&places, &grad, 0)?);
         }
@@ -129,8 +154,9 @@ impl Job {
             columns,
             cfg: &self.cfg,
             soft_cap: self.soft_cap,
+            shard: self.shard.as_deref(),
         };
-        let (losses, grads) = problem.run(upstream, self.wanted);
+        let (losses, grads) = problem.run(upstream, self.wanted)?;
         let fused::Gradients { hidden, weight, bias } = grads;
         let tensor = |wanted: bool, values: Vec<f32>, shape: &[usize]| {
             (wanted && upstream.is_some()).then(|| Tensor::from_vec(values, shape, &Device::Cpu)).transpose()

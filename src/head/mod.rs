@@ -34,6 +34,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Module, Tensor};
 
+use crate::collective::Shard;
 use crate::rows::{RowTable, Rows};
 use crate::{Error, NO_TOKEN, Result, TokenEmbedding, ids};
 
@@ -173,7 +174,10 @@ impl Head {
         }
         let (bias, table) = (bias.cloned(), RowTable::of(weight));
         let head = Head { weight: weight.clone(), bias, soft_cap: None, tied: false, table };
-        head.bias.as_ref().map_or(Ok(()), |bias| head.fits("bias", bias))?;
+        if let Some(bias) = &head.bias {
+            head.check_whole("a bias")?;
+            head.fits("bias", bias)?;
+        }
         Ok(head)
     }
 
@@ -210,9 +214,29 @@ impl Head {
         Ok(self)
     }
 
-    /// Rows of the weight, V.
+    /// Rows of the weight, V. If the weight is split between ranks, the rows of all ranks.
     pub fn vocab_size(&self) -> usize {
+        self.shard().map_or(self.rows(), |shard| shard.vocab_size())
+    }
+
+    /// An error for what a weight that is split between ranks does not have.
+    fn check_whole(&self, what: &str) -> Result<()> {
+        match self.shard() {
+            None => Ok(()),
+            Some(_) => Err(Error::Config(format!(
+                "{what}: not for a head whose rows are split between ranks; it has loss, log_probs and top_k"
+            ))),
+        }
+    }
+
+    /// Rows of the weight here.
+    fn rows(&self) -> usize {
         self.weight.dims()[0]
+    }
+
+    /// The whole weight, if other ranks hold the rest of its rows ([`VocabParallelEmbedding`](crate::distributed::VocabParallelEmbedding)).
+    fn shard(&self) -> Option<&Arc<Shard>> {
+        self.table.shard()
     }
 
     /// The cross-entropy of the logits and `targets`, with gradients for hidden states, weight and bias.
@@ -285,8 +309,9 @@ impl Head {
     /// - output: (…, V), the dtype of hidden, with a gradient
     ///
     /// # Errors
-    /// [`Error::Config`]: another width, dtype or device than the weight's.
+    /// [`Error::Config`]: another width, dtype or device than the weight's; a weight that is split between ranks.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.check_whole("all logits")?;
         let hidden = self.hidden(hidden)?;
         let dims = [&hidden.dims[..], &[self.vocab_size()]].concat();
         Ok(self.logits_of(&hidden.rows, 0, self.vocab_size())?.reshape(dims)?)

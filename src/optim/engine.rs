@@ -220,7 +220,9 @@ impl<P: Rule> Optim<P> {
 
     /// Scales all gradients, dense and row-sparse, so that their global L2 norm is at most `max_norm`. Returns the norm before scaling.
     /// Row gradients are summed by row first, so the norm is that of the dense gradient. Frozen rows are not counted.
-    /// If you skip the step because of the norm, call [`zero_grad`](Self::zero_grad).
+    /// If you skip the step because of the norm, call [`zero_grad`](Self::zero_grad). With a weight that is split between ranks
+    /// ([`VocabParallelEmbedding`](crate::distributed::VocabParallelEmbedding)) the norm is that of the whole weight: all ranks must
+    /// call this.
     ///
     /// # Errors
     /// [`Error::Config`] if `max_norm` is not positive; [`Error::MissingGradients`] or [`Error::SteppedBefore`] as for a step; those of
@@ -239,28 +241,40 @@ impl<P: Rule> Optim<P> {
         let mut by_row = Vec::new();
         let mut squares = || {
             let mut sum = 0.0;
+            // Of weights whose other rows are on other ranks.
+            let (mut split, mut shard) = (0.0, None);
             for member in self.members() {
+                let sum = match member.table.shard() {
+                    None => &mut sum,
+                    some => {
+                        shard = some;
+                        &mut split
+                    }
+                };
                 match grads.get(&member.var) {
                     Some(dense) if member.table.is_row_sparse() => {
                         member.add(dense)?;
                         let frozen = member.table.frozen();
                         let rows = Groups::of_all_but(&frozen).rows;
                         if frozen.is_empty() {
-                            sum += square(dense)?;
+                            *sum += square(dense)?;
                         } else if !rows.is_empty() {
-                            sum += square(&dense.index_select(&Tensor::new(rows, dense.device())?, 0)?)?;
+                            *sum += square(&dense.index_select(&Tensor::new(rows, dense.device())?, 0)?)?;
                         }
                     }
-                    Some(dense) => sum += square(dense)?,
+                    Some(dense) => *sum += square(dense)?,
                     None if member.table.is_row_sparse() => {
                         let Some(rows) = member.table.take()? else { continue };
                         by_row.push((&member.table, rows));
-                        sum += square(&by_row[by_row.len() - 1].1.values)?;
+                        *sum += square(&by_row[by_row.len() - 1].1.values)?;
                     }
                     None => (),
                 }
             }
-            Ok(sum)
+            Ok(match shard {
+                None => sum,
+                Some(shard) => sum + shard.sum_number(split)?,
+            })
         };
         let sum: Result<f64> = squares();
         // Row gradients that were taken are returned, also after an error.

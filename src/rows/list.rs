@@ -12,8 +12,8 @@ use super::{RowTable, lock};
 /// alive, so no other tensor can have the same address.
 static TABLES: Mutex<Option<HashMap<usize, Weak<RowTable>>>> = Mutex::new(None);
 
-/// The number of row-sparse tables. Programs without one skip the search.
-static ROW_SPARSE: AtomicUsize = AtomicUsize::new(0);
+/// The number of tables that are row-sparse or split between ranks. Programs without one skip the search.
+static SOUGHT: AtomicUsize = AtomicUsize::new(0);
 
 fn address(tensor: &Tensor) -> usize {
     &raw const *tensor.storage_and_layout().0 as usize
@@ -35,20 +35,19 @@ pub(super) fn table_of(tensor: &Tensor) -> Arc<RowTable> {
     })
 }
 
-/// The row-sparse table over this tensor's memory, for callers that have a VarMap and no layer.
-pub(super) fn row_sparse_table_of(tensor: &Tensor) -> Option<Arc<RowTable>> {
-    if ROW_SPARSE.load(Ordering::Relaxed) == 0 {
+/// The table over this tensor's memory, for callers that have a VarMap and no layer. Finds row-sparse and split tables.
+pub(super) fn find(tensor: &Tensor) -> Option<Arc<RowTable>> {
+    if SOUGHT.load(Ordering::Relaxed) == 0 {
         return None;
     }
     let at = address(tensor);
-    let known = lock(&TABLES).as_ref().and_then(|tables| tables.get(&at).and_then(Weak::upgrade));
-    known.filter(|table| table.is_row_sparse())
+    lock(&TABLES).as_ref().and_then(|tables| tables.get(&at).and_then(Weak::upgrade))
 }
 
-pub(super) fn count_row_sparse() {
-    ROW_SPARSE.fetch_add(1, Ordering::Relaxed);
+pub(super) fn count() {
+    SOUGHT.fetch_add(1, Ordering::Relaxed);
 }
 
-pub(super) fn forget_row_sparse() {
-    ROW_SPARSE.fetch_sub(1, Ordering::Relaxed);
+pub(super) fn forget() {
+    SOUGHT.fetch_sub(1, Ordering::Relaxed);
 }

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, TensorId};
 
+use crate::collective::Shard;
 use crate::grouping::Grouping;
 use crate::{Error, Result};
 pub(crate) use sum::Grouped;
@@ -64,6 +65,8 @@ pub(crate) struct RowTable {
     replaced: AtomicBool,
     /// Whether every step ends with a flush.
     flushed: AtomicBool,
+    /// The whole weight, if other ranks hold the rest of its rows.
+    shard: OnceLock<Arc<Shard>>,
     shared: Mutex<Shared>,
 }
 
@@ -110,16 +113,20 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Drop for RowTable {
     fn drop(&mut self) {
-        if self.is_row_sparse() {
-            list::forget_row_sparse();
-        }
+        (0..self.is_row_sparse() as usize + self.shard.get().is_some() as usize).for_each(|_| list::forget());
     }
 }
 
 impl RowTable {
     fn new(memory: Tensor) -> Self {
-        let (row_sparse, shared) = (OnceLock::new(), Mutex::default());
-        RowTable { memory, row_sparse, replaced: AtomicBool::new(false), flushed: AtomicBool::new(false), shared }
+        RowTable {
+            memory,
+            row_sparse: OnceLock::new(),
+            replaced: AtomicBool::new(false),
+            flushed: AtomicBool::new(false),
+            shard: OnceLock::new(),
+            shared: Mutex::default(),
+        }
     }
 
     /// The table over a tensor's memory. The tensor is the variable, a detached tensor of it, or a view. Locks the global list.
@@ -129,7 +136,23 @@ impl RowTable {
 
     /// The row-sparse table over a tensor's memory, if there is one. Locks the global list.
     pub(crate) fn find(tensor: &Tensor) -> Option<Arc<RowTable>> {
-        list::row_sparse_table_of(tensor)
+        list::find(tensor).filter(|table| table.is_row_sparse())
+    }
+
+    /// The whole weight that this tensor's memory has the rows of one rank of, if it is split.
+    pub(crate) fn shard_of(tensor: &Tensor) -> Option<Arc<Shard>> {
+        list::find(tensor)?.shard().cloned()
+    }
+
+    /// Records that the tensor has some rows of a weight, and other ranks have the others.
+    pub(crate) fn split(&self, shard: Arc<Shard>) {
+        if self.shard.set(shard).is_ok() {
+            list::count();
+        }
+    }
+
+    pub(crate) fn shard(&self) -> Option<&Arc<Shard>> {
+        self.shard.get()
     }
 
     /// Replays all deferred updates of the row-sparse table over a tensor's memory, if there is one.
@@ -144,7 +167,7 @@ impl RowTable {
             return Err(Error::SecondOptimizer);
         }
         if self.row_sparse.set(variable.clone()).is_ok() {
-            list::count_row_sparse();
+            list::count();
         }
         Ok(())
     }

@@ -22,3 +22,4 @@ mod server;
 #[path = "../support/mod.rs"]
 mod support;
 mod train_gpt;
+mod vocab_parallel;

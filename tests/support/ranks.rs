@@ -53,6 +53,7 @@ impl Drop for Panics<'_> {
     }
 }
 
+#[derive(Clone)]
 pub struct Threads {
     rank: usize,
     world_size: usize,
@@ -87,7 +88,8 @@ impl Threads {
     /// What every rank gave.
     fn all(&self, tensor: &Tensor, counts: &[usize]) -> Vec<Given> {
         *self.shared.bytes.lock().unwrap() += tensor.elem_count() * tensor.dtype().size_in_bytes();
-        self.shared.slots.lock().unwrap()[self.rank] = Some((tensor.detach(), counts.to_vec()));
+        // A copy: when an operation returns, the caller may overwrite its tensor.
+        self.shared.slots.lock().unwrap()[self.rank] = Some((tensor.force_contiguous().unwrap(), counts.to_vec()));
         self.shared.barrier.wait();
         let all = self.shared.slots.lock().unwrap().iter().map(|slot| slot.clone().unwrap()).collect();
         self.shared.barrier.wait();

@@ -1,8 +1,15 @@
-//! The operations that all ranks take part in.
+//! The operations that all ranks take part in, and the rows that each rank holds of a weight that is split.
+//!
+//! This module does not depend on engines, nor on what is exchanged.
 
-use candle_core::{DType, Tensor};
+mod shard;
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
 
 use crate::{Error, Result};
+pub(crate) use shard::{Shard, Stride};
 
 /// How [`Collective::all_reduce`] combines elements.
 ///
@@ -70,35 +77,43 @@ pub trait Collective: Send + Sync {
     fn barrier(&self) -> Result<()>;
 }
 
-impl<C: Collective + ?Sized> Collective for &C {
-    fn rank(&self) -> usize {
-        (**self).rank()
-    }
+/// A reference or a shared pointer to an engine is an engine.
+macro_rules! deref_collective {
+    ($pointer:ty) => {
+        impl<C: Collective + ?Sized> Collective for $pointer {
+            fn rank(&self) -> usize {
+                (**self).rank()
+            }
 
-    fn world_size(&self) -> usize {
-        (**self).world_size()
-    }
+            fn world_size(&self) -> usize {
+                (**self).world_size()
+            }
 
-    fn all_reduce(&self, tensor: &Tensor, op: ReduceOp) -> Result<Tensor> {
-        (**self).all_reduce(tensor, op)
-    }
+            fn all_reduce(&self, tensor: &Tensor, op: ReduceOp) -> Result<Tensor> {
+                (**self).all_reduce(tensor, op)
+            }
 
-    fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
-        (**self).all_gather(tensor)
-    }
+            fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
+                (**self).all_gather(tensor)
+            }
 
-    fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Tensor> {
-        (**self).broadcast(tensor, root)
-    }
+            fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Tensor> {
+                (**self).broadcast(tensor, root)
+            }
 
-    fn all_to_all(&self, rows: &Tensor, counts: &[usize]) -> Result<(Tensor, Vec<usize>)> {
-        (**self).all_to_all(rows, counts)
-    }
+            fn all_to_all(&self, rows: &Tensor, counts: &[usize]) -> Result<(Tensor, Vec<usize>)> {
+                (**self).all_to_all(rows, counts)
+            }
 
-    fn barrier(&self) -> Result<()> {
-        (**self).barrier()
-    }
+            fn barrier(&self) -> Result<()> {
+                (**self).barrier()
+            }
+        }
+    };
 }
+
+deref_collective!(&C);
+deref_collective!(Arc<C>);
 
 /// One process: every operation returns its own tensor.
 ///
@@ -187,4 +202,15 @@ pub fn check_counts(rows: &Tensor, counts: &[usize], world_size: usize) -> Resul
             rows.dims()
         ))),
     }
+}
+
+/// Which of the numbers are not the same on all ranks. All ranks must have as many, and get the same answer.
+pub(crate) fn differences(ranks: &dyn Collective, numbers: &[u32]) -> Result<Vec<bool>> {
+    if numbers.is_empty() {
+        return Ok(Vec::new());
+    }
+    let both: Vec<u32> = numbers.iter().copied().chain(numbers.iter().map(|number| !number)).collect();
+    let largest = ranks.all_reduce(&Tensor::new(both, &Device::Cpu)?, ReduceOp::Max)?.to_vec1::<u32>()?;
+    let (largest, complements) = largest.split_at(numbers.len());
+    Ok(largest.iter().zip(complements).map(|(largest, complement)| *largest != !complement).collect())
 }
