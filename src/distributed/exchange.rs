@@ -29,8 +29,15 @@ pub enum RowExchange {
     /// The ranks agree on the union of their rows (one flag a row), then sum the gradients of those rows. It moves fewer bytes than
     /// the dense gradient as long as the union is smaller than the table. The sum is over sums: its last bits depend on the number
     /// of ranks.
+    ///
+    /// The union is exchanged by row also if it is most of the table: it never moves more than the dense gradient and the flags, and a
+    /// dense gradient would be another optimizer with [`Replay::Lazy`](crate::optim::Replay::Lazy).
     #[default]
     Union,
+    /// Each row has an owner, rank (row mod N). Every rank sends the gradients of its rows to their owners, the owners sum them, and
+    /// send the sums to all. It moves fewer bytes than the union, in more messages: for slow networks and many ranks. The sum is in
+    /// the order of ranks.
+    Owners,
     /// Every rank gets the gradient of every position, in the order of the joined batch, and sums them as one process does: the
     /// table has the same bits for any number of ranks. It moves the gradient of each token of all ranks to each rank.
     Ordered,
@@ -171,6 +178,7 @@ impl<C: Collective> DataParallel<C> {
             } else if has[1] == 1 {
                 match self.rows {
                     RowExchange::Union => self.exchange_union(&member.table)?,
+                    RowExchange::Owners => self.exchange_owners(&member.table)?,
                     RowExchange::Ordered => self.exchange_ordered(&member.table)?,
                 }
             }
@@ -263,42 +271,98 @@ impl<C: Collective> DataParallel<C> {
         table.push_rows(RowGradients { rows: union, values })
     }
 
+    /// Sums each row's gradients on the rank that owns the row, and gives the sums to all ranks.
+    fn exchange_owners(&self, table: &RowTable) -> Result<()> {
+        let ranks = self.collective.world_size();
+        let weight = table.weight();
+        let own = table.take()?.map_or_else(|| no_rows(weight), Ok)?;
+        // By owner, as `all_to_all` sends them.
+        let mut order: Vec<u32> = (0..own.rows.len() as u32).collect();
+        order.sort_by_key(|at| own.rows[*at as usize] as usize % ranks);
+        let rows: Vec<u32> = order.iter().map(|at| own.rows[*at as usize]).collect();
+        let values = select(&own.values, order)?;
+        let mut counts = vec![0; ranks];
+        rows.iter().for_each(|row| counts[*row as usize % ranks] += 1);
+        let (rows, _) = self.collective.all_to_all(&Tensor::new(rows, &Device::Cpu)?, &counts)?;
+        let (values, _) = self.collective.all_to_all(&values, &counts)?;
+        // The sums of the rows that are owned here.
+        let received = rows.to_vec1::<u32>()?;
+        let mut owned = received.clone();
+        owned.sort_unstable();
+        owned.dedup();
+        let places: Vec<u32> = received.iter().map(|row| owned.partition_point(|other| other < row) as u32).collect();
+        let sums = match owned.len() {
+            0 => no_rows(weight)?.values,
+            rows => Tensor::zeros((rows, weight.dim(1)?), DType::F32, weight.device())?.index_add(
+                &Tensor::new(places, weight.device())?,
+                &values,
+                0,
+            )?,
+        };
+        for (rows, values) in self.gather_rows(owned, sums)? {
+            table.push_rows(RowGradients { rows, values })?;
+        }
+        Ok(())
+    }
+
     /// Gives every rank the pending gradients of all positions: look-up by look-up, and in each look-up rank by rank.
     fn exchange_ordered(&self, table: &RowTable) -> Result<()> {
-        let columns = table.weight().dim(1)?;
-        let device = table.weight().device();
         let own = table.take_lookups()?;
         let lookups = self.gather_numbers(own.len())?;
-        let most = lookups.iter().copied().max().unwrap_or(0);
-        for k in 0..most {
-            let (ids, grad) = match own.get(k) {
-                Some((ids, grad)) => (ids.clone(), grad.clone()),
-                None => (Vec::new(), Tensor::zeros((0, columns), DType::F32, device)?),
+        let mut own = own.into_iter();
+        for _ in 0..lookups.into_iter().max().unwrap_or(0) {
+            let (ids, grad) = match own.next() {
+                Some((ids, grad)) => (ids, grad.to_dtype(DType::F32)?),
+                None => (Vec::new(), no_rows(table.weight())?.values),
             };
-            let counts = self.gather_numbers(ids.len())?;
-            let longest = counts.iter().copied().max().unwrap_or(0);
-            if longest == 0 {
-                continue;
-            }
-            let mut padded = ids;
-            padded.resize(longest, 0);
-            let all_ids = self.collective.all_gather(&Tensor::new(padded, &Device::Cpu)?)?.to_vec1::<u32>()?;
-            let grad = grad.to_dtype(DType::F32)?;
-            let short = longest - grad.dim(0)?;
-            let grad = if short == 0 { grad } else { grad.pad_with_zeros(0, 0, short)? };
-            let all_grads = self.collective.all_gather(&grad)?;
-            for (rank, count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
-                let rows = all_ids[rank * longest..][..*count].to_vec();
-                table.push_rows(RowGradients { rows, values: all_grads.narrow(0, rank * longest, *count)? })?;
+            for (rows, values) in self.gather_rows(ids, grad)? {
+                table.push_rows(RowGradients { rows, values })?;
             }
         }
         Ok(())
+    }
+
+    /// Rows and values (n, C) of each rank that has any, in the order of ranks. Ranks may have different numbers.
+    fn gather_rows(&self, mut rows: Vec<u32>, values: Tensor) -> Result<Vec<(Vec<u32>, Tensor)>> {
+        let counts = self.gather_numbers(rows.len())?;
+        let longest = counts.iter().copied().max().unwrap_or(0);
+        if longest == 0 {
+            return Ok(Vec::new());
+        }
+        let short = longest - rows.len();
+        let values = match (short, rows.len()) {
+            (0, _) => values,
+            (_, 0) => Tensor::zeros((longest, values.dim(1)?), DType::F32, values.device())?,
+            _ => values.pad_with_zeros(0, 0, short)?,
+        };
+        rows.resize(longest, 0);
+        let all_rows = self.collective.all_gather(&Tensor::new(rows, &Device::Cpu)?)?.to_vec1::<u32>()?;
+        let all_values = self.collective.all_gather(&values)?;
+        let of_rank = |(rank, count): (usize, usize)| {
+            let first = rank * longest;
+            Ok((all_rows[first..][..count].to_vec(), all_values.narrow(0, first, count)?))
+        };
+        counts.into_iter().enumerate().filter(|(_, count)| *count > 0).map(of_rank).collect()
     }
 
     /// The number of each rank.
     fn gather_numbers(&self, number: usize) -> Result<Vec<usize>> {
         let all = self.collective.all_gather(&Tensor::new(&[number as i64], &Device::Cpu)?)?;
         Ok(all.to_vec1::<i64>()?.into_iter().map(|number| number as usize).collect())
+    }
+}
+
+/// Gradients of no rows of a table. (A view, because GPUs allocate no tensor of size 0.)
+fn no_rows(weight: &Tensor) -> Result<RowGradients> {
+    let row = Tensor::zeros((1, weight.dim(1)?), DType::F32, weight.device())?;
+    Ok(RowGradients { rows: Vec::new(), values: row.narrow(0, 0, 0)? })
+}
+
+/// The rows of `values` in another order.
+fn select(values: &Tensor, order: Vec<u32>) -> Result<Tensor> {
+    match order.is_empty() {
+        true => Ok(values.clone()),
+        false => Ok(values.index_select(&Tensor::new(order, values.device())?, 0)?),
     }
 }
 
