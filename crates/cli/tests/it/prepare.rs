@@ -88,7 +88,8 @@ fn any_number_of_ranks_gives_the_same_bytes() {
                     ),
                     _ => command(&input, &out, &["--jobs", "1"]),
                 };
-                command.env("SLURM_PROCID", rank.to_string()).env("SLURM_NTASKS", ranks.to_string()).spawn().unwrap()
+                command.env("SLURM_PROCID", rank.to_string()).env("SLURM_STEP_NUM_TASKS", ranks.to_string());
+                command.spawn().unwrap()
             })
             .collect();
         for child in children {

@@ -28,12 +28,13 @@ impl Default for Rank {
 }
 
 /// Environment variables of schedulers: rank, number of ranks, number of the first rank, and the scheduler's name. A job array may
-/// count from any number. Kubernetes tells a pod only its index.
+/// count from any number. Kubernetes tells a pod only its index. SLURM sets `SLURM_PROCID` and `SLURM_NTASKS` also in a batch script,
+/// which is one process; only `srun` sets `SLURM_STEP_NUM_TASKS`.
 const VARIABLES: [(&str, &str, &str, &str); 6] = [
     ("RANK", "WORLD_SIZE", "", "torchrun"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "", "OpenMPI"),
     ("PMI_RANK", "PMI_SIZE", "", "PMI"),
-    ("SLURM_PROCID", "SLURM_NTASKS", "", "SLURM"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "", "SLURM"),
     ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "a SLURM job array"),
     ("JOB_COMPLETION_INDEX", "", "", "a Kubernetes indexed job"),
 ];
@@ -51,7 +52,7 @@ const VARIABLES: [(&str, &str, &str, &str); 6] = [
 /// use tallow_text::prepare::{Rank, rank_from_env};
 /// let slurm = |name: &str| match name {
 ///     "SLURM_PROCID" => Some("3".to_string()),
-///     "SLURM_NTASKS" => Some("8".to_string()),
+///     "SLURM_STEP_NUM_TASKS" => Some("8".to_string()),
 ///     _ => None,
 /// };
 /// assert_eq!(rank_from_env(slurm, None), Ok(Some((Rank { rank: 3, world_size: 8 }, "SLURM"))));

@@ -685,8 +685,10 @@ fn schedulers_say_which_rank_this_is() {
     let array = [("SLURM_ARRAY_TASK_ID", "12"), ("SLURM_ARRAY_TASK_COUNT", "4"), ("SLURM_ARRAY_TASK_MIN", "10")];
     assert_eq!(from(&array, None), is(2, 4, "a SLURM job array"));
     // A job array of single tasks: the task's own rank says nothing.
-    let both = [&array[..], &[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "1")]].concat();
+    let both = [&array[..], &[("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "1")]].concat();
     assert_eq!(from(&both, None), is(2, 4, "a SLURM job array"));
+    // A batch script is one process, however many tasks its job may start.
+    assert_eq!(from(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "3")], None), Ok(None));
     assert_eq!(from(&[("JOB_COMPLETION_INDEX", "3")], Some(8)), is(3, 8, "a Kubernetes indexed job"));
     // What the user says decides which scheduler is meant.
     assert_eq!(from(&both, Some(4)), is(2, 4, "a SLURM job array"));
