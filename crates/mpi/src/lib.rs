@@ -21,6 +21,7 @@ use std::fmt::Display;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Shape, Storage, Tensor, WithDType};
 use ferrompi::{Communicator, Mpi, MpiDatatype, ThreadLevel};
@@ -47,7 +48,7 @@ pub fn run<E: Display>(body: impl FnOnce(&World) -> std::result::Result<(), E>) 
             return ExitCode::FAILURE;
         }
     };
-    let world = World { communicator: mpi.world(), most: most() };
+    let world = World { communicator: Arc::new(mpi.world()), most: most() };
     match catch_unwind(AssertUnwindSafe(|| body(&world))) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
@@ -65,8 +66,12 @@ pub fn run<E: Display>(body: impl FnOnce(&World) -> std::result::Result<(), E>) 
 ///
 /// Tensors are exchanged through the memory of the CPU: those of a GPU are copied there and back. f16 and bf16 have no MPI dtype;
 /// they are summed in f32 and rounded once.
+///
+/// A clone is the same ranks. What keeps its engine, as
+/// [`VocabParallelEmbedding`](tallow::distributed::VocabParallelEmbedding) does, takes `Arc::new(world.clone())`.
+#[derive(Clone)]
 pub struct World {
-    communicator: Communicator,
+    communicator: Arc<Communicator>,
     /// The most elements of one call: MPI counts in 32 bits with a sign.
     most: usize,
 }

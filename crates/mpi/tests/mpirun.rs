@@ -5,13 +5,21 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 fn program() -> PathBuf {
-    std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples/ranks")
+    example("ranks")
+}
+
+fn example(name: &str) -> PathBuf {
+    std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("examples").join(name)
 }
 
 /// Open MPI's settings for a machine with fewer cores than ranks, where tests may run as root. Others do not know them.
 fn ranks(number: usize, args: &[&str]) -> Command {
+    ranks_of(&program(), number, args)
+}
+
+fn ranks_of(program: &Path, number: usize, args: &[&str]) -> Command {
     let mut command = Command::new("timeout");
-    command.args(["120", "mpirun", "-n", &number.to_string()]).arg(program()).args(args);
+    command.args(["120", "mpirun", "-n", &number.to_string()]).arg(program).args(args);
     for (name, value) in [
         ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
         ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
@@ -59,6 +67,38 @@ fn the_table_is_that_of_one_rank() {
         assert!(bits(&trained(number, "ordered")) == bits(&one), "{number} ranks have other bits");
         let far = trained(number, "union").iter().zip(&one).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(far < 1e-5, "{number} ranks: {far}");
+    }
+}
+
+/// Losses and final table of a small GPT: each rank with a part of the batch, or with a part of the vocabulary.
+#[test]
+fn a_gpt_trains_on_several_ranks_as_on_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = ["--d-model", "16", "--blocks", "1", "--heads", "2", "--dropout", "0", "--steps", "6", "--json"];
+    let trained = |number: usize, args: &[&str]| {
+        let checkpoint = folder.path().join(format!("{number}{}", args.join("")));
+        let args = [&small[..], &["--checkpoint", checkpoint.to_str().unwrap()], args].concat();
+        let output = succeeds(&mut ranks_of(&example("train_gpt_ranks"), number, &args));
+        let losses: Vec<f64> = String::from_utf8(output.stdout)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64().unwrap())
+            .collect();
+        (losses, table(&checkpoint.join("step-00000006/model.safetensors")))
+    };
+    for tied in [&[][..], &["--tied"]] {
+        let (losses, one) = trained(1, tied);
+        assert_eq!((losses.len(), one.len()), (6, 100_277 * 16));
+        assert!(losses[5] < losses[0]);
+        for how in [&["--rows", "union"][..], &["--rows", "owners"], &["--rows", "ordered"], &["--vocab-parallel"]] {
+            let (other_losses, other) = trained(2, &[tied, how].concat());
+            let far = |a: f64, b: f64| (a - b).abs();
+            let losses_far = losses.iter().zip(&other_losses).map(|(a, b)| far(*a, *b)).fold(0.0, f64::max);
+            let table_far = one.iter().zip(&other).map(|(a, b)| far(f64::from(*a), f64::from(*b))).fold(0.0, f64::max);
+            // A sign of a gradient near zero moves a weight by lr = 1e-3 in AdamW's first steps.
+            assert!(losses_far < 1e-4 && table_far < 2e-3, "{tied:?} {how:?}: {losses_far} {table_far}");
+            eprintln!("{tied:?} {how:?}: losses {losses_far:.1e}, table {table_far:.1e}");
+        }
     }
 }
 
