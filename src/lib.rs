@@ -175,6 +175,7 @@ guide! {
     GuidePretrained "pretrained"
     GuidePictures "pictures"
     GuideGpu "gpu"
+    GuideDistributed "distributed"
     GuideFormat "format"
     GuideDesign "design"
 }
