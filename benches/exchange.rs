@@ -12,6 +12,10 @@
 //! table of zeros, `index_add` of the tokens' gradients (what the backward of `index_select` does), and one all_reduce. For ours it is
 //! `DataParallel::exchange`, and the sum of each row that the optimizer takes. The slowest rank counts; medians.
 //!
+//! "vocab parallel" is a forward and backward of a table that is split between the ranks (id mod N), with the same ids on all, and a dense or
+//! a row-sparse gradient. The references are candle's layer and tallow's with the whole table, on each rank at the same time. "memory" is what
+//! table, gradient and AdamW's moments add to a rank's resident memory, split and whole.
+//!
 //! "bytes" is what rank 0 gives to the operations. "wire_bytes" is what a rank sends by the best known algorithms: 2(N-1)/N of the bytes of
 //! an all_reduce, N-1 times those of an all_gather, and the rows of an all_to_all that are for others. "wire_ratio" is ours / candle's.
 //! "distinct" counts the ids of rank 0, "union" those of all ranks.
@@ -22,22 +26,24 @@ mod common;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Module, Tensor};
+use candle_core::{DType, Device, Module, Tensor, Var};
 use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
 use common::{median, report, side_by_side};
 use serde_json::{Value, json};
-use tallow::distributed::{Collective, DataParallel, Local, ReduceOp, RowExchange};
+use tallow::distributed::{Collective, DataParallel, Local, ReduceOp, RowExchange, VocabParallelEmbedding};
 use tallow::optim::{AdamW, Sgd};
 use tallow::{Gradient, RowGradients, TokenEmbedding, TokenEmbeddingConfig};
 use tallow_mpi::World;
 
 /// The exchanges that are compared with candle's.
-const METHODS: [(&str, RowExchange); 2] = [("union", RowExchange::Union), ("ordered", RowExchange::Ordered)];
+const METHODS: [(&str, RowExchange); 3] =
+    [("union", RowExchange::Union), ("owners", RowExchange::Owners), ("ordered", RowExchange::Ordered)];
 
 /// What a launcher tells each rank: Open MPI, MPICH, and those that use PMIx.
 const LAUNCHERS: [&str; 3] = ["OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK"];
@@ -269,6 +275,17 @@ fn of_rank(world: &World) -> Result<()> {
     let (some_columns, some_tokens) = (number("--columns")?, number("--tokens")?);
     let columns = some_columns.map_or(if quick { vec![16] } else { vec![64, 1024] }, |one| vec![one]);
     for columns in columns {
+        let tokens = some_tokens.unwrap_or(if quick {
+            300
+        } else if columns > 64 {
+            4096
+        } else {
+            8192
+        });
+        for gradient in [Gradient::Dense, Gradient::RowSparse] {
+            vocab_parallel(world, columns, tokens, gradient, if quick { 2 } else { 9 })?;
+        }
+        memory(world, columns)?;
         let (wte, varmap) = table(columns)?;
         let opt = Sgd::from_varmap(&varmap, 0.1)?;
         let tokens = some_tokens.map_or(if quick { vec![300] } else { vec![1024, 8192, 32_768] }, |one| vec![one]);
@@ -357,7 +374,7 @@ impl Case<'_> {
             let mut union = 0;
             for ((name, rows), parallel) in METHODS.iter().zip(&parallel) {
                 let got = exchanged(parallel, &mut self.backward(&ids, &grad)?)?;
-                let exact = *rows == RowExchange::Union && world.world_size() <= 2;
+                let exact = *rows != RowExchange::Ordered && world.world_size() <= 2;
                 assert_same(name, &got, &expected, &sizes, if exact { 0.0 } else { 1e-5 })?;
                 union = got.rows.len();
             }
@@ -409,6 +426,106 @@ impl Case<'_> {
         self.opt.zero_grad();
         Ok(tallow::backward(&(self.wte.forward(ids)? * grad)?.sum_all()?)?)
     }
+}
+
+/// Forward and backward of a split table, against the whole table on every rank.
+fn vocab_parallel(world: &World, columns: usize, tokens: usize, gradient: Gradient, repeats: usize) -> Result<()> {
+    let cfg = TokenEmbeddingConfig { vocab_size: vocab(), d_model: columns, gradient, ..Default::default() };
+    let model = || {
+        let varmap = VarMap::new();
+        (VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu), varmap)
+    };
+    let ((vb, split_map), (whole_vb, whole_map), (_, candle_map)) = (model(), model(), model());
+    let split = VocabParallelEmbedding::new(&cfg, Arc::new(world.clone()), vb)?;
+    let whole = TokenEmbedding::new(&cfg, whole_vb)?;
+    let candle_weight = Var::from_tensor(whole.flushed_weight()?)?;
+    candle_map
+        .data()
+        .lock()
+        .map_err(|_| anyhow::anyhow!("a lock"))?
+        .insert("weight".to_string(), candle_weight.clone());
+    let candle = candle_nn::Embedding::new(candle_weight.as_tensor().clone(), columns);
+    let (split_opt, whole_opt) = (Sgd::from_varmap(&split_map, 0.1)?, Sgd::from_varmap(&whole_map, 0.1)?);
+    // The same on all ranks.
+    let mut draws = Draws::new(0)?;
+    let (ids, grad) = (Tensor::from_vec(draws.take(tokens)?, tokens, &Device::Cpu)?, draws.gradient(tokens, columns)?);
+    let forward_backward = |layer: &dyn Module| -> Result<(Tensor, GradStore)> {
+        let out = layer.forward(&ids)?;
+        let grads = tallow::backward(&(&out * &grad)?.sum_all()?)?;
+        Ok((out, grads))
+    };
+
+    // The answer first.
+    let (out, grads) = forward_backward(&split)?;
+    let (expected, whole_grads) = forward_backward(&candle)?;
+    ensure!(floats(&out)? == floats(&expected)?, "the output is not that of candle's layer");
+    let expected = floats(whole_grads.get(&candle_weight).context("no gradient of candle's table")?)?;
+    let (rank, ranks) = (world.rank(), world.world_size());
+    let own: Vec<f32> = expected.chunks(columns).skip(rank).step_by(ranks).flatten().copied().collect();
+    if gradient == Gradient::Dense {
+        let got = floats(grads.get(&split_map.all_vars()[0]).context("no gradient")?)?;
+        ensure!(got == own, "the gradient is not that of candle's table");
+    }
+    split_opt.zero_grad();
+    drop((out, grads, whole_grads, expected, own));
+
+    let [mut split_ms, mut whole_ms, mut candle_ms] = [Vec::new(), Vec::new(), Vec::new()];
+    for _ in 0..repeats {
+        timed(world, &mut split_ms, || forward_backward(&split))?;
+        split_opt.zero_grad();
+        timed(world, &mut whole_ms, || forward_backward(&whole))?;
+        whole_opt.zero_grad();
+        timed(world, &mut candle_ms, || forward_backward(&candle))?;
+    }
+    let [split_ms, whole_ms, candle_ms] =
+        [slowest(world, split_ms)?, slowest(world, whole_ms)?, slowest(world, candle_ms)?];
+    if rank == 0 {
+        let mut line = facts(world, "vocab parallel");
+        line["gradient"] = json!(format!("{gradient:?}"));
+        for (name, fact) in [("vocab", vocab()), ("columns", columns), ("tokens", tokens)] {
+            line[name] = json!(fact);
+        }
+        line["of_whole"] = json!((split_ms / whole_ms * 1e3).round() / 1e3);
+        line["whole_ms"] = json!((whole_ms * 1e3).round() / 1e3);
+        line["of_candle"] = json!((split_ms / candle_ms * 1e3).round() / 1e3);
+        report(line, split_ms, "candle", candle_ms);
+    }
+    Ok(())
+}
+
+/// What one dense AdamW step leaves in memory: table, gradient, moments.
+fn memory(world: &World, columns: usize) -> Result<()> {
+    let cfg = TokenEmbeddingConfig { vocab_size: vocab(), d_model: columns, ..Default::default() };
+    let ids = Tensor::new(&[1u32, 2, 3], &Device::Cpu)?;
+    let added = |ranks: Arc<dyn Collective>| -> Result<f64> {
+        let before = resident()?;
+        let varmap = VarMap::new();
+        let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+        let wte = VocabParallelEmbedding::new(&cfg, ranks, vb)?;
+        let mut opt = AdamW::from_varmap(&varmap, ParamsAdamW::default())?;
+        let grads = tallow::backward(&wte.forward(&ids)?.sum_all()?)?;
+        opt.step(&grads)?;
+        Ok((resident()? - before) / 1e6)
+    };
+    let (split, whole) = (added(Arc::new(world.clone()))?, added(Arc::new(Local))?);
+    if world.rank() == 0 {
+        let mut line = facts(world, "memory");
+        for (name, fact) in [("vocab", vocab()), ("columns", columns)] {
+            line[name] = json!(fact);
+        }
+        line["split_mb"] = json!(split.round());
+        line["whole_mb"] = json!(whole.round());
+        line["ratio"] = json!((split / whole * 1e3).round() / 1e3);
+        println!("{line}");
+    }
+    Ok(())
+}
+
+/// Bytes of this process that are in memory (Linux).
+fn resident() -> Result<f64> {
+    let text = std::fs::read_to_string("/proc/self/status")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").trim().parse::<f64>()? * 1024.0)
 }
 
 fn floats(tensor: &Tensor) -> Result<Vec<f32>> {
