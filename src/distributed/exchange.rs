@@ -249,24 +249,18 @@ impl<C: Collective> DataParallel<C> {
     fn exchange_union(&self, table: &RowTable) -> Result<()> {
         let (rows, columns) = table.weight().dims2()?;
         let device = table.weight().device();
-        let own = table.take()?;
+        let own = table.take_grouped()?;
         let mut flags = vec![0u8; rows];
-        own.iter().flat_map(|own| &own.rows).for_each(|row| flags[*row as usize] = 1);
+        own.iter().flat_map(|own| &own.groups.rows).for_each(|row| flags[*row as usize] = 1);
         let flags = self.max(flags)?;
-        // Where the gradient of each row is in the compact matrix.
-        let (mut union, mut place) = (Vec::new(), vec![0u32; rows]);
-        for row in (0..rows).filter(|row| flags[*row] == 1) {
-            place[row] = union.len() as u32;
-            union.push(row as u32);
-        }
+        let union: Vec<u32> = (0..rows as u32).filter(|row| flags[*row as usize] == 1).collect();
         if union.is_empty() {
             return Ok(()); // all rows with a gradient are frozen
         }
-        let mut compact = Tensor::zeros((union.len(), columns), DType::F32, device)?;
-        if let Some(own) = own.filter(|own| !own.rows.is_empty()) {
-            let places: Vec<u32> = own.rows.iter().map(|row| place[*row as usize]).collect();
-            compact = compact.index_add(&Tensor::new(places, device)?, &own.values, 0)?;
-        }
+        let compact = match own {
+            None => Tensor::zeros((union.len(), columns), DType::F32, device)?,
+            Some(own) => own.sum_over(&union)?,
+        };
         let values = self.collective.all_reduce(&compact, ReduceOp::Sum)?;
         table.push_rows(RowGradients { rows: union, values })
     }

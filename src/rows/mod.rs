@@ -307,7 +307,24 @@ impl RowTable {
 
     /// Takes the pending row gradients, summed by row. `None` if none are pending.
     pub(crate) fn take(&self) -> Result<Option<RowGradients>> {
+        if let Some(summed) = self.take_summed() {
+            return Ok(Some(summed));
+        }
         self.take_grouped()?.map(Grouped::sum).transpose()
+    }
+
+    /// Takes the pending row gradients if they are one list of ascending rows, as an exchange between ranks leaves them: they are summed.
+    fn take_summed(&self) -> Option<RowGradients> {
+        let mut shared = lock(&self.shared);
+        let Shared { pending, frozen, .. } = &mut *shared;
+        match &pending[..] {
+            [Waiting::Rows(gradients)] if frozen.is_empty() && gradients.rows.is_sorted_by(|a, b| a < b) => (),
+            _ => return None,
+        }
+        match pending.pop() {
+            Some(Waiting::Rows(gradients)) => Some(gradients),
+            _ => None,
+        }
     }
 
     /// Takes the pending row gradients, grouped by row but not summed: an optimizer on a GPU sums while it updates.

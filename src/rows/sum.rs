@@ -1,11 +1,13 @@
 //! Gradients of look-ups, grouped by row → one sum per row.
 
+use std::collections::HashMap;
+
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
 
 use super::RowGradients;
 use crate::grouping::Groups;
 use crate::support::{advise_huge_pages, parallel};
-use crate::{Error, Result};
+use crate::{Error, NO_TOKEN, Result};
 
 /// Gradients of look-ups, one tensor (N, C) for each, and their positions grouped by row.
 pub(crate) struct Grouped {
@@ -34,6 +36,33 @@ impl Grouped {
             device => sum_on_device(groups, sources, device)?,
         };
         Ok(RowGradients { rows: self.groups.rows, values })
+    }
+}
+
+impl Grouped {
+    /// The sums in the order of `rows`, with zeros for rows that have no gradient. It has every row of `self` once.
+    pub(crate) fn sum_over(self, rows: &[u32]) -> Result<Tensor> {
+        let known: HashMap<u32, usize> = self.groups.rows.iter().copied().zip(0..).collect();
+        let device = self.sources[0].device().clone();
+        if known.is_empty() {
+            return Ok(Tensor::zeros((rows.len(), self.sources[0].dim(1)?), DType::F32, &device)?);
+        }
+        if !device.is_cpu() {
+            // candle selects zeros for NO_TOKEN.
+            let places: Vec<u32> = rows.iter().map(|row| known.get(row).map_or(NO_TOKEN, |at| *at as u32)).collect();
+            return Ok(self.sum()?.values.index_select(&Tensor::new(places, &device)?, 0)?);
+        }
+        // The same groups in another order, and empty ones between them.
+        let (mut starts, mut positions) = (vec![0], Vec::with_capacity(self.groups.positions.len()));
+        for row in rows {
+            if let Some(at) = known.get(row) {
+                let group = self.groups.starts[*at] as usize..self.groups.starts[at + 1] as usize;
+                positions.extend_from_slice(&self.groups.positions[group]);
+            }
+            starts.push(positions.len() as u32);
+        }
+        let groups = Groups { rows: rows.to_vec(), starts, positions, places: Vec::new() }; // places are for devices
+        sum_on_host(&groups, &self.sources)
     }
 }
 

@@ -1,5 +1,7 @@
 //! All integration tests of the package in one binary, so that candle is linked once.
 
+#[path = "../support/acceptance/mod.rs"]
+mod acceptance;
 mod batch;
 mod checkpoint;
 mod distributed;
@@ -22,4 +24,3 @@ mod server;
 #[path = "../support/mod.rs"]
 mod support;
 mod train_gpt;
-mod vocab_parallel;

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Condvar, Mutex};
 
 use candle_core::Tensor;
+use tallow::Result;
 use tallow::distributed::{Collective, ReduceOp, check_counts, check_dtype, check_root};
-use tallow::{Error, Result};
 
 /// What a rank gives to an operation: a tensor, and counts for `all_to_all`.
 type Given = (Tensor, Vec<usize>);
@@ -151,9 +151,4 @@ impl Collective for Threads {
         self.shared.barrier.wait();
         Ok(())
     }
-}
-
-/// So that a test can name the type of what it expects.
-pub fn differs(error: &Error) -> bool {
-    matches!(error, Error::ReplicasDiffer { .. })
 }

@@ -27,6 +27,7 @@ use candle_core::{DType, Device, Shape, Storage, Tensor, WithDType};
 use ferrompi::{Communicator, Mpi, MpiDatatype, ThreadLevel};
 use tallow::distributed::{Collective, ReduceOp, check_counts, check_dtype, check_root};
 use tallow::{Error, Result};
+use tallow_text::support::advise_huge_pages;
 
 /// Connects the ranks, runs `body` on each, and gives the exit code for `main`.
 ///
@@ -134,6 +135,7 @@ impl World {
     fn reduce<T: Element>(&self, tensor: &Tensor, op: ferrompi::ReduceOp) -> Result<Tensor> {
         let result = with_slice::<T, _>(tensor, |own| {
             let mut result = vec![T::default(); own.len()];
+            advise_huge_pages(&mut result);
             for (own, result) in own.chunks(self.most).zip(result.chunks_mut(self.most)) {
                 self.communicator.allreduce(own, result, op).map_err(failed("all_reduce"))?;
             }
@@ -146,6 +148,7 @@ impl World {
         let ranks = self.world_size();
         let result = with_slice::<T, _>(tensor, |own| {
             let mut result = vec![T::default(); ranks * own.len()];
+            advise_huge_pages(&mut result);
             if own.len() * ranks <= self.most {
                 self.communicator.allgather(own, &mut result).map_err(failed("all_gather"))?;
                 return Ok(result);

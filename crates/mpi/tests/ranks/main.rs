@@ -1,18 +1,35 @@
 //! What tests/mpirun.rs starts on several ranks: `ranks CASE [ARGUMENTS]`.
 
-use anyhow::{Context, Result, bail, ensure};
-use candle_core::{DType, Device, Module, Tensor};
-use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
-use tallow::distributed::{Collective, DataParallel, ReduceOp, RowExchange};
-use tallow::optim::AdamW;
-use tallow::{Gradient, TokenEmbedding, TokenEmbeddingConfig};
+#[allow(dead_code)] // helpers of tests of other packages
+#[path = "../../../../tests/support/acceptance/mod.rs"]
+mod acceptance;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use acceptance::Ranks;
+use anyhow::{Result, bail, ensure};
+use candle_core::{DType, Device, Tensor};
+use tallow::distributed::{Collective, ReduceOp};
 use tallow_mpi::World;
 
 fn main() -> std::process::ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     tallow_mpi::run(|world| match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["collectives"] => collectives(world),
-        ["train", rows, file] => train(world, rows, file),
+        ["acceptance"] => {
+            let ranks: Ranks = Arc::new(world.clone());
+            acceptance::CASES.iter().for_each(|(_, case)| case(&ranks));
+            Ok(())
+        }
+        ["save", folder] => {
+            acceptance::split::save(&(Arc::new(world.clone()) as Ranks), Path::new(folder));
+            Ok(())
+        }
+        ["load", from, to] => {
+            acceptance::split::load(&(Arc::new(world.clone()) as Ranks), Path::new(from), Path::new(to));
+            Ok(())
+        }
         ["error"] if world.rank() == world.world_size() - 1 => bail!("no such luck"),
         ["panic"] if world.rank() == world.world_size() - 1 => panic!("no such luck"),
         ["error" | "panic"] => Ok(world.barrier()?),
@@ -66,44 +83,4 @@ fn collectives(world: &World) -> Result<()> {
     ensure!(world.all_gather(&Tensor::new(1f32, &Device::Cpu)?).is_err());
     ensure!(world.all_reduce(&Tensor::zeros(1, DType::F8E4M3, &Device::Cpu)?, ReduceOp::Sum).is_err());
     Ok(world.barrier()?)
-}
-
-/// 20 steps on batches of twelve tokens that the ranks share. The first has none in the fifth step, if there are others.
-fn train(world: &World, rows: &str, file: &str) -> Result<()> {
-    let rows = match rows {
-        "union" => RowExchange::Union,
-        "ordered" => RowExchange::Ordered,
-        _ => bail!("no such exchange: {rows}"),
-    };
-    let (rank, ranks, vocab) = (world.rank(), world.world_size(), 131);
-    let parallel = DataParallel::new(world).with_rows(rows);
-    let varmap = VarMap::new();
-    let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
-    let (gradient, seed) = (Gradient::RowSparse, rank as u64);
-    let cfg = TokenEmbeddingConfig { vocab_size: vocab, d_model: 8, gradient, seed, ..Default::default() };
-    let wte = TokenEmbedding::new(&cfg, vb.pp("wte"))?;
-    let mut opt = AdamW::from_varmap(&varmap, ParamsAdamW::default())?;
-    parallel.broadcast(&varmap)?;
-    for step in 0..20 {
-        let all: Vec<u32> = (0..12).map(|i| (step * step + 5 * i * i) as u32 % vocab as u32).collect();
-        let first = if step == 5 && ranks > 1 { 1 } else { 0 };
-        let share = |rank: usize| (12 * rank.saturating_sub(first)).div_ceil(ranks - first);
-        let ids = if rank < first { &[] } else { &all[share(rank)..share(rank + 1)] };
-        let total = parallel.total(ids.len())? as f64;
-        ensure!(total == 12.0, "{total} tokens");
-        let loss = match ids {
-            [] => Tensor::zeros((), DType::F32, &Device::Cpu)?,
-            ids => ((wte.forward(&Tensor::new(ids, &Device::Cpu)?)? - 0.5)?.sqr()?.sum_all()? / total)?,
-        };
-        let mut grads = tallow::backward(&loss)?;
-        parallel.exchange(&opt, &mut grads)?;
-        opt.clip_grad_norm(&mut grads, 1.0)?;
-        opt.step(&grads)?;
-        parallel.check_replicas(&varmap)?;
-    }
-    if rank == 0 {
-        opt.flush()?;
-        varmap.save(file).context("saving")?;
-    }
-    Ok(())
 }
