@@ -94,7 +94,8 @@
 //!
 //! # Features
 //! All are off by default. `parquet`: corpora in Parquet. `hub`: the Hugging Face Hub. Both compile C. `gpt2`, `o200k`: these
-//! encodings, bundled. `full`: these four. `cuda`, `cudnn`, `metal`, `accelerate`, `mkl`: candle's features.
+//! encodings, bundled. `full`: these four. `cuda`, `cudnn`, `metal`, `accelerate`, `mkl`: candle's features. `nccl`: NCCL
+//! between several GPUs ([`distributed`]).
 
 #![warn(missing_docs)]
 #![cfg_attr(docsrs, feature(doc_cfg))] // docs.rs shows the feature that an item needs

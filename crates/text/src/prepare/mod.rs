@@ -21,7 +21,7 @@ use crate::{Error, Result, Tokenizer};
 use plan::Plan;
 
 pub use crate::corpus::Format;
-pub use rank::{Rank, rank_from_env};
+pub use rank::{Rank, launched_rank_from_env, rank_from_env};
 
 /// What to do with a document that cannot be used: invalid UTF-8, broken JSON, a missing field, a torn archive, an
 /// empty file.

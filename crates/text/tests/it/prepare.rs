@@ -10,7 +10,8 @@ use flate2::write::GzEncoder;
 use proptest::prelude::*;
 use sha2::{Digest, Sha256};
 use tallow_text::prepare::{
-    Format, OnError, PrepareConfig, Rank, SeparatorChoice, estimate, finish, prepare, rank_from_env,
+    Format, OnError, PrepareConfig, Rank, SeparatorChoice, estimate, finish, launched_rank_from_env, prepare,
+    rank_from_env,
 };
 use tallow_text::shard::{IdType, Io, Manifest, document, verify};
 use tallow_text::{Error, Specials, Tokenizer};
@@ -698,6 +699,32 @@ fn schedulers_say_which_rank_this_is() {
     assert!(from(&[("RANK", "x"), ("WORLD_SIZE", "4")], None).unwrap_err().contains("RANK=x"));
     assert!(from(&[("RANK", "4"), ("WORLD_SIZE", "4")], None).unwrap_err().contains("not one of 4"));
     assert_eq!(from(&[("RANK", "0"), ("WORLD_SIZE", "1")], None), Ok(None));
+}
+
+#[test]
+fn launchers_say_which_gpu_is_meant() {
+    let from = |set: &[(&str, &str)]| {
+        let set: BTreeMap<String, String> = set.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        launched_rank_from_env(|name| set.get(name).cloned())
+    };
+    for [rank, size, local] in [
+        ["RANK", "WORLD_SIZE", "LOCAL_RANK"],
+        ["OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"],
+        ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"],
+        ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"],
+    ] {
+        assert_eq!(from(&[(rank, "5"), (size, "8"), (local, "1")]), Ok(Some((Rank { rank: 5, world_size: 8 }, 1))));
+        assert_eq!(from(&[(rank, "0"), (size, "1"), (local, "0")]), Ok(None));
+        assert!(from(&[(rank, "5"), (size, "8")]).unwrap_err().contains(local));
+        assert!(from(&[(rank, "8"), (size, "8"), (local, "1")]).unwrap_err().contains("not one of 8"));
+    }
+    // torchrun started one process, in an allocation of eight tasks.
+    let one = [("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "8")];
+    assert_eq!(from(&one), Ok(None));
+    // No task of a job array waits for another.
+    let array = [("SLURM_ARRAY_TASK_ID", "12"), ("SLURM_ARRAY_TASK_COUNT", "4"), ("SLURM_ARRAY_TASK_MIN", "10")];
+    assert_eq!(from(&array), Ok(None));
+    assert_eq!(from(&[("JOB_COMPLETION_INDEX", "3")]), Ok(None));
 }
 
 #[test]
