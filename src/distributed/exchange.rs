@@ -305,7 +305,7 @@ impl<C: Collective> DataParallel<C> {
         let lookups = self.gather_numbers(own.len())?;
         let mut own = own.into_iter();
         for _ in 0..lookups.into_iter().max().unwrap_or(0) {
-            let (ids, grad) = match own.next() {
+            let (ids, grad) = match own.next().filter(|(ids, _)| !ids.is_empty()) {
                 Some((ids, grad)) => (ids, grad.to_dtype(DType::F32)?),
                 None => (Vec::new(), no_rows(table.weight())?.values),
             };

@@ -64,7 +64,7 @@ pub fn ids(kind: Ids, count: usize, rows: usize, mut seed: u64) -> Vec<u32> {
     (0..count).map(draw).collect()
 }
 
-fn numbers(shape: &[usize], dtype: DType, mut seed: u64) -> Result<Tensor> {
+pub fn numbers(shape: &[usize], dtype: DType, mut seed: u64) -> Result<Tensor> {
     let values: Vec<f32> =
         (0..shape.iter().product()).map(|_| (random(&mut seed) >> 40) as f32 / (1 << 24) as f32 - 0.5).collect();
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?)

@@ -3,7 +3,7 @@
 // by CI. It says nothing about races or speed.
 //
 // Every allocation ends at a page that may not be touched, and is filled with NaN: an index too large is a crash, a value that was never
-// written is seen; one that is not where its type may lie ends the program. DRIVER_SM=75 makes the device one that refuses code for a later. tallow's kernels are those of kernels.cu; of candle's the few that the acceptance program needs stand here, each
+// written is seen; one that is not where its type may lie ends the program. There are three devices, for the ranks of nccl.cpp. DRIVER_SM=75 makes the device one that refuses code for a later. tallow's kernels are those of kernels.cu; of candle's the few that the acceptance program needs stand here, each
 // done by one call for the whole launch.
 //
 // .ci/cuda links it as libcuda.so.1, over weak stand-ins for all other functions.
@@ -157,6 +157,12 @@ template <class S, class O> void cast(const char* name) {
         for (size_t i = 0; i < n; ++i) arg<O*>(p, 4)[i] = to<O>(widen(arg<const S*>(p, 3)[place(i, dims, info, 0)]));
     });
 }
+template <class T> void copy(const char* name) {
+    whole(name, [](void** p, size_t) {
+        for (size_t i = 0; i < arg<size_t>(p, 0); ++i)
+            arg<T*>(p, 4)[i] = arg<const T*>(p, 3)[place(i, arg<size_t>(p, 1), arg<const size_t*>(p, 2), 0)];
+    });
+}
 template <class T, class F> void compare(const char* name, F f) {
     whole(name, [f](void** p, size_t) {
         const size_t n = arg<size_t>(p, 0), dims = arg<size_t>(p, 1);
@@ -183,6 +189,9 @@ const bool registered = [] {
         for (size_t i = 0; i < n; ++i)
             arg<u32*>(p, 5)[i] = arg<const u32*>(p, 3)[place(i, dims, info, 0)] + arg<const u32*>(p, 4)[place(i, dims, info, 1)];
     });
+    copy<unsigned char>("ucopy_u8");
+    copy<u32>("ucopy_u32");
+    copy<long long>("ucopy_i64");
     cast<bf16, float>("cast_bf16_f32");
     cast<f16, float>("cast_f16_f32");
     cast<float, double>("cast_f32_f64");
@@ -245,6 +254,10 @@ int capability() {
     return given ? atoi(given) : 80;
 }
 
+const int DEVICES = 3;
+char contexts[DEVICES];
+thread_local void* current = nullptr;
+
 int handle(void** out) {
     static int something;
     *out = &something;
@@ -256,17 +269,17 @@ int handle(void** out) {
 extern "C" {
 int cuInit(unsigned) { return 0; }
 int cuDriverGetVersion(int* version) { return *version = 13000, 0; }
-int cuDeviceGet(int* device, int ordinal) { return ordinal == 0 ? (*device = 0, 0) : 101; }
-int cuDeviceGetCount(int* count) { return *count = 1, 0; }
+int cuDeviceGet(int* device, int ordinal) { return ordinal >= 0 && ordinal < DEVICES ? (*device = ordinal, 0) : 101; }
+int cuDeviceGetCount(int* count) { return *count = DEVICES, 0; }
 int cuDeviceGetName(char* name, int len, int) { return snprintf(name, len, "the host"), 0; }
 int cuDeviceGetAttribute(int* value, int attribute, int) {
     *value = attribute == 75 ? capability() / 10 : attribute == 76 ? capability() % 10 : 1; // pools are there
     return 0;
 }
-int cuDevicePrimaryCtxRetain(void** context, int) { return handle(context); }
+int cuDevicePrimaryCtxRetain(void** context, int device) { return *context = &contexts[device], 0; }
 int cuDevicePrimaryCtxRelease_v2(int) { return 0; }
-int cuCtxSetCurrent(void*) { return 0; }
-int cuCtxGetCurrent(void** context) { return handle(context); }
+int cuCtxSetCurrent(void* context) { return current = context, 0; }
+int cuCtxGetCurrent(void** context) { return *context = current, 0; }
 int cuCtxSynchronize() { return 0; }
 int cuStreamCreate(void** stream, unsigned) { return handle(stream); }
 int cuStreamDestroy_v2(void*) { return 0; }

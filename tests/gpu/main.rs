@@ -2,11 +2,18 @@
 //! have no Rust: build it where Rust is, carry it.
 //!
 //!     cargo test --release --features cuda --test gpu -- --json report.json        # cuda:0; or --device metal
+//!     cargo test --release --features nccl --test gpu -- --json report.json        # and NCCL between up to three GPUs
 //!
 //! It prints what it checks and measures, writes a report, and exits with 0 when every check passed, 1 when one did not, 77 when there is no
 //! such device. `--torch FILE`, the report of torch_reference.py, adds PyTorch's times to the goals. `--device cpu` compares the CPU with itself, which checks this program; `--quick` leaves out the timings and the table beyond 2³² elements.
 
 mod checks;
+#[cfg(feature = "nccl")]
+mod nccl;
+#[cfg(feature = "nccl")]
+#[path = "../support/ranks.rs"]
+#[allow(dead_code)] // what the tests of the CPU ask
+mod ranks;
 #[cfg(feature = "cuda")]
 mod speed;
 
@@ -33,6 +40,13 @@ impl Report {
         self.failed += usize::from(!ok);
         println!("{} {name}: {said} ({:.1} s)", if ok { "ok    " } else { "FAILED" }, started.elapsed().as_secs_f64());
         self.checks.push(json!({ "name": name, "ok": ok, "said": said }));
+    }
+
+    /// Says that a check cannot run on this machine.
+    #[cfg(feature = "nccl")]
+    fn leave_out(&mut self, name: &str, why: &str) {
+        println!("left out {name}: {why}");
+        self.checks.push(json!({ "name": name, "ok": null, "said": why }));
     }
 }
 
@@ -61,6 +75,10 @@ fn main() -> ExitCode {
     };
     let mut report = Report::default();
     checks::all(&mut report, &device, quick);
+    #[cfg(feature = "nccl")]
+    if device.is_cuda() {
+        nccl::all(&mut report);
+    }
     let read = |file: &String| serde_json::from_str(&std::fs::read_to_string(file).unwrap_or_default());
     let torch = torch.as_ref().map_or(Ok(Value::Null), read).unwrap_or_else(|error| {
         eprintln!("warning: goals without PyTorch, its report cannot be read: {error}");
@@ -85,7 +103,8 @@ fn main() -> ExitCode {
         println!("FAILED timings: {error}");
         report.failed += 1;
     }
-    println!("{} checks, {} failed", report.checks.len(), report.failed);
+    let left_out = report.checks.iter().filter(|check| check["ok"].is_null()).count();
+    println!("{} checks, {} failed, {left_out} left out", report.checks.len() - left_out, report.failed);
     if report.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

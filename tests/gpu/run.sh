@@ -4,7 +4,7 @@
 # times PyTorch, checks and times everything beside it, and leaves one report, tallow.json, in FOLDER (PyTorch's own is in torch.json, too). Exits with 77 where there is no device.
 set -uo pipefail
 binary=$1 out=$2 here=$(dirname "$0")
-libraries=$(python3 -c 'import nvidia, os; print(os.path.join(list(nvidia.__path__)[0], "cu13", "lib"))' 2>/dev/null)
+libraries=$(python3 -c 'import nvidia, os; print(":".join(os.path.join(list(nvidia.__path__)[0], name, "lib") for name in ("cu13", "nccl")))' 2>/dev/null)
 export LD_LIBRARY_PATH=${libraries:-}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}:/usr/local/nvidia/lib64
 nvidia-smi --query-gpu=name,driver_version,clocks.max.sm --format=csv 2>/dev/null
 if ldd "$binary" | grep 'not found'; then
