@@ -6,6 +6,7 @@
 //
 // .ci/cuda links it as libnccl.so.2, over weak stand-ins for all other functions.
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <cstring>
@@ -182,15 +183,16 @@ int ncclCommInitRank(Comm** comm, int ranks, Id id, int rank) {
     std::unique_lock<std::mutex> lock(job->mutex);
     if (job->contexts.empty()) job->contexts.resize(ranks), job->calls.resize(ranks);
     if ((int)job->contexts.size() != ranks || job->contexts[rank]) return INVALID_USAGE;
-    for (void* other : job->contexts)
-        if (other == context) job->result = INVALID_USAGE; // two ranks on one device
     job->contexts[rank] = context;
-    ++job->here;
-    job->changed.notify_all();
-    if (!wait(*job, lock, [&] { return job->here == ranks || job->meetings > 0; })) return REMOTE_ERROR;
-    job->here = 0;
-    job->meetings = 1; // the first one
-    if (job->result != OK) return job->result;
+    if (++job->here == ranks) {
+        job->here = 0;
+        job->meetings = 1; // this one
+        job->changed.notify_all();
+    } else if (!wait(*job, lock, [&] { return job->meetings > 0; })) {
+        return REMOTE_ERROR;
+    }
+    for (void* one : job->contexts)
+        if (std::count(job->contexts.begin(), job->contexts.end(), one) > 1) return INVALID_USAGE; // two ranks on one device
     *comm = new Comm{job, rank, context};
     return OK;
 }
