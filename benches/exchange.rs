@@ -16,6 +16,8 @@
 //! a row-sparse gradient. The references are candle's layer and tallow's with the whole table, on each rank at the same time. "memory" is what
 //! table, gradient and AdamW's moments add to a rank's resident memory, split and whole.
 //!
+//! "overlap" is an all_reduce beside computation, against one after the other.
+//!
 //! "bytes" is what rank 0 gives to the operations. "wire_bytes" is what a rank sends by the best known algorithms: 2(N-1)/N of the bytes of
 //! an all_reduce, N-1 times those of an all_gather, and the rows of an all_to_all that are for others. "wire_ratio" is ours / candle's.
 //! "distinct" counts the ids of rank 0, "union" those of all ranks.
@@ -272,6 +274,7 @@ fn of_rank(world: &World) -> Result<()> {
     }
     let quick = flag("--quick");
     plain(world, if quick { 16 << 20 } else { 64 << 20 })?;
+    overlap(world, if quick { 1 << 20 } else { 25 << 20 })?;
     let (some_columns, some_tokens) = (number("--columns")?, number("--tokens")?);
     let columns = some_columns.map_or(if quick { vec![16] } else { vec![64, 1024] }, |one| vec![one]);
     for columns in columns {
@@ -337,6 +340,41 @@ fn plain(world: &World, bytes: usize) -> Result<()> {
         if world.rank() == 0 {
             println!("{line}");
         }
+    }
+    Ok(())
+}
+
+/// An all_reduce on a thread of its own beside computation that takes as long, against one after the other: what exchanging buckets during
+/// the backward pass could gain.
+fn overlap(world: &World, bytes: usize) -> Result<()> {
+    let tensor = Tensor::zeros(bytes / 4, DType::F32, &Device::Cpu)?;
+    let matrix = Tensor::ones((256, 256), DType::F32, &Device::Cpu)?;
+    let reduce = || Ok::<_, anyhow::Error>(world.all_reduce(&tensor, ReduceOp::Sum)?);
+    let compute = |products: usize| -> Result<()> {
+        (0..products).try_for_each(|_| Ok::<_, anyhow::Error>(_ = matrix.matmul(&matrix)?))
+    };
+    let (mut reduce_ms, mut product_ms) = (Vec::new(), Vec::new());
+    for _ in 0..5 {
+        timed(world, &mut reduce_ms, reduce)?;
+        timed(world, &mut product_ms, || compute(16))?;
+    }
+    let products = (16.0 * slowest(world, reduce_ms)? / slowest(world, product_ms)?).ceil() as usize;
+    let (mut one_by_one, mut together) = (Vec::new(), Vec::new());
+    for _ in 0..9 {
+        timed(world, &mut one_by_one, || compute(products).and_then(|()| reduce()))?;
+        timed(world, &mut together, || {
+            std::thread::scope(|scope| {
+                let reduced = scope.spawn(reduce);
+                compute(products)?;
+                reduced.join().map_err(|_| anyhow::anyhow!("the thread of the all_reduce panicked"))?
+            })
+        })?;
+    }
+    let (together, one_by_one) = (slowest(world, together)?, slowest(world, one_by_one)?);
+    if world.rank() == 0 {
+        let mut line = facts(world, "overlap");
+        line["bytes"] = json!(bytes);
+        report(line, together, "one after the other", one_by_one);
     }
     Ok(())
 }

@@ -1,7 +1,5 @@
 //! Gradients of look-ups, grouped by row → one sum per row.
 
-use std::collections::HashMap;
-
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
 
 use super::RowGradients;
@@ -40,29 +38,31 @@ impl Grouped {
 }
 
 impl Grouped {
-    /// The sums in the order of `rows`, with zeros for rows that have no gradient. It has every row of `self` once.
+    /// The sums in the order of `rows`, which are ascending and have every row of `self`. Zeros for rows without a gradient.
     pub(crate) fn sum_over(self, rows: &[u32]) -> Result<Tensor> {
-        let known: HashMap<u32, usize> = self.groups.rows.iter().copied().zip(0..).collect();
-        let device = self.sources[0].device().clone();
-        if known.is_empty() {
-            return Ok(Tensor::zeros((rows.len(), self.sources[0].dim(1)?), DType::F32, &device)?);
-        }
+        let Grouped { groups, sources } = &self;
+        let device = sources[0].device().clone();
+        let Some(last) = rows.last().filter(|_| !groups.rows.is_empty()) else {
+            return Ok(Tensor::zeros((rows.len(), sources[0].dim(1)?), DType::F32, &device)?);
+        };
+        let mut place = vec![NO_TOKEN; *last as usize + 1];
+        groups.rows.iter().zip(0..).for_each(|(row, at)| place[*row as usize] = at);
+        let places = rows.iter().map(|row| place[*row as usize]);
         if !device.is_cpu() {
-            // candle selects zeros for NO_TOKEN.
-            let places: Vec<u32> = rows.iter().map(|row| known.get(row).map_or(NO_TOKEN, |at| *at as u32)).collect();
-            return Ok(self.sum()?.values.index_select(&Tensor::new(places, &device)?, 0)?);
+            let places = Tensor::new(places.collect::<Vec<u32>>(), &device)?;
+            return Ok(self.sum()?.values.index_select(&places, 0)?); // candle selects zeros for NO_TOKEN
         }
-        // The same groups in another order, and empty ones between them.
-        let (mut starts, mut positions) = (vec![0], Vec::with_capacity(self.groups.positions.len()));
-        for row in rows {
-            if let Some(at) = known.get(row) {
-                let group = self.groups.starts[*at] as usize..self.groups.starts[at + 1] as usize;
-                positions.extend_from_slice(&self.groups.positions[group]);
+        // The same groups in another order, with empty ones between them.
+        let (mut starts, mut positions) = (vec![0], Vec::with_capacity(groups.positions.len()));
+        for at in places {
+            if at != NO_TOKEN {
+                let group = groups.starts[at as usize] as usize..groups.starts[at as usize + 1] as usize;
+                positions.extend_from_slice(&groups.positions[group]);
             }
             starts.push(positions.len() as u32);
         }
         let groups = Groups { rows: rows.to_vec(), starts, positions, places: Vec::new() }; // places are for devices
-        sum_on_host(&groups, &self.sources)
+        sum_on_host(&groups, sources)
     }
 }
 

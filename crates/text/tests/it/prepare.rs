@@ -719,7 +719,8 @@ fn launchers_say_which_gpu_is_meant() {
         assert!(from(&[(rank, "8"), (size, "8"), (local, "1")]).unwrap_err().contains("not one of 8"));
     }
     // torchrun started one process, in an allocation of eight tasks.
-    let one = [("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "8")];
+    let one =
+        [("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "8")];
     assert_eq!(from(&one), Ok(None));
     // No task of a job array waits for another.
     let array = [("SLURM_ARRAY_TASK_ID", "12"), ("SLURM_ARRAY_TASK_COUNT", "4"), ("SLURM_ARRAY_TASK_MIN", "10")];
