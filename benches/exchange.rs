@@ -122,7 +122,7 @@ fn mpirun(ranks: usize, transport: &str, more: &[&str]) -> Result<()> {
 
 /// A step of one process with `exchange`, against the same step without the call.
 fn one_rank() -> Result<()> {
-    let (columns, tokens) = (64, 64);
+    let (columns, tokens) = (64, 1024);
     let step = |exchange: bool| -> Result<_> {
         let (wte, varmap) = table(columns)?;
         let mut opt = AdamW::from_varmap(&varmap, ParamsAdamW::default())?;
@@ -288,7 +288,9 @@ fn of_rank(world: &World) -> Result<()> {
         for gradient in [Gradient::Dense, Gradient::RowSparse] {
             vocab_parallel(world, columns, tokens, gradient, if quick { 2 } else { 9 })?;
         }
-        memory(world, columns)?;
+        if !flag("--keep-pages") {
+            memory(world, columns)?;
+        }
         let (wte, varmap) = table(columns)?;
         let opt = Sgd::from_varmap(&varmap, 0.1)?;
         let tokens = some_tokens.map_or(if quick { vec![300] } else { vec![1024, 8192, 32_768] }, |one| vec![one]);

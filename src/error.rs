@@ -167,6 +167,15 @@ pub enum Error {
         what: String,
     },
 
+    /// The ranks of a vocabulary-parallel layer were given different things.
+    #[error(
+        "{what} are not the same on all ranks: a vocabulary-parallel layer needs the same settings and the whole batch on every rank"
+    )]
+    RanksDiffer {
+        /// What differs.
+        what: &'static str,
+    },
+
     /// An invalid argument or setting.
     #[error("{0}")]
     Config(String),

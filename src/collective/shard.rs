@@ -106,19 +106,15 @@ impl Shard {
         Ok(Tensor::cat(&parts?, tensor.rank() - 1)?)
     }
 
-    /// An error on every rank if ids or numbers differ between ranks: the ranks of a split weight all have the same batch.
-    pub(crate) fn check_same(&self, what: &str, numbers: &[u32]) -> Result<()> {
+    /// An error on every rank if the bytes differ between ranks. It compares checksums.
+    pub(crate) fn check_same(&self, what: &'static str, bytes: &[u8]) -> Result<()> {
         if self.ranks.world_size() == 1 {
             return Ok(());
         }
-        let own = [crc32fast::hash(bytemuck::cast_slice(numbers)), numbers.len() as u32];
+        let own = [crc32fast::hash(bytes), bytes.len() as u32];
         match differences(&self.ranks, &own)?.contains(&true) {
             false => Ok(()),
-            true => Err(Error::ReplicasDiffer {
-                what: format!(
-                    "{what} of a vocabulary-parallel layer (its ranks share the vocabulary, not the batch: each gets all ids)"
-                ),
-            }),
+            true => Err(Error::RanksDiffer { what }),
         }
     }
 

@@ -110,6 +110,7 @@ impl<C: Collective> DataParallel<C> {
     }
 
     /// Gives all variables the values of rank 0. Call it before the first step, and after a checkpoint was loaded by one rank only.
+    /// Weights that are split between the ranks are left alone.
     ///
     /// # Errors
     /// [`Error::ReplicasDiffer`] if the ranks have variables of other names, shapes or dtypes; those of the engine.
@@ -137,17 +138,18 @@ impl<C: Collective> DataParallel<C> {
     /// gradients, for a union of U rows ([`RowExchange::Union`]).
     ///
     /// # Errors
-    /// [`Error::ReplicasDiffer`] if the ranks have other variables (checked in the first exchange); [`Error::MissingGradients`] and
+    /// [`Error::ReplicasDiffer`] if the ranks have other variables (checked in the first exchange); [`Error::Config`] for a weight that is
+    /// split between the ranks; [`Error::MissingGradients`] and
     /// [`Error::SteppedBefore`] as for a step; those of the engine.
     pub fn exchange<P: Rule>(&self, opt: &Optim<P>, grads: &mut GradStore) -> Result<()> {
+        if self.collective.world_size() == 1 {
+            return Ok(());
+        }
         if let Some(member) = opt.members().find(|member| member.table.shard().is_some()) {
             return Err(Error::Config(format!(
                 "{:?} is split between the ranks, so all have the same batch and the same gradients: there is nothing to exchange",
                 member.name
             )));
-        }
-        if self.collective.world_size() == 1 {
-            return Ok(());
         }
         if !self.agreed.load(Ordering::Relaxed) {
             self.agree(opt.members().map(|member| (member.name.as_str(), member.var.as_tensor())))?;
@@ -186,7 +188,8 @@ impl<C: Collective> DataParallel<C> {
         self.reduce(bucket, grads)
     }
 
-    /// An error if the variables' bits are not the same on all ranks. Every rank gets the same answer.
+    /// An error if the variables' bits are not the same on all ranks. Every rank gets the same answer. Weights that are split between
+    /// the ranks are left out.
     ///
     /// # Cost
     /// A pass over all weights (a checksum), and a few bytes of each variable between ranks: call it every hundred steps, say.

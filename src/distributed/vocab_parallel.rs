@@ -82,7 +82,8 @@ impl VocabParallelEmbedding {
     /// ranks.
     ///
     /// # Errors
-    /// As [`TokenEmbedding::new`]; [`Error::Config`] if there are more ranks than rows, and the table is f64 or on a GPU.
+    /// As [`TokenEmbedding::new`]; [`Error::Config`] if there are more ranks than rows, and the table is f64 or on a GPU;
+    /// [`Error::RanksDiffer`]: `cfg` is not the same on all ranks; [`Error::Collective`].
     pub fn new(cfg: &TokenEmbeddingConfig, ranks: Arc<dyn Collective>, vb: VarBuilder) -> Result<Self> {
         let world_size = ranks.world_size();
         let shard = Arc::new(Shard::new(ranks, cfg.vocab_size));
@@ -94,6 +95,8 @@ impl VocabParallelEmbedding {
                 cfg.vocab_size
             )));
         }
+        // (The weight's dtype is that of a checkpoint that `vb` has, or of `vb`.)
+        shard.check_same("the settings", format!("{cfg:?} {:?}", weight.dtype()).as_bytes())?;
         table.split(shard.clone());
         Ok(VocabParallelEmbedding { own, shard, padding_id: cfg.padding_id, names: None })
     }
@@ -110,7 +113,7 @@ impl VocabParallelEmbedding {
     ///
     /// # Errors
     /// - As [`TokenEmbedding::lookup`]. All ranks get the same error.
-    /// - [`Error::ReplicasDiffer`]: the ranks have other ids.
+    /// - [`Error::RanksDiffer`]: the ranks have different ids.
     /// - [`Error::Collective`].
     pub fn lookup(&self, ids: &Tensor) -> Result<Tensor> {
         let ids = ids::on_host(ids)?;
@@ -118,7 +121,7 @@ impl VocabParallelEmbedding {
         let checked = ids::check(&ids, self.vocab_size(), self.padding_id, name);
         // The cast keeps u8 255 different from NO_TOKEN, and turns i64::MAX into it. (Ids that it would hide are errors already.)
         let mut rows: Vec<u32> = ids.flatten_all()?.to_dtype(DType::U32)?.to_vec1()?;
-        self.shard.check_same("the ids", &rows)?;
+        self.shard.check_same("the ids", bytemuck::cast_slice(&rows))?;
         checked?;
         for id in &mut rows {
             *id = if Some(*id) == self.padding_id { NO_TOKEN } else { self.shard.row(*id) };

@@ -84,7 +84,8 @@ impl Job {
     /// gradients if one needs them, because they compute them together. Returns whether one does.
     fn meet_ranks(&mut self, tracked: bool) -> Result<bool> {
         let Some(shard) = &self.shard else { return Ok(tracked) };
-        shard.check_same("the targets", &[&self.positions[..], &self.targets[..]].concat())?;
+        let targets = [&self.positions[..], &self.targets[..]].concat();
+        shard.check_same("the targets", bytemuck::cast_slice(&targets))?;
         self.targets.iter_mut().for_each(|target| *target = shard.row(*target));
         let [hidden, tracked, constant] = shard.any([self.wanted.hidden, tracked, !tracked])?;
         self.wanted.hidden = hidden;

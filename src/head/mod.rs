@@ -257,6 +257,7 @@ impl Head {
     /// # Errors
     /// - [`Error::TargetOutOfRange`]: a target that is not a row of the weight.
     /// - [`Error::Config`]: hidden states of another width, dtype or device than the weight's; invalid options.
+    /// - [`Error::RanksDiffer`], [`Error::Collective`]: for a weight that is split between ranks.
     ///
     /// # Cost
     /// For N tokens with targets: 6·N·V·C floating-point operations with gradients, 2·N·V·C without (products by the gemm

@@ -1,12 +1,13 @@
 //! NCCL between the GPUs of this machine, against ranks on the CPU. The ranks are threads: each has a GPU, and an engine of the CPU beside it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use anyhow::{Result, anyhow, ensure};
 use candle_core::cuda::cudarc::driver::CudaContext;
 use candle_core::{DType, Device, Module, Tensor, Var};
 use candle_nn::{ParamsAdamW, VarBuilder, VarMap};
-use tallow::distributed::{Collective, DataParallel, Local, Nccl, ReduceOp, RowExchange};
+use tallow::distributed::{Collective, DataParallel, Local, Nccl, ReduceOp, RowExchange, VocabParallelEmbedding};
 use tallow::optim::AdamW;
 use tallow::prepare::launched_rank_from_env;
 use tallow::{Error, Gradient, TokenEmbedding, TokenEmbeddingConfig};
@@ -27,7 +28,9 @@ pub fn all(report: &mut Report) {
         };
         check("every operation in every dtype", operations);
         check("training, by the union of rows", |device, ranks| train(device, ranks, RowExchange::Union));
+        check("training, rows by their owners", |device, ranks| train(device, ranks, RowExchange::Owners));
         check("training, rows in order", |device, ranks| train(device, ranks, RowExchange::Ordered));
+        check("training, table and head split by rows", split);
     }
     match launched_rank_from_env(|name| std::env::var(name).ok()) {
         Ok(None) => report.check("NCCL from the environment, without a launcher", alone),
@@ -211,4 +214,33 @@ fn steps(device: &Device, collective: impl Collective, rows: RowExchange) -> Res
     let after = wte.flushed_weight()?.to_device(&Device::Cpu)?.to_vec2::<f32>()?;
     ensure!(after != before, "nothing moved");
     Ok(after.concat())
+}
+
+/// Steps of a split table with a tied head: losses and this rank's rows on the GPU and on the CPU.
+fn split(gpu: &Device, cpu: &Threads) -> Result<String> {
+    let there = split_steps(gpu, Arc::new(Nccl::new(gpu, cpu)?))?;
+    let here = split_steps(&Device::Cpu, Arc::new(cpu.clone()))?;
+    let largest = here.iter().zip(&there).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    ensure!(there.len() == here.len() && largest < 1e-5, "a loss or a weight differs by {largest:e}");
+    Ok(format!("losses and weights differ from the CPU's by {largest:.1e} at most"))
+}
+
+fn split_steps(device: &Device, ranks: Arc<dyn Collective>) -> Result<Vec<f32>> {
+    let varmap = VarMap::new();
+    let vb = VarBuilder::from_varmap(&varmap, DType::F32, device);
+    let cfg = TokenEmbeddingConfig { vocab_size: V, d_model: C, gradient: Gradient::RowSparse, ..Default::default() };
+    let wte = VocabParallelEmbedding::new(&cfg, ranks, vb.pp("wte"))?;
+    let mut opt = AdamW::from_varmap(&varmap, ParamsAdamW { lr: 0.01, ..Default::default() })?;
+    let mut values = Vec::new();
+    for step in 0..6 {
+        let [inputs, targets] = [0, 1].map(|k| Tensor::new(ids(Ids::Uniform, 9, V, 2 * step + k), &Device::Cpu));
+        let hidden = wte.forward(&inputs?)?;
+        let loss = wte.head().loss(&hidden, &targets?, &Default::default())?;
+        let mut grads = tallow::backward(&loss)?;
+        opt.clip_grad_norm(&mut grads, 0.1)?;
+        candle_nn::Optimizer::step(&mut opt, &grads)?;
+        values.push(loss.to_scalar::<f32>()?);
+    }
+    values.extend(wte.flushed_weight()?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?);
+    Ok(values)
 }
