@@ -145,8 +145,10 @@ template <class T> void kernels_of_candle(const std::string& t) {
     });
     whole("is_u32_" + t, [](void** p, size_t) {
         const size_t n = arg<size_t>(p, 0), ids = arg<size_t>(p, 8), right = arg<size_t>(p, 9);
-        for (size_t i = 0; i < n; ++i) // one table: candle's left_size is 1
-            arg<T*>(p, 5)[i] = arg<const T*>(p, 4)[(size_t)arg<const u32*>(p, 3)[i / right % ids] * right + i % right];
+        for (size_t i = 0; i < n; ++i) { // one table: candle's left_size is 1; the largest id gives zeros
+            const u32 id = arg<const u32*>(p, 3)[i / right % ids];
+            arg<T*>(p, 5)[i] = id == ~(u32)0 ? T() : arg<const T*>(p, 4)[(size_t)id * right + i % right];
+        }
     });
 }
 
