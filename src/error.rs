@@ -150,7 +150,10 @@ pub enum Error {
     },
 
     /// An operation between several processes failed.
-    #[error("{operation} between the ranks failed: {reason}")]
+    #[error(
+        "{operation} between the ranks failed: {reason} (all ranks must call the same operations in the same order; look for a rank that \
+         failed first)"
+    )]
     Collective {
         /// The operation of [`Collective`](crate::distributed::Collective).
         operation: &'static str,
@@ -160,7 +163,8 @@ pub enum Error {
 
     /// The ranks do not hold the same model.
     #[error(
-        "{what} are not the same on all ranks: build the same model everywhere, then call `DataParallel::broadcast` before the first step"
+        "{what} are not the same on all ranks: build the same model everywhere, call `DataParallel::broadcast` before the first step, load \
+         a checkpoint on every rank, and step with the same settings everywhere"
     )]
     ReplicasDiffer {
         /// What differs.

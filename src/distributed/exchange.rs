@@ -11,7 +11,7 @@ use crate::collective::{Collective, ReduceOp, differences};
 use crate::optim::{Optim, Rule};
 use crate::rows::{RowGradients, RowTable};
 use crate::support::variables::variables;
-use crate::{Error, Result};
+use crate::{Error, NO_TOKEN, Result};
 
 /// PyTorch's size of a bucket: large enough that latency does not count.
 const BUCKET_BYTES: usize = 25 << 20;
@@ -38,8 +38,12 @@ pub enum RowExchange {
     /// send the sums to all. It moves fewer bytes than the union, in more messages: for slow networks and many ranks. The sum is in
     /// the order of ranks.
     Owners,
-    /// Every rank gets the gradient of every position, in the order of the joined batch, and sums them as one process does: the
-    /// table has the same bits for any number of ranks. It moves the gradient of each token of all ranks to each rank.
+    /// Every rank gets the gradient of every position, in the order of the joined batch, and sums them as one process does. If the
+    /// gradients that reach the look-up have the same bits, then so has the table, for any number of ranks. (The layers above the
+    /// table are summed over ranks, and their last bits depend on the number of ranks.) It moves the gradient of each token of all
+    /// ranks to each rank.
+    ///
+    /// With a batch in parts (gradient accumulation) the order is part by part, if every rank has tokens in every part.
     Ordered,
 }
 
@@ -82,12 +86,16 @@ pub struct DataParallel<C> {
     rows: RowExchange,
     /// Whether the ranks were found to hold the same variables.
     agreed: AtomicBool,
+    /// Its entry marks a `GradStore` that was exchanged.
+    mark: Tensor,
 }
 
 impl<C: Collective> DataParallel<C> {
     /// Ranks that are connected by `collective`.
     pub fn new(collective: C) -> Self {
-        DataParallel { collective, rows: RowExchange::default(), agreed: AtomicBool::new(false) }
+        // (Infallible: a number on the CPU.)
+        let mark = Tensor::new(0u8, &Device::Cpu).unwrap_or_else(|_| unreachable!());
+        DataParallel { collective, rows: RowExchange::default(), agreed: AtomicBool::new(false), mark }
     }
 
     /// Sets how rows are exchanged.
@@ -109,14 +117,15 @@ impl<C: Collective> DataParallel<C> {
         Ok(sum.to_vec1::<i64>()?[0] as usize)
     }
 
-    /// Gives all variables the values of rank 0. Call it before the first step, and after a checkpoint was loaded by one rank only.
+    /// Gives all variables the values of rank 0. Call it before the first step. To resume from a checkpoint load it on every rank: this
+    /// does not give the optimizer's state to the others.
     /// Weights that are split between the ranks are left alone.
     ///
     /// # Errors
     /// [`Error::ReplicasDiffer`] if the ranks have variables of other names, shapes or dtypes; those of the engine.
     pub fn broadcast(&self, varmap: &VarMap) -> Result<()> {
         let variables = replicated(varmap);
-        self.agree(variables.iter().map(|(name, var)| (name.as_str(), var.as_tensor())))?;
+        self.agree(variables.iter().map(|(name, var)| (name.as_str(), var.as_tensor())), "")?;
         for (_, var) in variables.iter().filter(|_| self.collective.world_size() > 1) {
             RowTable::flush(var)?;
             let value = self.collective.broadcast(var, 0)?;
@@ -142,20 +151,35 @@ impl<C: Collective> DataParallel<C> {
     /// split between the ranks; [`Error::MissingGradients`] and
     /// [`Error::SteppedBefore`] as for a step; those of the engine.
     pub fn exchange<P: Rule>(&self, opt: &Optim<P>, grads: &mut GradStore) -> Result<()> {
+        let wrong = |what: String| Err(Error::Config(what));
+        if let Some(member) = opt.members().find(|member| member.table.shard().is_some()) {
+            return wrong(format!(
+                "{:?} is split between the ranks, so all have the same batch and the same gradients: there is nothing to exchange",
+                member.name
+            ));
+        }
+        if !opt.is_named() {
+            return wrong(
+                "this optimizer was made without names (`new`), and the order of its variables can differ between ranks: make it \
+                 with from_varmap, or call name_by(&varmap) first"
+                    .to_string(),
+            );
+        }
+        if grads.get(&self.mark).is_some() {
+            return wrong(
+                "these gradients are those of all ranks already: call exchange once for each step".to_string(),
+            );
+        }
+        opt.tables().try_for_each(|member| member.table.belongs_to(grads))?;
+        grads.insert(&self.mark, self.mark.clone());
         if self.collective.world_size() == 1 {
             return Ok(());
         }
-        if let Some(member) = opt.members().find(|member| member.table.shard().is_some()) {
-            return Err(Error::Config(format!(
-                "{:?} is split between the ranks, so all have the same batch and the same gradients: there is nothing to exchange",
-                member.name
-            )));
-        }
         if !self.agreed.load(Ordering::Relaxed) {
-            self.agree(opt.members().map(|member| (member.name.as_str(), member.var.as_tensor())))?;
+            let variables = opt.members().map(|member| (member.name.as_str(), member.var.as_tensor()));
+            self.agree(variables, &format!("{:?}", self.rows))?;
             self.agreed.store(true, Ordering::Relaxed);
         }
-        opt.tables().try_for_each(|member| member.table.belongs_to(grads))?;
         // For each variable: does any rank have a dense gradient of it, or pending rows?
         let mut has = Vec::new();
         for member in opt.members() {
@@ -183,6 +207,10 @@ impl<C: Collective> DataParallel<C> {
                     RowExchange::Owners => self.exchange_owners(&member.table)?,
                     RowExchange::Ordered => self.exchange_ordered(&member.table)?,
                 }
+                // No row is left, because all are frozen or padding: the step counts for the rows without a gradient.
+                if !member.table.has_pending() {
+                    member.table.push_rows(no_rows(member.table.weight())?)?;
+                }
             }
         }
         self.reduce(bucket, grads)
@@ -198,7 +226,7 @@ impl<C: Collective> DataParallel<C> {
     /// [`Error::ReplicasDiffer`]; those of the engine.
     pub fn check_replicas(&self, varmap: &VarMap) -> Result<()> {
         let variables = replicated(varmap);
-        self.agree(variables.iter().map(|(name, var)| (name.as_str(), var.as_tensor())))?;
+        self.agree(variables.iter().map(|(name, var)| (name.as_str(), var.as_tensor())), "")?;
         let mut sums = Vec::new();
         for (_, var) in &variables {
             RowTable::flush(var)?;
@@ -210,15 +238,18 @@ impl<C: Collective> DataParallel<C> {
         }
     }
 
-    /// An error if names, shapes or dtypes differ between ranks.
-    fn agree<'a>(&self, variables: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
+    /// An error if names, shapes, dtypes or the mode of exchange differ between ranks.
+    fn agree<'a>(&self, variables: impl Iterator<Item = (&'a str, &'a Tensor)>, mode: &str) -> Result<()> {
         let mut hasher = Hasher::new();
+        hasher.update(mode.as_bytes());
         for (name, tensor) in variables {
             hasher.update(format!("{name:?} {:?} {:?}\n", tensor.dims(), tensor.dtype()).as_bytes());
         }
         match differences(&self.collective, &[hasher.finalize()])?[0] {
             false => Ok(()),
-            true => Err(Error::ReplicasDiffer { what: "the names, shapes or dtypes of variables".to_string() }),
+            true => Err(Error::ReplicasDiffer {
+                what: "the names, shapes or dtypes of variables, or the ways to exchange rows,".to_string(),
+            }),
         }
     }
 
@@ -258,7 +289,7 @@ impl<C: Collective> DataParallel<C> {
         let flags = self.max(flags)?;
         let union: Vec<u32> = (0..rows as u32).filter(|row| flags[*row as usize] == 1).collect();
         if union.is_empty() {
-            return Ok(()); // all rows with a gradient are frozen
+            return Ok(());
         }
         let compact = match own {
             None => Tensor::zeros((union.len(), columns), DType::F32, device)?,
@@ -308,9 +339,9 @@ impl<C: Collective> DataParallel<C> {
         let lookups = self.gather_numbers(own.len())?;
         let mut own = own.into_iter();
         for _ in 0..lookups.into_iter().max().unwrap_or(0) {
-            let (ids, grad) = match own.next().filter(|(ids, _)| !ids.is_empty()) {
-                Some((ids, grad)) => (ids, grad.to_dtype(DType::F32)?),
-                None => (Vec::new(), no_rows(table.weight())?.values),
+            let (ids, grad) = match own.next().map(without_padding).transpose()? {
+                Some((ids, grad)) if !ids.is_empty() => (ids, grad.to_dtype(DType::F32)?),
+                _ => (Vec::new(), no_rows(table.weight())?.values),
             };
             for (rows, values) in self.gather_rows(ids, grad)? {
                 table.push_rows(RowGradients { rows, values })?;
@@ -353,6 +384,16 @@ impl<C: Collective> DataParallel<C> {
 fn no_rows(weight: &Tensor) -> Result<RowGradients> {
     let row = Tensor::zeros((1, weight.dim(1)?), DType::F32, weight.device())?;
     Ok(RowGradients { rows: Vec::new(), values: row.narrow(0, 0, 0)? })
+}
+
+/// A look-up without its positions of [`NO_TOKEN`].
+fn without_padding((ids, grad): (Vec<u32>, Tensor)) -> Result<(Vec<u32>, Tensor)> {
+    if !ids.contains(&NO_TOKEN) {
+        return Ok((ids, grad));
+    }
+    let tokens: Vec<u32> = (0..).zip(&ids).filter(|(_, id)| **id != NO_TOKEN).map(|(at, _)| at).collect();
+    let ids = ids.into_iter().filter(|id| *id != NO_TOKEN).collect();
+    Ok((ids, select(&grad, tokens)?))
 }
 
 /// The rows of `values` in another order.

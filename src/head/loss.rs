@@ -45,7 +45,7 @@ pub(super) fn cross_entropy(
         shard: head.shard().cloned(),
     };
     let tracked = job.wanted.hidden || job.wanted.weight || job.wanted.bias;
-    let tracked_anywhere = job.meet_ranks(tracked)?;
+    let tracked_anywhere = job.meet_ranks(tracked, &hidden)?;
     let upstream = match cfg.reduction {
         Reduction::Mean => Some(1.0 / job.targets.len().max(1) as f64),
         Reduction::Sum => Some(1.0),
@@ -80,12 +80,16 @@ struct Job {
 }
 
 impl Job {
-    /// If the weight is split, checks that all ranks have the same targets, and replaces targets by rows here. All ranks compute
-    /// gradients if one needs them, because they compute them together. Returns whether one does.
-    fn meet_ranks(&mut self, tracked: bool) -> Result<bool> {
+    /// If the weight is split, checks that all ranks have the same targets and hidden states, and replaces targets by rows here. All
+    /// ranks compute gradients if one needs them, because they compute them together. Returns whether one does.
+    fn meet_ranks(&mut self, tracked: bool, hidden: &Tensor) -> Result<bool> {
         let Some(shard) = &self.shard else { return Ok(tracked) };
         let targets = [&self.positions[..], &self.targets[..]].concat();
         shard.check_same("the targets", bytemuck::cast_slice(&targets))?;
+        // (A GPU's hidden states stay there; their sum tells most differences.)
+        let seen = if hidden.device().is_cpu() { hidden.detach() } else { hidden.detach().sum_all()? };
+        let seen = seen.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?;
+        shard.check_same("the hidden states", bytemuck::cast_slice(&seen))?;
         self.targets.iter_mut().for_each(|target| *target = shard.row(*target));
         let [hidden, tracked, constant] = shard.any([self.wanted.hidden, tracked, !tracked])?;
         self.wanted.hidden = hidden;

@@ -15,11 +15,28 @@ pub(super) fn top_k(head: &Head, hidden: &Hidden, k: usize) -> Result<(Tensor, T
     if k == 0 || k > vocab_size {
         return Err(Error::Config(format!("top_k with k = {k}: k must be from 1 to {vocab_size}")));
     }
+    let mut best = of_rows_here(head, hidden, k);
+    if let Some(shard) = head.shard() {
+        // A rank that failed says so before the others wait for its rows.
+        if shard.any([best.is_err()])? == [true] && best.is_ok() {
+            let reason = "another rank found a logit that is not a number".to_string();
+            return Err(Error::Collective { operation: "top_k", reason });
+        }
+        best = of_all_ranks(best?, k, shard);
+    }
+    let dims = [&hidden.dims[..], &[k]].concat();
+    let (values, ids): (Vec<f32>, Vec<u32>) = best?.into_iter().flatten().unzip();
+    let device = head.weight.device();
+    Ok((Tensor::from_vec(values, &dims[..], device)?, Tensor::from_vec(ids, &dims[..], device)?))
+}
+
+/// For each position the `k` best (logit, id) of the rows here.
+fn of_rows_here(head: &Head, hidden: &Hidden, k: usize) -> Result<Vec<Vec<(f32, u32)>>> {
     let (positions, here) = (hidden.rows.dim(0)?, head.rows());
     let id_of = |row: usize| head.shard().map_or(row, |shard| shard.stride().row(row)) as u32;
     // For each position the largest logits so far, the largest first.
     let mut best: Vec<Vec<(f32, u32)>> = vec![Vec::with_capacity(k + 1); positions];
-    let rows_a_block = (BLOCK_LOGITS / positions.max(1)).clamp(1, vocab_size);
+    let rows_a_block = (BLOCK_LOGITS / positions.max(1)).clamp(1, here.max(1));
     for first in (0..here).step_by(rows_a_block) {
         let rows = rows_a_block.min(here - first);
         let logits = head.logits_of(&hidden.rows, first, rows)?;
@@ -31,13 +48,7 @@ pub(super) fn top_k(head: &Head, hidden: &Hidden, k: usize) -> Result<(Tensor, T
             }
         }
     }
-    if let Some(shard) = head.shard() {
-        best = of_all_ranks(best, k, shard)?;
-    }
-    let dims = [&hidden.dims[..], &[k]].concat();
-    let (values, ids): (Vec<f32>, Vec<u32>) = best.into_iter().flatten().unzip();
-    let device = head.weight.device();
-    Ok((Tensor::from_vec(values, &dims[..], device)?, Tensor::from_vec(ids, &dims[..], device)?))
+    Ok(best)
 }
 
 /// Keeps a logit if it is one of the `k` best. Among equal logits the lower id is first.

@@ -294,6 +294,11 @@ impl<P: Rule> Optim<P> {
         sum.map(f64::sqrt)
     }
 
+    /// Whether its variables have names.
+    pub(crate) fn is_named(&self) -> bool {
+        self.named
+    }
+
     pub(crate) fn members(&self) -> impl Iterator<Item = &Variable> {
         self.groups.iter().flat_map(|group| &group.members)
     }

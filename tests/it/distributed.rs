@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Module, Tensor};
-use candle_nn::{ParamsAdamW, VarBuilder, VarMap};
-use tallow::distributed::{Collective, DataParallel, Local, ReduceOp, VocabParallelEmbedding};
+use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
+use tallow::distributed::{Collective, DataParallel, Local, ReduceOp, RowExchange, VocabParallelEmbedding};
 use tallow::optim::AdamW;
 use tallow::{Checkpoint, Error, Gradient, LoadOptions, TokenEmbedding, TokenEmbeddingConfig, backward, load_weights};
 
@@ -38,9 +38,8 @@ fn two_to_four_ranks_are_as_one_process() {
 /// Of five rows some ranks have none.
 #[test]
 fn more_ranks_than_rows() {
-    for (name, case) in acceptance::CASES.iter().filter(|(name, _)| name.contains("split table")) {
+    for case in [split::a_table_is_that_of_one_process, split::a_head_is_that_of_one_process] {
         run(7, |ranks| case(&shared(ranks)));
-        assert!(!name.is_empty());
     }
 }
 
@@ -61,29 +60,42 @@ fn saved_by_any_number_of_ranks_and_loaded_by_any_other() {
     load_weights(path, &one_process(Gradient::RowSparse, true).varmap, &LoadOptions::default()).unwrap();
 }
 
-/// Rows of the union and one flag a row: far less than the dense gradient.
+/// What each way to exchange rows gives to the operations, and what the dense gradient would be.
 #[test]
-fn the_union_moves_what_it_says() {
+fn each_exchange_moves_what_docs_scale_says() {
     let (v, c, tokens) = (5000, 64, 100);
-    let sent = run(2, |ranks| {
-        let varmap = VarMap::new();
-        let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
-        let cfg =
-            TokenEmbeddingConfig { vocab_size: v, d_model: c, gradient: Gradient::RowSparse, ..Default::default() };
-        let wte = TokenEmbedding::new(&cfg, vb).unwrap();
-        let opt = AdamW::from_varmap(&varmap, ParamsAdamW::default()).unwrap();
-        let ids: Vec<u32> = (0..tokens as u32).map(|i| i * 7 + ranks.rank() as u32).collect();
-        let parallel = DataParallel::new(ranks);
-        let mut grads =
-            backward(&wte.forward(&Tensor::new(ids, &Device::Cpu).unwrap()).unwrap().sum_all().unwrap()).unwrap();
-        parallel.exchange(&opt, &mut grads).unwrap();
-        ranks.barrier().unwrap();
-        let sent = ranks.bytes();
-        ranks.barrier().unwrap();
-        sent
-    });
-    // 200 rows, the flags, the check of names, the flags of one variable: from two ranks.
-    assert_eq!(sent, [2 * (200 * c * 4 + v + 8 + 2); 2]);
+    for world in 2..=4 {
+        for exchange in [RowExchange::Union, RowExchange::Owners, RowExchange::Ordered] {
+            let sent = run(world, |ranks| {
+                let varmap = VarMap::new();
+                let vb = VarBuilder::from_varmap(&varmap, DType::F32, &Device::Cpu);
+                let gradient = Gradient::RowSparse;
+                let cfg = TokenEmbeddingConfig { vocab_size: v, d_model: c, gradient, ..Default::default() };
+                let wte = TokenEmbedding::new(&cfg, vb).unwrap();
+                let opt = AdamW::from_varmap(&varmap, ParamsAdamW::default()).unwrap();
+                // 100 tokens, each row twice; no row on two ranks.
+                let ids: Vec<u32> = (0..tokens as u32).map(|i| i / 2 * 7 + ranks.rank() as u32).collect();
+                let parallel = DataParallel::new(ranks).with_rows(exchange);
+                let x = wte.forward(&Tensor::new(ids, &Device::Cpu).unwrap()).unwrap();
+                let mut grads = backward(&x.sum_all().unwrap()).unwrap();
+                parallel.exchange(&opt, &mut grads).unwrap();
+                ranks.barrier().unwrap();
+                let sent = ranks.bytes();
+                ranks.barrier().unwrap();
+                sent
+            });
+            let rows = tokens / 2; // of a rank; the union has `world` times as many
+            let law = match exchange {
+                // All ranks give the union and the flags.
+                RowExchange::Union => world * (world * rows * c * 4 + v),
+                // All rows to their owners, then all sums.
+                RowExchange::Owners => 2 * world * rows * (4 * c + 4),
+                RowExchange::Ordered => world * tokens * (4 * c + 4),
+            };
+            let (least, most) = (law as f64, law as f64 * 1.05);
+            assert!(sent.iter().all(|sent| (least..=most).contains(&(*sent as f64))), "{exchange:?}: {sent:?}, {law}");
+        }
+    }
 }
 
 #[test]
@@ -98,8 +110,21 @@ fn what_does_not_fit_is_named_on_every_rank() {
         let opt = AdamW::from_varmap(&varmap, ParamsAdamW::default()).unwrap();
         let mut grads = Tensor::zeros((), DType::F32, &Device::Cpu).unwrap().backward().unwrap();
         assert!(differs(&parallel.exchange(&opt, &mut grads).unwrap_err()));
+        // Another way to exchange rows, and variables without names.
+        let model = model(Gradient::RowSparse, 5);
+        let opt = AdamW::from_varmap(&model.varmap, ParamsAdamW::default()).unwrap();
+        let mut grads = Tensor::zeros((), DType::F32, &Device::Cpu).unwrap().backward().unwrap();
+        let rows = if ranks.rank() == 0 { RowExchange::Union } else { RowExchange::Owners };
+        let error = DataParallel::new(ranks).with_rows(rows).exchange(&opt, &mut grads).unwrap_err();
+        assert!(differs(&error) && error.to_string().contains("ways to exchange rows"), "{error}");
+        drop(opt);
+        let opt = AdamW::new(model.varmap.all_vars(), ParamsAdamW::default()).unwrap();
+        let mut grads = Tensor::zeros((), DType::F32, &Device::Cpu).unwrap().backward().unwrap();
+        let error = parallel.exchange(&opt, &mut grads).unwrap_err();
+        assert!(error.to_string().contains("without names"), "{error}");
+        drop(opt);
         // Another value in one row on one rank.
-        let model = model(Gradient::RowSparse, 5 + ranks.rank() as u64);
+        let model = crate::acceptance::exchange::model(Gradient::RowSparse, 5 + ranks.rank() as u64);
         let error = parallel.check_replicas(&model.varmap).unwrap_err();
         assert!(differs(&error) && error.to_string().contains("wte.weight"), "{error}");
         parallel.broadcast(&model.varmap).unwrap();
@@ -150,6 +175,13 @@ fn what_a_split_table_does_not_do_is_an_error_on_every_rank() {
         assert!(
             model.head.clone().with_bias(&bias.narrow(0, 0, split::V.div_ceil(2) - ranks.rank()).unwrap()).is_err()
         );
+        // Hidden states of another model.
+        let targets = Tensor::new(&[3u32, 5], &Device::Cpu).unwrap();
+        let other = (&hidden + ranks.rank() as f64).unwrap();
+        let error = model.head.loss(&other, &targets, &Default::default()).unwrap_err();
+        assert!(matches!(error, Error::RanksDiffer { what: "the hidden states" }), "{error}");
+        let nan = (&hidden * f64::NAN).unwrap();
+        assert!(model.head.top_k(&nan, 2).is_err());
         let opt = AdamW::from_varmap(&model.varmap, ParamsAdamW::default()).unwrap();
         let mut grads = Tensor::zeros((), DType::F32, &Device::Cpu).unwrap().backward().unwrap();
         let error = DataParallel::new(ranks).exchange(&opt, &mut grads).unwrap_err();

@@ -21,7 +21,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Module};
 use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
 use tallow::distributed::{Collective, DataParallel, ReduceOp, RowExchange};
@@ -43,6 +43,7 @@ fn train(world: &World) -> Result<()> {
     // Batches of 8 rows, whatever the number of ranks.
     let tokenizer = Tokenizer::from_file(format!("{ASSETS}/tiny-llama/tokenizer.json"))?;
     let data = Dataset::from_path(&tokenizer, format!("{ASSETS}/story.txt"), 0.1)?.split("train")?;
+    ensure!(8 % world_size == 0, "8 rows cannot be shared evenly by {world_size} ranks: start 1, 2, 4 or 8");
     let batch_size = 8 / world_size;
     let cfg = DataLoaderConfig { batch_size, context_length: 32, rank, world_size, epochs: None, ..Default::default() };
     let mut loader = DataLoader::new(&data, cfg)?;

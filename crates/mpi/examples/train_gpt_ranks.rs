@@ -4,17 +4,17 @@
 //!     mpirun -n 1 target/release/examples/train_gpt_ranks --steps 60 --dropout 0
 //!
 //! ```text
-//! step    20  loss 10.433  1 ranks
-//! step    40  loss  9.282  1 ranks
-//! step    60  loss  7.759  1 ranks
+//! step    20  loss 10.433  ranks 1
+//! step    40  loss  9.282  ranks 1
+//! step    60  loss  7.759  ranks 1
 //! ```
 //!
 //!     mpirun -n 2 target/release/examples/train_gpt_ranks --steps 60 --dropout 0
 //!
 //! ```text
-//! step    20  loss 10.433  2 ranks
-//! step    40  loss  9.282  2 ranks
-//! step    60  loss  7.759  2 ranks
+//! step    20  loss 10.433  ranks 2
+//! step    40  loss  9.282  ranks 2
+//! step    60  loss  7.759  ranks 2
 //! ```
 //!
 //! Every rank has the whole model and a part of each batch (--batch is that of all ranks). With --vocab-parallel every rank has a part
@@ -49,7 +49,7 @@ struct Args {
     /// A text file, or a folder made by `tallow prepare` [default: the included story]
     #[arg(long)]
     data: Option<PathBuf>,
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(1..))]
     steps: u64,
     /// How row gradients are exchanged
     #[arg(long, default_value = "union", value_parser = ["union", "owners", "ordered"])]
@@ -121,7 +121,7 @@ fn train(world: &World, args: &Args) -> Result<()> {
         }
         match (rank, args.json) {
             (0, true) => println!("{}", serde_json::json!({"step": step, "loss": loss, "ranks": world_size})),
-            (0, false) if step % 20 == 0 => println!("step {step:5}  loss {loss:6.3}  {world_size} ranks"),
+            (0, false) if step % 20 == 0 => println!("step {step:5}  loss {loss:6.3}  ranks {world_size}"),
             _ => (),
         }
     }

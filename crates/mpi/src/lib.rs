@@ -21,7 +21,7 @@ use std::fmt::Display;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device, Shape, Storage, Tensor, WithDType};
 use ferrompi::{Communicator, Mpi, MpiDatatype, ThreadLevel};
@@ -49,16 +49,18 @@ pub fn run<E: Display>(body: impl FnOnce(&World) -> std::result::Result<(), E>) 
             return ExitCode::FAILURE;
         }
     };
-    let world = World { communicator: Arc::new(mpi.world()), most: most() };
+    let communicator = mpi.world();
+    let (rank, world_size) = (communicator.rank() as usize, communicator.size() as usize);
+    let world = World { communicator: Arc::new(Mutex::new(communicator)), rank, world_size, most: most() };
     match catch_unwind(AssertUnwindSafe(|| body(&world))) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             world.say(&format!("error: {error:#}"));
-            world.communicator.abort(1)
+            world.mpi().abort(1)
         }
         Err(_) => {
-            world.say("panicked: all ranks end");
-            world.communicator.abort(101)
+            world.say("panicked (its message is above): all ranks end");
+            world.mpi().abort(101)
         }
     }
 }
@@ -72,7 +74,10 @@ pub fn run<E: Display>(body: impl FnOnce(&World) -> std::result::Result<(), E>) 
 /// [`VocabParallelEmbedding`](tallow::distributed::VocabParallelEmbedding) does, takes `Arc::new(world.clone())`.
 #[derive(Clone)]
 pub struct World {
-    communicator: Arc<Communicator>,
+    /// MPI was started for one call at a time.
+    communicator: Arc<Mutex<Communicator>>,
+    rank: usize,
+    world_size: usize,
     /// The most elements of one call: MPI counts in 32 bits with a sign.
     most: usize,
 }
@@ -126,6 +131,10 @@ trait Element: WithDType + MpiDatatype + Default {}
 impl<T: WithDType + MpiDatatype + Default> Element for T {}
 
 impl World {
+    fn mpi(&self) -> MutexGuard<'_, Communicator> {
+        self.communicator.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A line on standard error, in one piece: other ranks and the launcher write there, too.
     fn say(&self, what: &str) {
         let line = format!("rank {} of {}: {what}\n", self.rank(), self.world_size());
@@ -137,7 +146,7 @@ impl World {
             let mut result = vec![T::default(); own.len()];
             advise_huge_pages(&mut result);
             for (own, result) in own.chunks(self.most).zip(result.chunks_mut(self.most)) {
-                self.communicator.allreduce(own, result, op).map_err(failed("all_reduce"))?;
+                self.mpi().allreduce(own, result, op).map_err(failed("all_reduce"))?;
             }
             Ok(result)
         })?;
@@ -150,14 +159,14 @@ impl World {
             let mut result = vec![T::default(); ranks * own.len()];
             advise_huge_pages(&mut result);
             if own.len() * ranks <= self.most {
-                self.communicator.allgather(own, &mut result).map_err(failed("all_gather"))?;
+                self.mpi().allgather(own, &mut result).map_err(failed("all_gather"))?;
                 return Ok(result);
             }
             let most = (self.most / ranks).max(1);
             let mut part = vec![T::default(); most * ranks];
             for (k, piece) in own.chunks(most).enumerate() {
                 let part = &mut part[..piece.len() * ranks];
-                self.communicator.allgather(piece, part).map_err(failed("all_gather"))?;
+                self.mpi().allgather(piece, part).map_err(failed("all_gather"))?;
                 for (rank, of_rank) in part.chunks(piece.len()).enumerate() {
                     result[rank * own.len() + k * most..][..piece.len()].copy_from_slice(of_rank);
                 }
@@ -170,7 +179,7 @@ impl World {
     fn broadcast_from<T: Element>(&self, tensor: &Tensor, root: usize) -> Result<Tensor> {
         let mut values = with_slice::<T, _>(tensor, |own| Ok(own.to_vec()))?;
         for piece in values.chunks_mut(self.most) {
-            self.communicator.broadcast(piece, root as i32).map_err(failed("broadcast"))?;
+            self.mpi().broadcast(piece, root as i32).map_err(failed("broadcast"))?;
         }
         Ok(Tensor::from_vec(values, tensor.shape(), &Device::Cpu)?)
     }
@@ -202,7 +211,7 @@ impl World {
                 }
                 let mut got = vec![T::default(); receive.iter().sum()];
                 let (send_starts, receive_starts) = (starts(&send), starts(&receive));
-                self.communicator
+                self.mpi()
                     .alltoallv(
                         &packed,
                         &numbers(&send),
@@ -227,11 +236,11 @@ impl World {
 
 impl Collective for World {
     fn rank(&self) -> usize {
-        self.communicator.rank() as usize
+        self.rank
     }
 
     fn world_size(&self) -> usize {
-        self.communicator.size() as usize
+        self.world_size
     }
 
     fn all_reduce(&self, tensor: &Tensor, op: ReduceOp) -> Result<Tensor> {
@@ -262,13 +271,13 @@ impl Collective for World {
         check_counts(rows, counts, self.world_size())?;
         let to: Vec<i64> = counts.iter().map(|count| *count as i64).collect();
         let mut from = vec![0i64; to.len()];
-        self.communicator.alltoall(&to, &mut from).map_err(failed("all_to_all"))?;
+        self.mpi().alltoall(&to, &mut from).map_err(failed("all_to_all"))?;
         let from: Vec<usize> = from.into_iter().map(|count| count as usize).collect();
         let result = by_dtype!(self.exchange(&plain(rows)?, counts, &from))?;
         Ok((back(result, rows)?, from))
     }
 
     fn barrier(&self) -> Result<()> {
-        self.communicator.barrier().map_err(failed("barrier"))
+        self.mpi().barrier().map_err(failed("barrier"))
     }
 }

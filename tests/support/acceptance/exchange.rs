@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::{Optimizer, ParamsAdamW, VarBuilder, VarMap};
 use tallow::distributed::{Collective, DataParallel, Local, RowExchange};
 use tallow::optim::{Optim, Rule, Sgd};
-use tallow::{Gradient, TokenEmbedding, TokenEmbeddingConfig, backward};
+use tallow::{Checkpoint, Gradient, LoadOptions, NO_TOKEN, TokenEmbedding, TokenEmbeddingConfig, backward};
 
 use super::{Lcg, Ranks};
 
@@ -34,12 +34,17 @@ pub fn model(gradient: Gradient, seed: u64) -> Model {
     Model { varmap, wte, linear }
 }
 
-/// Ids of each rank in each step. The first rank has nothing in the second step, and ranks have different numbers.
+/// Ids of each rank in each step. The first rank has nothing in the second step, ranks have different numbers, and some ids are padding.
 fn batches(world: usize, steps: usize) -> Vec<Vec<Vec<u32>>> {
     let mut lcg = Lcg(7);
     let mut batch = |step: usize, rank: usize| match (step, rank) {
         (1, 0) if world > 1 => Vec::new(),
-        _ => (0..3 + (rank + step) % 4).map(|_| lcg.below(V as u64 / 2) as u32 * (1 + rank as u32 % 2)).collect(),
+        _ => (0..3 + (rank + step) % 4)
+            .map(|at| match (step + rank + at) % 5 {
+                4 => NO_TOKEN,
+                _ => lcg.below(V as u64 / 2) as u32 * (1 + rank as u32 % 2),
+            })
+            .collect(),
     };
     (0..steps).map(|step| (0..world).map(|rank| batch(step, rank)).collect()).collect()
 }
@@ -138,7 +143,7 @@ pub fn rows_are_summed_over_all_ranks(ranks: &Ranks) {
         for (step, ids) in of_rank(&batches, ranks.rank()).iter().enumerate() {
             let (rows, values) = exchanged(ranks, exchange, ids, whole_number);
             let mut expected = vec![[0f32; C]; V];
-            for id in batches[step].concat() {
+            for id in batches[step].concat().into_iter().filter(|id| *id != NO_TOKEN) {
                 (0..C).for_each(|column| expected[id as usize][column] += whole_number(id, column));
             }
             assert_eq!(rows.len(), expected.iter().filter(|row| row[1] != 0.0).count());
@@ -155,7 +160,7 @@ pub fn gradients_are_those_of_the_joined_batch(ranks: &Ranks) {
         for (step, ids) in of_rank(&batches, ranks.rank()).iter().enumerate() {
             let (rows, values) = exchanged(ranks, exchange, ids, number);
             let (mut expected, mut sizes) = (vec![[0f64; C]; V], vec![[0f64; C]; V]);
-            for id in batches[step].concat() {
+            for id in batches[step].concat().into_iter().filter(|id| *id != NO_TOKEN) {
                 for column in 0..C {
                     expected[id as usize][column] += f64::from(number(id, column));
                     sizes[id as usize][column] += f64::from(number(id, column).abs());
@@ -196,4 +201,93 @@ fn exchanged(
     DataParallel::new(ranks).with_rows(exchange).exchange(&opt, &mut grads).unwrap();
     let rows = model.wte.take_row_gradients().unwrap().unwrap();
     (rows.rows, rows.values.to_vec2().unwrap())
+}
+
+/// Two parts a step, frozen rows, a bf16 table: against one process that gets the parts of all ranks one after the other.
+pub fn parts_frozen_rows_and_bf16(ranks: &Ranks) {
+    for (exchange, dtype) in EXCHANGES.iter().flat_map(|exchange| [(*exchange, DType::F32), (*exchange, DType::BF16)]) {
+        let table = |collective: &dyn Collective, joined: bool| {
+            let varmap = VarMap::new();
+            let vb = VarBuilder::from_varmap(&varmap, dtype, &Device::Cpu);
+            let cfg =
+                TokenEmbeddingConfig { vocab_size: V, d_model: C, gradient: Gradient::RowSparse, ..Default::default() };
+            let wte = TokenEmbedding::new(&cfg, vb).unwrap();
+            wte.freeze_rows(&[0, 2, 4, 6]).unwrap();
+            let mut opt = Optim::from_varmap(&varmap, adamw()).unwrap();
+            let parallel = DataParallel::new(collective).with_rows(exchange);
+            let of_rank = |step: u32, part: u32, rank: u32| -> Vec<u32> {
+                // In the third step all rows with a gradient are frozen.
+                (0..4)
+                    .map(|at| if step == 2 { 2 * (at % 4) } else { (step * 7 + part * 5 + rank * 3 + at) % V as u32 })
+                    .collect()
+            };
+            for step in 0..6 {
+                let mut total: Option<GradStore> = None;
+                for part in 0..2 {
+                    let ids: Vec<u32> = match joined {
+                        true => (0..ranks.world_size() as u32).flat_map(|rank| of_rank(step, part, rank)).collect(),
+                        false => of_rank(step, part, ranks.rank() as u32),
+                    };
+                    let x = wte.forward(&Tensor::new(ids, &Device::Cpu).unwrap()).unwrap();
+                    let grads = backward(&(x + 0.25).unwrap().sqr().unwrap().sum_all().unwrap()).unwrap();
+                    match &mut total {
+                        None => total = Some(grads),
+                        Some(total) => total.extend(grads).unwrap(),
+                    }
+                }
+                let mut grads = total.unwrap();
+                parallel.exchange(&opt, &mut grads).unwrap();
+                let again = parallel.exchange(&opt, &mut grads).unwrap_err();
+                assert!(again.to_string().contains("of all ranks already"), "{again}");
+                opt.step(&grads).unwrap();
+                parallel.check_replicas(&varmap).unwrap();
+            }
+            let values = wte.flushed_weight().unwrap().to_dtype(DType::F32).unwrap();
+            values.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let (own, one) = (table(ranks, false), table(&Local, true));
+        let far = own.iter().zip(&one).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let bar = if dtype == DType::BF16 { 1e-2 } else { 1e-5 };
+        assert!(far <= bar, "{exchange:?} {dtype:?}: {far}");
+        assert!(exchange != RowExchange::Ordered || far == 0.0, "{exchange:?} {dtype:?}: {far}");
+    }
+}
+
+/// Ten steps, a checkpoint by rank 0 that every rank loads, ten steps more: the weights of a run without a stop.
+pub fn a_run_resumes(ranks: &Ranks) {
+    let batches = of_rank(&batches(ranks.world_size(), 20), ranks.rank());
+    let folder = tempfile::tempdir().unwrap();
+    // One folder for all ranks: that of rank 0.
+    let mut path = [0u8; 256];
+    let own = folder.path().to_str().unwrap().as_bytes();
+    path[..own.len()].copy_from_slice(own);
+    let path = ranks.broadcast(&Tensor::new(&path, &Device::Cpu).unwrap(), 0).unwrap().to_vec1::<u8>().unwrap();
+    let path = String::from_utf8(path.into_iter().take_while(|byte| *byte != 0).collect()).unwrap();
+    let parallel = DataParallel::new(ranks);
+    let train = |model: &Model, opt: &mut Optim<ParamsAdamW>, batches: &[Vec<u32>]| {
+        for ids in batches {
+            let total = parallel.total(ids.len()).unwrap();
+            let mut grads = gradients(model, ids, total, true);
+            parallel.exchange(opt, &mut grads).unwrap();
+            opt.step(&grads).unwrap();
+            parallel.check_replicas(&model.varmap).unwrap();
+        }
+    };
+    let build = || {
+        let model = model(Gradient::RowSparse, 5);
+        let opt = Optim::from_varmap(&model.varmap, adamw()).unwrap();
+        (model, opt)
+    };
+    let (model, mut opt) = build();
+    train(&model, &mut opt, &batches[..10]);
+    if ranks.rank() == 0 {
+        Checkpoint { step: 10, ..Default::default() }.save(&path, &model.varmap, Some(&opt), 0).unwrap();
+    }
+    ranks.barrier().unwrap();
+    train(&model, &mut opt, &batches[10..]);
+    let (again, mut opt_again) = build();
+    Checkpoint::load(&path, &again.varmap, Some(&mut opt_again), &LoadOptions::default()).unwrap();
+    train(&again, &mut opt_again, &batches[10..]);
+    assert!(values(&again) == values(&model));
+    ranks.barrier().unwrap(); // rank 0's folder is there until all have read it
 }

@@ -33,7 +33,7 @@ fn main() -> std::process::ExitCode {
         ["error"] if world.rank() == world.world_size() - 1 => bail!("no such luck"),
         ["panic"] if world.rank() == world.world_size() - 1 => panic!("no such luck"),
         ["error" | "panic"] => Ok(world.barrier()?),
-        _ => bail!("no such case: {args:?}"),
+        _ => bail!("no such case: {args:?}; there are collectives, acceptance, save, load, error, panic"),
     })
 }
 
