@@ -221,7 +221,7 @@ impl Checkpoint {
     /// optimizer. Nothing is changed unless everything fits.
     ///
     /// An empty VarMap gets the variables of the file, on `options.device`, in their dtypes. Build the model over it, make
-    /// the optimizer, and load again with it. Without an optimizer, saved moments are not read. An optimizer that was made without
+    /// the optimizer, and load again with it. (For weights that are split between ranks build the model first.) Without an optimizer, saved moments are not read. An optimizer that was made without
     /// names takes those of `varmap` ([`name_by`](crate::optim::Optim::name_by)).
     ///
     /// # Errors
@@ -231,7 +231,8 @@ impl Checkpoint {
     /// - [`Error::Io`].
     ///
     /// # Cost
-    /// Reads the files twice (checksums first). Memory: the moments, and one weight at a time.
+    /// Reads the files twice (checksums first). Memory: the moments, and one weight at a time. If weights are split between ranks, each
+    /// rank reads the whole files, and needs that memory while it picks its rows.
     pub fn load(
         folder: impl AsRef<Path>,
         varmap: &VarMap,
