@@ -221,8 +221,9 @@ impl Checkpoint {
     /// optimizer. Nothing is changed unless everything fits.
     ///
     /// An empty VarMap gets the variables of the file, on `options.device`, in their dtypes. Build the model over it, make
-    /// the optimizer, and load again with it. (For weights that are split between ranks build the model first.) Without an optimizer, saved moments are not read. An optimizer that was made without
-    /// names takes those of `varmap` ([`name_by`](crate::optim::Optim::name_by)).
+    /// the optimizer, and load again with it. (For weights that are split between ranks build the model first.) Without an optimizer,
+    /// saved moments are not read. An optimizer that was made without names takes those of `varmap`
+    /// ([`name_by`](crate::optim::Optim::name_by)).
     ///
     /// # Errors
     /// - [`Error::Checkpoint`]: no finished checkpoint; a truncated, changed or malicious file; a folder whose name has another

@@ -7,6 +7,7 @@ mod shard;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use crc32fast::Hasher;
 
 use crate::{Error, Result};
 pub(crate) use shard::{Shard, Stride};
@@ -213,4 +214,19 @@ pub(crate) fn differences(ranks: &dyn Collective, numbers: &[u32]) -> Result<Vec
     let largest = ranks.all_reduce(&Tensor::new(both, &Device::Cpu)?, ReduceOp::Max)?.to_vec1::<u32>()?;
     let (largest, complements) = largest.split_at(numbers.len());
     Ok(largest.iter().zip(complements).map(|(largest, complement)| *largest != !complement).collect())
+}
+
+/// The checksum of a tensor's bytes.
+pub(crate) fn checksum(tensor: &Tensor) -> Result<u32> {
+    let tensor = tensor.flatten_all()?.to_device(&Device::Cpu)?;
+    let mut hasher = Hasher::new();
+    // 16-bit floats as f32: every value has one representation there.
+    match tensor.dtype() {
+        DType::F64 => hasher.update(bytemuck::cast_slice(&tensor.to_vec1::<f64>()?)),
+        DType::U8 => hasher.update(&tensor.to_vec1::<u8>()?),
+        DType::U32 => hasher.update(bytemuck::cast_slice(&tensor.to_vec1::<u32>()?)),
+        DType::I64 => hasher.update(bytemuck::cast_slice(&tensor.to_vec1::<i64>()?)),
+        _ => hasher.update(bytemuck::cast_slice(&tensor.to_dtype(DType::F32)?.to_vec1::<f32>()?)),
+    }
+    Ok(hasher.finalize())
 }

@@ -12,10 +12,12 @@ mod exchange;
 mod nccl;
 #[cfg(any(feature = "nccl", test))]
 mod rendezvous;
+mod row_exchange;
 mod vocab_parallel;
 
 pub use crate::collective::{Collective, Local, ReduceOp, check_counts, check_dtype, check_root};
-pub use exchange::{DataParallel, RowExchange};
+pub use exchange::DataParallel;
 #[cfg(feature = "nccl")]
 pub use nccl::Nccl;
+pub use row_exchange::RowExchange;
 pub use vocab_parallel::VocabParallelEmbedding;

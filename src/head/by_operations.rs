@@ -20,8 +20,8 @@ pub(super) struct Rows<'a> {
     pub(super) shard: Option<&'a Shard>,
 }
 
-/// Losses (n), n at least 1. Targets are rows of the weight, or [`NO_TOKEN`] if another rank has the row. With an upstream gradient also the gradients of Σ upstream · loss. Products are in the weight's dtype,
-/// everything else in f32 (f64 for f64).
+/// Losses (n), n at least 1. With an upstream gradient also the gradients of Σ upstream · loss. Targets are rows of the weight, or
+/// [`NO_TOKEN`] if another rank has the row. Products are in the weight's dtype, everything else in f32 (f64 for f64).
 pub(super) fn run(
     rows: &Rows,
     targets: &[u32],
