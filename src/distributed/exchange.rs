@@ -78,7 +78,8 @@ impl<C: Collective> DataParallel<C> {
         &self.collective
     }
 
-    /// The sum of `count` over all ranks: the valid tokens of the joined batch, say.
+    /// The sum of `count` over all ranks: the valid tokens of the joined batch, say. If it is 0, no rank has a token: skip the step on
+    /// all ranks, because a division by it gives NaN.
     ///
     /// # Errors
     /// Those of the engine.
