@@ -1,6 +1,6 @@
 //! The program `tallow-sql`: SQL over files, with tallow's functions, in one process.
 
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write, stderr, stdout};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -45,7 +45,8 @@ async fn main() -> ExitCode {
     match run(Args::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", error.find_root().strip_backtrace());
+            let message = error.find_root().strip_backtrace();
+            eprintln!("error: {}", message.lines().collect::<Vec<_>>().join(" "));
             ExitCode::FAILURE
         }
     }
@@ -59,7 +60,9 @@ async fn run(args: Args) -> Result<()> {
     }
     let plan = ctx.sql(&args.query).await?.create_physical_plan().await?;
     let mut batches = execute_stream(plan.clone(), ctx.task_ctx())?;
-    let progress = std::io::stderr().is_terminal().then(|| tokio::spawn(show_progress(plan)));
+    // Where rows appear on the same terminal at once, they are the progress.
+    let silent = !stderr().is_terminal() || args.json && stdout().is_terminal();
+    let progress = (!silent).then(|| tokio::spawn(show_progress(plan)));
     let (schema, mut kept) = (batches.schema(), Vec::new());
     let result = loop {
         match batches.next().await {
@@ -76,6 +79,7 @@ async fn run(args: Args) -> Result<()> {
     };
     if let Some(progress) = progress {
         progress.abort();
+        let _ = progress.await; // it was aborted
         eprint!("\r\x1b[K");
     }
     result?;
@@ -109,7 +113,7 @@ async fn add_table(ctx: &SessionContext, name: &str, path: &str) -> Result<()> {
 
 /// Writes to standard output. If nobody reads it any more, the program ends.
 fn print(bytes: &[u8]) -> Result<()> {
-    match std::io::stdout().lock().write_all(bytes) {
+    match stdout().lock().write_all(bytes) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
         written => Ok(written?),
     }

@@ -79,6 +79,10 @@ fn wrong_commands_are_one_line() {
             "error: Execution error: --table docs=absent-*.jsonl: No files found",
         ),
         (&["SELEC 1"], "error: "),
+        (
+            &["SELECT absent FROM docs", &docs],
+            "error: Schema error: No field named absent. Valid fields are docs.id, docs.text.",
+        ),
         (&["SELECT x FROM absent"], "error: Error during planning: table 'datafusion.public.absent' not found"),
     ] {
         let output = sql(args);
