@@ -176,6 +176,17 @@ pub fn check_dtype(tensor: &Tensor) -> Result<()> {
     }
 }
 
+/// The shape of what `all_gather` gives for this tensor. For implementations of [`Collective`].
+///
+/// # Errors
+/// [`Error::Config`]: a tensor without a dimension.
+pub fn gathered_shape(tensor: &Tensor, world_size: usize) -> Result<Vec<usize>> {
+    match tensor.dims().split_first() {
+        Some((n, rest)) => Ok([&[n * world_size], rest].concat()),
+        None => Err(Error::Config("all_gather concatenates along dimension 0: the tensor has none".to_string())),
+    }
+}
+
 /// An error for a root that is no rank. For implementations of [`Collective`].
 ///
 /// # Errors

@@ -15,7 +15,7 @@ mod rendezvous;
 mod row_exchange;
 mod vocab_parallel;
 
-pub use crate::collective::{Collective, Local, ReduceOp, check_counts, check_dtype, check_root};
+pub use crate::collective::{Collective, Local, ReduceOp, check_counts, check_dtype, check_root, gathered_shape};
 pub use exchange::DataParallel;
 #[cfg(feature = "nccl")]
 pub use nccl::Nccl;

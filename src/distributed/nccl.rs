@@ -10,7 +10,7 @@ use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, DType, Device, Storage, Tensor};
 use tallow_text::prepare::launched_rank_from_env;
 
-use super::{Collective, ReduceOp, check_counts, check_dtype, check_root, rendezvous};
+use super::{Collective, ReduceOp, check_counts, check_dtype, check_root, gathered_shape, rendezvous};
 use crate::{Error, Result};
 
 /// For the first connection of all ranks, which a scheduler may start minutes apart.
@@ -252,10 +252,7 @@ impl Collective for Nccl {
     }
 
     fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
-        let Some((n, rest)) = tensor.dims().split_first() else {
-            return Err(Error::Config("all_gather concatenates along dimension 0: the tensor has none".to_string()));
-        };
-        self.run(&Operation::AllGather, tensor, &[&[n * self.world_size], rest].concat())
+        self.run(&Operation::AllGather, tensor, &gathered_shape(tensor, self.world_size)?)
     }
 
     fn broadcast(&self, tensor: &Tensor, root: usize) -> Result<Tensor> {

@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device, Shape, Storage, Tensor, WithDType};
 use ferrompi::{Communicator, Mpi, MpiDatatype, ThreadLevel};
-use tallow::distributed::{Collective, ReduceOp, check_counts, check_dtype, check_root};
+use tallow::distributed::{Collective, ReduceOp, check_counts, check_dtype, check_root, gathered_shape};
 use tallow::{Error, Result};
 use tallow_text::support::advise_huge_pages;
 
@@ -253,10 +253,7 @@ impl Collective for World {
     }
 
     fn all_gather(&self, tensor: &Tensor) -> Result<Tensor> {
-        let Some((n, rest)) = tensor.dims().split_first() else {
-            return Err(Error::Config("all_gather concatenates along dimension 0: the tensor has none".to_string()));
-        };
-        let shape = Shape::from([&[n * self.world_size()], rest].concat());
+        let shape = Shape::from(gathered_shape(tensor, self.world_size)?);
         let result = by_dtype!(self.gather(&plain(tensor)?, shape))?;
         back(result, tensor)
     }
