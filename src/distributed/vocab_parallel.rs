@@ -57,10 +57,7 @@ pub struct VocabParallelEmbedding {
     own: TokenEmbedding,
     shard: Arc<Shard>,
     padding_id: Option<u32>,
-    names: Option<Names>,
 }
-
-type Names = Arc<dyn Fn(u32) -> Option<String> + Send + Sync>;
 
 impl std::fmt::Debug for VocabParallelEmbedding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -98,13 +95,12 @@ impl VocabParallelEmbedding {
         // (The weight's dtype is that of a checkpoint that `vb` has, or of `vb`.)
         shard.check_same("the settings", format!("{cfg:?} {:?}", weight.dtype()).as_bytes())?;
         table.split(shard.clone());
-        Ok(VocabParallelEmbedding { own, shard, padding_id: cfg.padding_id, names: None })
+        Ok(VocabParallelEmbedding { own, shard, padding_id: cfg.padding_id })
     }
 
     /// Error messages then show the token of an id: `wte.with_token_names(tokenizer.names())`.
-    pub fn with_token_names(mut self, names: impl Fn(u32) -> Option<String> + Send + Sync + 'static) -> Self {
-        self.names = Some(Arc::new(names));
-        self
+    pub fn with_token_names(self, names: impl Fn(u32) -> Option<String> + Send + Sync + 'static) -> Self {
+        VocabParallelEmbedding { own: self.own.with_token_names(names), ..self }
     }
 
     /// Looks up the rows of `ids` (…), as (…, C): [`forward`](Module::forward) with tallow's typed errors.
@@ -117,8 +113,7 @@ impl VocabParallelEmbedding {
     /// - [`Error::Collective`].
     pub fn lookup(&self, ids: &Tensor) -> Result<Tensor> {
         let ids = ids::on_host(ids)?;
-        let name = |id| self.names.as_ref().and_then(|names| names(id));
-        let checked = ids::check(&ids, self.vocab_size(), self.padding_id, name);
+        let checked = ids::check(&ids, self.vocab_size(), self.padding_id, |id| self.own.token_name(id));
         // The cast keeps u8 255 different from NO_TOKEN, and turns i64::MAX into it. (Ids that it would hide are errors already.)
         let mut rows: Vec<u32> = ids.flatten_all()?.to_dtype(DType::U32)?.to_vec1()?;
         self.shard.check_same("the ids", bytemuck::cast_slice(&rows))?;

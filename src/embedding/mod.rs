@@ -192,10 +192,7 @@ impl TokenEmbedding {
     /// - [`Error::IdDType`]: ids are not u8, u32 or i64.
     pub fn lookup(&self, ids: &Tensor) -> Result<Tensor> {
         let ids = &ids::on_host(ids)?;
-        let check = || {
-            let name = |id| self.names.as_ref().and_then(|names| names(id));
-            ids::check(ids, self.vocab_size(), self.padding_id, name)
-        };
+        let check = || ids::check(ids, self.vocab_size(), self.padding_id, |id| self.token_name(id));
         // On the CPU the look-up detects an id out of range itself, and `check` then finds its position. In two cases `check` runs
         // first: a GPU must never get such an id, and replacing padding casts i64 ids to u32, which could hide one.
         if !self.weight.device().is_cpu() || (self.padding_id.is_some() && ids.dtype() == DType::I64) {
@@ -254,6 +251,11 @@ impl TokenEmbedding {
     /// As [`lookup`](Self::lookup).
     pub fn lookup_below(&self, ids: &Tensor, bound: usize) -> Result<Tensor> {
         if bound <= self.vocab_size() { self.lookup_unchecked(ids) } else { self.lookup(ids) }
+    }
+
+    /// The token of an id, for error messages.
+    pub(crate) fn token_name(&self, id: u32) -> Option<String> {
+        self.names.as_ref().and_then(|names| names(id))
     }
 
     /// The parts that a tied head shares with this layer.

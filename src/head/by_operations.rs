@@ -46,8 +46,11 @@ pub(super) fn run(
         let y: Vec<u32> = targets.iter().map(|y| if *y == NO_TOKEN { 0 } else { *y }).collect();
         let y = Tensor::from_vec(y, (n, 1), device)?;
         // 1 where the target's row is here, 0 where another rank has it.
-        let here: Vec<f32> = targets.iter().map(|y| f32::from(*y != NO_TOKEN)).collect();
-        let here = rows.shard.map(|_| Tensor::from_vec(here, (n, 1), device)?.to_dtype(wide)).transpose()?;
+        let here = |_| {
+            let here: Vec<f32> = targets.iter().map(|y| f32::from(*y != NO_TOKEN)).collect();
+            Tensor::from_vec(here, (n, 1), device)?.to_dtype(wide)
+        };
+        let here = rows.shard.map(here).transpose()?;
         let mut z = hidden.matmul(&weight.t()?)?.to_dtype(wide)?;
         if let Some(bias) = rows.bias {
             z = z.broadcast_add(&bias.to_dtype(wide)?)?;

@@ -162,6 +162,9 @@ fn what_a_split_table_does_not_do_is_an_error_on_every_rank() {
         let far = Tensor::new(&[3u32, split::V as u32], &Device::Cpu).unwrap();
         let error = model.wte.lookup(&far).unwrap_err();
         assert!(matches!(&error, Error::IdOutOfRange { id: 29, rows: split::V, .. }), "{error}");
+        let named = model.wte.clone().with_token_names(|id| Some(format!("token {id}")));
+        let error = named.lookup(&far).unwrap_err();
+        assert!(matches!(&error, Error::IdOutOfRange { token: Some(token), .. } if token == "token 29"), "{error}");
         let hidden = Tensor::zeros((2, split::C), DType::F32, &Device::Cpu).unwrap();
         let error = model.head.loss(&hidden, &own, &Default::default()).unwrap_err();
         assert!(matches!(error, Error::RanksDiffer { what: "the targets" }), "{error}");

@@ -91,7 +91,7 @@ pub fn rank_from_env(
 pub fn launched_rank_from_env(variable: impl Fn(&str) -> Option<String>) -> Result<Option<(Rank, usize)>, String> {
     let is_set = |name: &str| variable(name).is_some_and(|value| !value.is_empty());
     let launched = |[rank, size, _, local, _]: &Variables| !local.is_empty() && is_set(rank) && is_set(size);
-    // The first launcher decides, also if it started one process: SLURM's variables are those of the whole allocation then.
+    // The first launcher decides, also if it started one process: the next one is then an outer launcher, with ranks of its own.
     let Some(variables) = VARIABLES.into_iter().find(launched) else { return Ok(None) };
     let Some((rank, [.., local_name, launcher])) = find(&[variables], &variable, None, "")? else { return Ok(None) };
     match number(&variable, local_name)? {
